@@ -1,0 +1,1 @@
+"fastai callbacks: one idea a file"

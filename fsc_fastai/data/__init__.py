@@ -1,0 +1,1 @@
+"Episodes from images: the loaders, the domains and their readers"

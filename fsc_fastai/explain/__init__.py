@@ -1,0 +1,1 @@
+"Relevance: rules by layer, the engine that applies them, heatmaps"

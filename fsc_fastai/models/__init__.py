@@ -1,0 +1,1 @@
+"Backbones and few-shot models: encode, process, classify"

@@ -1,0 +1,15 @@
+"One thread and a fixed seed for every test: the suite runs several processes on few cores"
+import os
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use('Agg')
+os.environ.setdefault('PYTHONHASHSEED', '0')
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_fixed_seed():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
