@@ -1,0 +1,182 @@
+"Accuracy over test episodes, domain by domain, as the paper reports it"
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastcore.basics import patch
+from fastprogress.fastprogress import progress_bar
+from torch import Tensor
+
+from .data.episode import EpisodeLabel
+from .data.loader import EpisodicDL
+from .data.sampler import EpisodeIndices, EpisodeSampler
+from .learner import FSCLearner
+from .metrics import ci95
+from .models.base import FewShotModel
+from .transduction import CANDIDATES, transductive_scores
+
+__all__ = ['Protocol', 'PROTOCOLS', 'encode_images', 'episode_scores', 'compare']
+
+
+@dataclass(frozen=True)
+class Protocol:
+    "How many episodes and queries a table rests on; printed with every table"
+    name: str
+    n_episodes: int
+    n_query: int
+
+
+PROTOCOLS = {p.name: p for p in (
+    Protocol('paper', 2000, 16),        # Sun et al. 2020, section IV-A
+    Protocol('paper-code', 2000, 15),   # its released code for RN and GNN
+    Protocol('fwt', 1000, 15),          # Tseng et al. 2020
+    Protocol('can', 2000, 15),          # Hou et al. 2019
+)}
+
+
+@torch.no_grad()
+def encode_images(
+    model: FewShotModel, # Its encoder is used as it is in eval mode
+    images: Iterable, # Batches whose first element is images `(bs, 3, H, W)`, such as `EpisodicDL.images()`
+) -> Tensor:
+    "Feature maps `(n_images, C, H, W)` of every image, each encoded once"
+    model.eval()
+    return torch.cat([model.encode(batch[0]).as_subclass(Tensor) for batch in images])
+
+
+def _episode_labels(classes: Sequence[int], n: int, device: torch.device) -> EpisodeLabel:
+    "Labels 0…n_way−1, each `n` times in a row"
+    return EpisodeLabel(torch.arange(len(classes), device=device).repeat_interleave(n), classes=tuple(classes))
+
+
+@torch.no_grad()
+def episode_scores(
+    model: FewShotModel, # In eval mode
+    features: Tensor, # Feature maps of every image `(n_images, C, H, W)`
+    sampler: EpisodeSampler, # Draws the episodes
+    n_episodes: int, # Episodes 0…n_episodes−1 of the sampler
+    transductive: bool = False, # Let confident queries join the support set
+    candidates: Sequence[int] = CANDIDATES, # How many join in each round
+) -> Iterator[tuple[EpisodeIndices, Tensor, Tensor]]:
+    "Episode by episode: its indices, the scores of its queries `(n_query, n_way)` and their labels `(n_query,)`"
+    for k in range(n_episodes):
+        episode = sampler.episode(k)
+        support_y, query_y = (_episode_labels(episode.classes, len(idxs)//len(episode.classes), features.device)
+                              for idxs in (episode.support, episode.query))
+        f_support, f_query = features[episode.support], features[episode.query]
+        scores = (transductive_scores(model, f_support, support_y, f_query, candidates) if transductive
+                  else model.forward_head(f_support, support_y, f_query))
+        yield episode, scores, query_y.as_subclass(Tensor)
+
+
+def _as_domains(learn: FSCLearner, domains: Any) -> dict[str, EpisodicDL]:
+    "`domains` as named loaders: the learner's own, or made from paths and loaders"
+    if domains is not None: return learn.dls.as_domains(domains)
+    if learn.dls.domains: return learn.dls.domains
+    raise ValueError('evaluate needs domains to test on: pass {name: folder}, or build the loaders with dls.with_domains(...)')
+
+
+def _test_episodes(learn, domains, n_episodes, n_way, n_shot, n_query, seed, transductive=False, candidates=CANDIDATES):
+    "Domain by domain: its name, its loader and the iterator of `episode_scores`; the model's mode is as before at the end"
+    model, was_training = learn.model, learn.model.training
+    named = _as_domains(learn, domains)
+    samplers = {name: EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed=seed) for name, dl in named.items()}
+    try:
+        for name, dl in learn.progress(named.items(), total=len(named)):
+            features = encode_images(model, dl.images())
+            yield name, dl, episode_scores(model, features, samplers[name], n_episodes, transductive, candidates)
+    finally: model.train(was_training)
+
+
+@patch
+def progress(self: FSCLearner, items: Iterable, total: int) -> Iterable:
+    "`items` with a progress bar, unless the learner is told to show none (`with learn.no_bar()`)"
+    return progress_bar(items, total=total, leave=False) if self.create_mbar else items
+
+
+@patch
+def evaluate(
+    self: FSCLearner,
+    domains: Any = None, # {name: folder, loaders or loader}, one of them, or None for `learn.dls.domains`
+    *,
+    n_episodes: int | None = None, # Test episodes a domain; None: as the protocol says
+    n_way: int | None = None, # Classes an episode; None: as in validation
+    n_shot: int | None = None, # Support images a class; None: as in validation
+    n_query: int | None = None, # Queries a class; None: as the protocol says
+    protocol: str = 'paper', # A name in `PROTOCOLS`, for what is not given
+    seed: int = 0, # The same seed draws the same episodes for every model, so that differences are paired
+    transductive: bool = False, # Let confident queries join the support set
+    candidates: Sequence[int] = CANDIDATES, # How many join in each round
+) -> pd.DataFrame:
+    """Accuracy on test episodes of each domain, with its 95 % confidence interval (±1.96·std/√n over the episodes).
+
+    Returns a frame with a row a domain: domain, way, shot, n_episodes, n_query, accuracy, ci95, protocol. The accuracy of every
+    episode is kept in its `attrs['episodes']`, which `compare` pairs. Each image is encoded once.
+    """
+    if protocol not in PROTOCOLS: raise ValueError(f'protocol={protocol!r}: one of {", ".join(PROTOCOLS)}')
+    default = PROTOCOLS[protocol]
+    n_episodes, n_query = n_episodes or default.n_episodes, n_query or default.n_query
+    n_way, n_shot = n_way or self.dls.valid.n_way, n_shot or self.dls.valid.n_shot
+    label = protocol if (n_episodes, n_query) == (default.n_episodes, default.n_query) else f'{n_episodes}×{n_query}'
+    rows, episodes = [], {}
+    for name, _, tested in _test_episodes(self, domains, n_episodes, n_way, n_shot, n_query, seed, transductive, candidates):
+        accuracies = [(scores.argmax(1) == y).float().mean() for _, scores, y in tested]
+        episodes[name] = torch.stack(accuracies).tolist()
+        rows.append(dict(domain=name, way=n_way, shot=n_shot, n_episodes=n_episodes, n_query=n_query,
+                         accuracy=float(np.mean(episodes[name])), ci95=ci95(episodes[name]),
+                         protocol=label + (' transductive' if transductive else '')))
+    table = pd.DataFrame(rows)
+    table.attrs['episodes'] = episodes
+    return table
+
+
+@patch
+def confusion(
+    self: FSCLearner,
+    domain: Any, # A name of `learn.dls.domains`, a folder, or a loader
+    *,
+    n_episodes: int = 500, # Test episodes
+    n_way: int | None = None, # Classes an episode; None: as in validation
+    n_shot: int | None = None, # Support images a class; None: as in validation
+    n_query: int = 16, # Queries a class
+    seed: int = 0, # Of the episodes
+) -> pd.DataFrame:
+    """How often a query of one class (row) was taken for another (column), over the episodes where both were to choose from.
+
+    Rows and columns are the domain's classes; the diagonal is the accuracy by class; nan where two classes never met.
+    """
+    if isinstance(domain, str) and domain in self.dls.domains: domain = self.dls.domains[domain]
+    n_way, n_shot = n_way or self.dls.valid.n_way, n_shot or self.dls.valid.n_shot
+    (_, dl, tested), = _test_episodes(self, domain, n_episodes, n_way, n_shot, n_query, seed)
+    taken, offered = np.zeros((2, len(dl.vocab), len(dl.vocab)))
+    for episode, scores, y in tested:
+        classes = np.array(episode.classes)
+        np.add.at(taken, (classes[y.cpu()], classes[scores.argmax(1).cpu()]), 1)
+        offered[np.ix_(classes, classes)] += n_query
+    seen = sorted(set(dl.labels))
+    share = np.divide(taken, offered, out=np.full_like(taken, np.nan), where=offered > 0)[np.ix_(seen, seen)]
+    names = [dl.vocab[i] for i in seen]
+    return pd.DataFrame(share, index=names, columns=names)
+
+
+def compare(
+    results_a: pd.DataFrame, # From `learn.evaluate`
+    results_b: pd.DataFrame, # From another learner's `evaluate` on the same domains, seed and episodes
+) -> pd.DataFrame:
+    """The paired difference b − a in each domain, with its 95 % interval over the episodes.
+
+    Both were tested on the same episodes, so the noise of drawing them cancels. Raises `ValueError` when they were not.
+    """
+    a, b = results_a.attrs.get('episodes'), results_b.attrs.get('episodes')
+    if not a or not b: raise ValueError('compare needs tables as `learn.evaluate` returned them: one has lost attrs["episodes"]')
+    settings = ['domain', 'way', 'shot', 'n_episodes', 'n_query']
+    if results_a[settings].values.tolist() != results_b[settings].values.tolist():
+        raise ValueError(f'compare pairs the same episodes, but the tables differ in {", ".join(settings)}:\n'
+                         f'{results_a[settings]}\n{results_b[settings]}')
+    differences = {name: np.subtract(b[name], a[name]) for name in a}
+    return pd.DataFrame([dict(domain=name, difference=d.mean(), ci95=ci95(d)) for name, d in differences.items()])

@@ -1,0 +1,153 @@
+"`fsc_learner`: a fastai Learner for episodes, in three lines"
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from fastai.callback.mixup import MixHandler
+from fastai.callback.training import GradientAccumulation
+from fastai.learner import Learner
+from fastai.optimizer import Adam
+from fastcore.basics import is_listy
+from torch import nn
+
+from .callback.accumulate import EpisodeAccumulation
+from .data.loaders import EpisodeDataLoaders
+from .metrics import EpisodeAccuracy, EpisodeCI95
+from .models import FewShotModel, RelationNet, create_fsc_model
+from .models.transformation import ft_parameters
+from .pretrain import pretrain_encoder
+
+__all__ = ['FSCLearner', 'fsc_learner', 'encoder_head_splitter']
+
+
+def encoder_head_splitter(model: FewShotModel) -> list[list[nn.Parameter]]:
+    """Two parameter groups, the encoder and the rest, so that `freeze` holds the encoder.
+
+    Feature-wise transformations are in neither: they have an optimizer of their own.
+    """
+    left_out = {id(p) for p in ft_parameters(model)}
+    in_encoder = {id(p) for p in model.encoder.parameters()}
+    groups: list[list[nn.Parameter]] = [[], []]
+    for p in model.parameters():
+        if id(p) not in left_out: groups[id(p) not in in_encoder].append(p)
+    return [group for group in groups if group]
+
+
+class FSCLearner(Learner):
+    """A fastai `Learner` whose batches are episodes.
+
+    What differs: `fine_tune` begins with pre-training an encoder that nobody has trained; predictions keep the order of the
+    episodes; callbacks that would silently do the wrong thing with episodes are refused; a failed `export` loses nothing.
+    """
+    encoder_trained = False
+
+    def add_cb(self, cb):
+        "Add a callback, unless it would silently misread an episode: `TypeError` says what to use"
+        if isinstance(cb, MixHandler) or (isinstance(cb, type) and issubclass(cb, MixHandler)):
+            raise TypeError(f'{cb} mixes images with their labels, but the labels of an episode only hold within it: '
+                            'use batch_tfms for augmentation')
+        if isinstance(cb, GradientAccumulation) and not isinstance(cb, EpisodeAccumulation):
+            raise TypeError(f'{cb} counts the queries of an episode as items: use EpisodeAccumulation(n_acc=episodes)')
+        return super().add_cb(cb)
+
+    def fit(self, n_epoch, *args, **kwargs):
+        "Train for `n_epoch` epochs of `dls.train.n_episodes` episodes"
+        try: super().fit(n_epoch, *args, **kwargs)
+        except BaseException:
+            self._end_cleanup()  # an error in mid-batch must not keep the batch and its graph alive
+            raise
+        self.encoder_trained = True
+
+    def load(self, file, *args, **kwargs):
+        "Load the weights (and the optimizer) that `save` wrote"
+        super().load(file, *args, **kwargs)
+        self.encoder_trained = True
+        return self
+
+    def pretrain_encoder(self,
+        epochs: int = 20, # Passes over the training images
+        lr: float = 3e-3, # Peak learning rate
+        cbs=None, # Callbacks of the pre-training
+        **kwargs, # For `classification_learner`
+    ) -> FSCLearner:
+        "Train the encoder by plain classification of the training classes"
+        with self.no_bar() if not self.create_mbar else nullcontext():
+            pretrain_encoder(self.dls, self.model.encoder, epochs, lr, cbs=cbs, **kwargs)
+        self.encoder_trained, self.opt = True, None
+        return self
+
+    def fine_tune(self,
+        epochs: int, # Epochs with the whole model unfrozen
+        base_lr: float = 2e-3, # Peak learning rate of the head while the encoder is frozen, twice that of the second phase
+        freeze_epochs: int = 1, # Epochs with the encoder frozen
+        lr_mult: float = 10, # The encoder's learning rate is this much smaller
+        pretrain_epochs: int | None = None, # Epochs of encoder pre-training; None: 20 if nobody has trained the encoder yet
+        **kwargs, # For `fit_one_cycle`
+    ):
+        """Pre-train the encoder if it needs it, train the head with the encoder frozen, then everything.
+
+        From random weights a RelationNet stays at chance for hundreds of episodes, on a pre-trained encoder it learns at once;
+        so do the published results, which all start from a pre-trained encoder.
+        """
+        if pretrain_epochs is None: pretrain_epochs = 0 if self.encoder_trained else 20
+        if pretrain_epochs: self.pretrain_encoder(pretrain_epochs)
+        if len(self.splitter(self.model)) > 1:
+            super().fine_tune(epochs, base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, **kwargs)
+        else: self.fit_one_cycle(freeze_epochs + epochs, base_lr/2, **kwargs)  # no head of its own to train first
+
+    def get_preds(self, ds_idx=1, dl=None, *, reorder=False, **kwargs):
+        """Scores and labels of every query, in the order of the episodes.
+
+        `reorder` stays off: fastai would index queries by episode numbers. Losses alone are refused, because they come from
+        fastai's interpretations, which read an episode's labels as classes of the vocabulary.
+        """
+        if reorder: raise ValueError('get_preds(reorder=True) indexes queries by the numbers of episodes: leave it False')
+        if kwargs.get('with_loss') and not kwargs.get('with_preds', True):
+            raise TypeError("fastai's Interpretation classes read the labels of an episode as classes of the vocabulary: "
+                            'use learn.evaluate(), or learn.confusion(domain) for the classes')
+        return super().get_preds(ds_idx, dl, reorder=False, **kwargs)
+
+    def export(self, fname: str | os.PathLike = 'export.pkl', **kwargs) -> None:
+        "Write the learner without data for `load_learner`; when that fails, the file and the learner stay as they were"
+        target = Path(self.path)/fname
+        part = target.with_name(target.name + '.part')
+        dls, opt, loss_func = self.dls, self.opt, self.loss_func
+        try:
+            super().export(part.relative_to(self.path) if part.is_relative_to(self.path) else part, **kwargs)
+            os.replace(part, target)
+        finally:
+            self.dls, self.opt, self.loss_func = dls, opt, loss_func
+            part.unlink(missing_ok=True)
+
+
+def fsc_learner(
+    dls: EpisodeDataLoaders, # Episodes to learn from
+    arch: str | nn.Module = 'resnet10', # Backbone: a name of timm's or of ours, or an encoder
+    method: type[FewShotModel] | str = RelationNet, # How support and query are compared
+    *,
+    pretrained: Any = False, # Encoder weights: True for timm's, a checkpoint file, a state dict, or an encoder already trained
+    loss_func: Callable | None = None, # Default: the loss of the method
+    opt_func: Callable = Adam, # Optimizer
+    lr: float = 1e-3, # Default learning rate
+    cbs=None, # Callbacks, such as `LRPGuidedCallback()`
+    metrics=None, # Default: accuracy and its 95 % interval
+    splitter: Callable = encoder_head_splitter, # Parameter groups
+    method_kwargs: dict | None = None, # Arguments of the method, such as `hidden` of `RelationNet`
+    **kwargs, # For fastai's `Learner`
+) -> FSCLearner:
+    """Build a few-shot learner from episodes, a backbone and a method.
+
+    Unknown names raise a `ValueError` that offers the nearest ones.
+    """
+    encoder, weights = (pretrained, True) if isinstance(pretrained, nn.Module) else (arch, pretrained)
+    model = create_fsc_model(method, encoder, n_way=dls.train.n_way, n_classes=dls.n_classes, img_size=dls.img_size,
+                             pretrained=weights, **(method_kwargs or {}))
+    metrics = [EpisodeAccuracy(), EpisodeCI95()] if metrics is None else metrics
+    learn = FSCLearner(dls, model.to(dls.device), loss_func=loss_func or model.default_loss(), opt_func=opt_func, lr=lr,
+                       cbs=cbs, metrics=metrics, splitter=splitter, **kwargs)
+    learn.encoder_trained = pretrained is not False or not isinstance(arch, str) and not is_listy(arch)
+    return learn

@@ -1,0 +1,47 @@
+"Accuracy over episodes and its confidence interval"
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from fastai.learner import Learner, Metric
+from torch import Tensor
+
+__all__ = ['episode_accuracy', 'ci95', 'EpisodeAccuracy', 'EpisodeCI95']
+
+
+def episode_accuracy(pred: Tensor | tuple, y: Tensor) -> Tensor:
+    "Share of the queries that are classified right; `pred` holds scores `(n_query, n_way)`, or is a tuple that starts with them"
+    scores = pred[0] if isinstance(pred, tuple) else pred
+    if scores.ndim > 2: scores = scores.flatten(2).mean(-1)
+    return (scores.argmax(1) == y).float().mean()
+
+
+def ci95(accuracies: Sequence[float] | Tensor) -> float:
+    "Half width of the 95 % confidence interval of the mean over episodes, 1.96·std/√n; nan for fewer than two"
+    values = torch.as_tensor(accuracies, dtype=torch.float64)
+    return 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+class EpisodeAccuracy(Metric):
+    "Mean over the episodes of the share of queries classified right"
+    def reset(self): self.accuracies: list[Tensor] = []
+    def accumulate(self, learn: Learner):
+        self.accuracies.append(learn.to_detach(episode_accuracy(learn.pred, *learn.yb)).reshape(-1))
+
+    @property
+    def value(self) -> float | None:
+        return torch.cat(self.accuracies).mean().item() if self.accuracies else None
+
+    @property
+    def name(self) -> str: return 'accuracy'
+
+
+class EpisodeCI95(EpisodeAccuracy):
+    "Half width of the 95 % confidence interval of `EpisodeAccuracy`"
+    @property
+    def value(self) -> float | None: return ci95(torch.cat(self.accuracies)) if self.accuracies else None
+
+    @property
+    def name(self) -> str: return 'ci95'
