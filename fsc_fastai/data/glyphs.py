@@ -1,0 +1,178 @@
+"Image domains that need no download: glyphs of several scripts, rendered once into fastai's data folder"
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+from fastai.data.external import fastai_path
+from fastprogress.fastprogress import progress_bar
+from filelock import FileLock
+from PIL import Image
+
+from .glyph_fonts import SUPERSAMPLE, fonts_with, glyph_shape, pose
+from .glyph_styles import STYLES
+
+__all__ = ['untar_glyphs', 'untar_glyph_domains', 'glyph_domains']
+
+# Part of the folder's name: raise it with every change that alters an image, and nobody trains on stale ones.
+RENDERER = 1
+STAMP = 'glyphs.json'
+
+
+@dataclass(frozen=True)
+class Script:
+    "The classes of a domain by split ('' where it has none), how they look, and the start of their names in Unicode"
+    style: str
+    glyphs: dict[str, str]
+    prefix: str
+
+
+# Chosen by comparing renderings in all fonts: within a domain no two look the same, mirrored neither (but for
+# syllabics and Braille, where that is the script), and no unseen glyph looks like a Latin class.
+SCRIPTS = {
+    'latin': Script('printed', prefix='LATIN ', glyphs=dict(
+        base='EFGHJKLOQSTUVWXYZgknrtyÆØæðŋŒƈƊƌƕƛƜƝƩƷƻȡȴȵȾɀɁɕɗɜɧɮɱɸɻʁʉʊʍʐʑʔʚʞʤʩʬⱮⱵⱷꞐꞪ',
+        val='ABCNbefpÞƢƥȻȿɚɰɳʖʭʮꞍ',
+        novel='DIMPRamƑƔƣƦƺǶȜɑɠɷʧⱤꜦ')),
+    'greek': Script('woven', {'': 'ΔΞΨΩβδεζθικλμνξςτφχωͶϘϚϞϟϠϡϻ'}, 'GREEK '),
+    'cyrillic': Script('outlined', {'': 'ЂЉЊЋДЖЛФЦЩЫЭЮЯбћѢѣѤѪѰѵҐҕҘҚңҤҬҲҵҶӃӌӘӷԐԒԔԛ'}, 'CYRILLIC '),
+    'canadian': Script('glowing', {'': 'ᐂᐑᐝᐮᐲᐳᑂᑇᑏᑚᑹᑿᒘᒞᒮᓕᓘᓜᓞᓢᓧᓨᓵᓸᔃᔄᔔᔛᔧᔮᔰᔵᔼᕏᖁᖒᖓᙱᙴᙶ'}, 'CANADIAN SYLLABICS '),
+    'braille': Script('embossed', {'': '⠋⠏⠙⠝⠣⠥⠩⠱⠷⠺⠻⡃⡑⡕⡘⡞⡨⡪⡻⡼⢇⢌⢑⢓⢜⢟⢣⢩⢪⢷⢻⢽⢾⣁⣊⣙⣥⣮⣳⣸'}, 'BRAILLE PATTERN '),
+    'georgian': Script('defocused', {'': 'ႣႤႨႩႪႰႲႴႵႼჁადზკორფღყჭჲჵჷⴃⴄⴈⴋⴌⴏⴒⴓⴙⴜⴝⴡⴤⴥ'}, 'GEORGIAN '),
+    'armenian': Script('cluttered', {'': 'ԲԳԴԵԶԷԸԹԺԻԾԿՀՁՃՄՅՆՇՉՊՋՌՎՐՒՓՔզըխծձճնչջվքֆ'}, 'ARMENIAN '),
+}
+
+
+def glyph_domains() -> list[str]:
+    "Names of the embedded domains: the seen one ('latin') first, then the unseen ones"
+    return [*SCRIPTS, 'digits']
+
+
+def _class_name(char: str, prefix: str) -> str:
+    "Name of a class's folder: plain ASCII, and different on file systems that ignore case (`U0041_capital_a`)"
+    name = unicodedata.name(char).removeprefix(prefix).replace('LETTER ', '')
+    return f'U{ord(char):04X}_' + name.lower().replace(' ', '_').replace('-', '_')
+
+
+def _share(glyphs: dict[str, str], n_classes: int) -> dict[str, str]:
+    "The first glyphs of each split, `n_classes` in all, in the splits' proportions"
+    total = sum(map(len, glyphs.values()))
+    ends = np.cumsum([len(g) for g in glyphs.values()]) * n_classes // total
+    return {split: g[:n] for (split, g), n in zip(glyphs.items(), np.diff(ends, prepend=0), strict=True)}
+
+
+def _rendered_classes(
+    domain: str, n_classes: int, n_images: int, size: int, seed: int,
+) -> Iterator[tuple[Path, Iterator[Image.Image]]]:
+    "Folder and images of each class; an image depends on its domain, glyph, number, size and seed alone"
+    script = SCRIPTS[domain]
+    style, key = STYLES[script.style], crc32(domain.encode())
+
+    def image(char: str, k: int) -> Image.Image:
+        rng = np.random.default_rng([seed, key, ord(char), k])
+        fonts = fonts_with(char)
+        shape = glyph_shape(char, fonts[rng.integers(len(fonts))], SUPERSAMPLE * size)
+        return style(pose(shape, size, rng), rng)
+
+    for split, glyphs in _share(script.glyphs, n_classes).items():
+        for char in glyphs:
+            yield Path(split)/_class_name(char, script.prefix), (image(char, k) for k in range(n_images))
+
+
+def _handwritten_digits(n_classes: int, n_images: int, size: int) -> Iterator[tuple[Path, Iterator[Image.Image]]]:
+    "Folder and images of each digit of scikit-learn's scans, 8 × 8 pixels enlarged to `size`"
+    from sklearn.datasets import load_digits
+    scans = load_digits()
+    for digit in range(n_classes):
+        ink = np.pad(scans.images[scans.target == digit][:n_images], ((0, 0), (1, 1), (1, 1)))
+        pages = (255 - ink * (255 / 16)).round().astype(np.uint8)
+        yield Path(f'digit_{digit}'), (Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC) for p in pages)
+
+
+def _limits(domain: str) -> tuple[int, int, int]:
+    "Fewest and most classes of a domain, and most images a class"
+    if domain == 'digits': return 1, 10, 174
+    glyphs = SCRIPTS[domain].glyphs.values()
+    return 3 * (len(glyphs) > 1) or 1, sum(map(len, glyphs)), 100_000
+
+
+def _check(domain: str, n_classes: int | None, n_images: int, size: int, seed: int) -> int:
+    "The number of classes to render; a ValueError names what is out of range"
+    if domain not in glyph_domains():
+        near = get_close_matches(str(domain), glyph_domains(), n=3, cutoff=.3)
+        raise ValueError(f'no glyph domain {domain!r}; ' + (f'did you mean {" or ".join(near)}? ' if near else '')
+                         + f'There are {", ".join(glyph_domains())}')
+    least, most, most_images = _limits(domain)
+    n_classes = most if n_classes is None else n_classes
+    for name, value, low, high in (('n_classes', n_classes, least, most), ('n_images', n_images, 1, most_images),
+                                   ('size', size, 16, 1024), ('seed', seed, 0, 2**63)):
+        if not low <= value <= high: raise ValueError(f'{domain}: {name}={value}, must be {low} to {high}')
+    return n_classes
+
+
+def _with_bar(classes: Iterable, n_classes: int, domain: str) -> Iterable:
+    "The classes under fastai's progress bar"
+    bar = progress_bar(classes, total=n_classes, leave=False)
+    bar.comment = f'rendering {domain}'
+    return bar
+
+
+def _write_domain(folder: Path, domain: str, n_classes: int, n_images: int, size: int, seed: int, progress: bool) -> None:
+    "Write all image files of a domain, and last the stamp that says what they are"
+    classes = _handwritten_digits(n_classes, n_images, size) if domain == 'digits' else \
+        _rendered_classes(domain, n_classes, n_images, size, seed)
+    for name, images in _with_bar(classes, n_classes, domain) if progress else classes:
+        (folder/name).mkdir(parents=True)
+        for k, image in enumerate(images): image.save(folder/name/f'{k:04}.png', compress_level=1)
+    (folder/STAMP).write_text(json.dumps(dict(
+        domain=domain, n_classes=n_classes, n_images=n_images, size=size, seed=seed, renderer=RENDERER), indent=1))
+
+
+def untar_glyphs(
+    domain: str = 'latin', # One of `glyph_domains()`
+    *,
+    n_classes: int | None = None, # Classes in all, shared among the splits in proportion; all by default
+    n_images: int = 60, # Images a class
+    size: int = 84, # Side of the images in pixels
+    seed: int = 0, # Another seed gives other images of the same classes
+    path: str | Path | None = None, # Where to make the domain's folder; in fastai's data folder by default
+    force: bool = False, # Render anew even if the folder exists
+    progress: bool = True, # Show a progress bar
+) -> Path:
+    """Folder of a glyph domain, rendered on the first call, as fastai's `untar_data` downloads a data set.
+
+    A glyph is a class; an image is a random font, pose and colours. `latin` is the seen domain, with the folders
+    `base`, `val` and `novel` (70, 20 and 20 classes); the other scripts, in other styles, have their class folders directly.
+    `digits` are real handwritten ones, from scikit-learn. The same arguments give the same pixels anywhere.
+
+    Several processes may ask at once: one renders, the others wait. The folder appears when it is complete.
+    Raises ValueError for an unknown domain (with the nearest names) or an argument out of range.
+    """
+    n_classes = _check(domain, n_classes, n_images, size, seed)
+    parent = fastai_path('data')/'fsc_glyphs' if path is None else Path(path)
+    folder = parent/f'{domain}-{n_classes}x{n_images}-{size}px-seed{seed}-v{RENDERER}'
+    if (folder/STAMP).exists() and not force: return folder
+    parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(parent/f'.{folder.name}.lock'):
+        if (folder/STAMP).exists() and not force: return folder
+        unfinished = parent/f'.{folder.name}.part'
+        for stale in (unfinished, folder): shutil.rmtree(stale, ignore_errors=True)
+        _write_domain(unfinished, domain, n_classes, n_images, size, seed, progress)
+        os.replace(unfinished, folder)
+    return folder
+
+
+def untar_glyph_domains(
+    domains: list[str] | None = None, # Which; all unseen ones by default
+    **kwargs, # Arguments of `untar_glyphs`
+) -> dict[str, Path]:
+    "Folders of the unseen glyph domains by name, as `dls.with_domains` takes them"
+    return {name: untar_glyphs(name, **kwargs) for name in domains or glyph_domains()[1:]}
