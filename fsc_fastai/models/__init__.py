@@ -1,1 +1,10 @@
 "Backbones and few-shot models: encode, process, classify"
+from .base import FewShotModel, Processed
+from .cross_attention import CrossAttentionNet
+from .encoder import Encoder, create_encoder
+from .factory import create_fsc_model, list_methods, register_method
+from .graph import GNNNet
+from .matching import MatchingNet
+from .proto import ProtoNet
+from .reference import load_reference_state
+from .relation import RelationNet

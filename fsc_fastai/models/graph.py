@@ -1,0 +1,154 @@
+"GNNNet: an episode as a graph, whose network passes the labels from support to query (Garcia and Bruna 2018)"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import FewShotModel, Processed, episode_way, one_hot
+from .layers import Pool, pool_vectors, vector_size
+from .losses import EpisodeCrossEntropy
+
+__all__ = ['GNNNet', 'GraphNodes', 'GraphNet', 'GraphLayer', 'Adjacency', 'GraphLayerTrace']
+
+
+@dataclass
+class GraphNodes(Processed):
+    """Graphs of one episode: each holds the support in its order, then one query of each class where they come class-major.
+
+    Query j is in graph j % n_graphs, as its (j // n_graphs)-th query. Where the queries do not fill the graphs,
+    the first ones fill the gaps; their scores there are dropped.
+    """
+    features: Tensor # `(n_graphs, n_nodes, 128)`
+    labels: Tensor # One-hot for the support, 0 for queries: `(n_graphs, n_nodes, n_way)`
+    n_query: int # Queries of the episode
+
+    @property
+    def n_per_graph(self) -> int:
+        "Query nodes of a graph, its last ones"
+        return -(-self.n_query // self.features.shape[0])
+
+
+class GraphLayerTrace(NamedTuple):
+    """What a `GraphLayer` computed: `fc(gathered)`, normed, is its output; `gathered` = (x, adjacency @ x).
+
+    For relevance the adjacency counts as a constant; batch norm and the leaky ReLU after it pass relevance on.
+    """
+    x: Tensor # Input nodes `(n_graphs, n_nodes, n_in)`
+    adjacency: Tensor # `(n_graphs, n_nodes, n_nodes)`, rows sum to 1
+    gathered: Tensor # Input of `fc` `(n_graphs, n_nodes, 2·n_in)`: the identity's part, then the adjacency's
+
+
+class Adjacency(nn.Module):
+    "Edge weights from the absolute differences of the nodes: 1×1 convolutions, softmax over the other nodes"
+    def __init__(self,
+        n_in: int, # Features of a node
+        width: int, # Of the last hidden layers; the first two are twice as wide
+    ):
+        super().__init__()
+        sizes = (n_in, 2 * width, 2 * width, width, width)
+        self.hidden = nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (
+            nn.Conv2d(a, b, 1), nn.BatchNorm2d(b, track_running_stats=False), nn.LeakyReLU())])
+        self.last = nn.Conv2d(width, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "Nodes `(n_graphs, n_nodes, n_in)` to weights `(n_graphs, n_nodes, n_nodes)`, without self-loops"
+        difference = (x[:, :, None] - x[:, None]).abs().permute(0, 3, 1, 2)
+        weight = self.last(self.hidden(difference))[:, 0]
+        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        return weight.masked_fill(itself, float('-inf')).softmax(-1)
+
+
+class GraphLayer(nn.Module):
+    "Graph convolution over two operators: the identity and a learned adjacency"
+    def __init__(self,
+        n_in: int, # Features of a node in
+        n_out: int, # Features of a node out
+        width: int, # Of the adjacency's layers
+        norm: bool = True, # Batch norm on batch statistics at the end?
+    ):
+        super().__init__()
+        self.adjacency = Adjacency(n_in, width)
+        self.fc = nn.Linear(2 * n_in, n_out)
+        self.norm = nn.BatchNorm1d(n_out, track_running_stats=False) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, GraphLayerTrace]:
+        "Nodes `(n_graphs, n_nodes, n_in)` to `(n_graphs, n_nodes, n_out)`, and the trace"
+        adjacency = self.adjacency(x)
+        gathered = torch.cat([x, (adjacency @ x).to(x.dtype)], 2)
+        out = self.norm(self.fc(gathered).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return out, GraphLayerTrace(x, adjacency, gathered)
+
+
+class GraphNet(nn.Module):
+    "Graph layers whose outputs are appended to the nodes (Garcia and Bruna 2018, section 4)"
+    def __init__(self,
+        n_in: int, # Features of a node, with its label
+        n_out: int, # Scores of a node
+        width: int = 96, # Of the adjacency's layers; hidden layers append half of it
+        n_hidden: int = 2, # Layers before the last one
+    ):
+        super().__init__()
+        self.layers = nn.ModuleList([GraphLayer(n_in + i * (width // 2), width // 2, width) for i in range(n_hidden)])
+        self.last = GraphLayer(n_in + n_hidden * (width // 2), n_out, width, norm=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[GraphLayerTrace, ...]]:
+        "Nodes `(n_graphs, n_nodes, n_in)` to their scores `(n_graphs, n_nodes, n_out)`, and the trace of each layer, last one last"
+        trace = []
+        for layer in self.layers:
+            new, seen = layer(x)
+            x = torch.cat([x, F.leaky_relu(new)], 2)
+            trace.append(seen)
+        scores, seen = self.last(x)
+        return scores, (*trace, seen)
+
+
+class GNNNet(FewShotModel):
+    """The graph network of Garcia and Bruna 2018 (Table I of Sun et al. 2020): an fc layer and concatenation with the labels, then the GNN.
+
+    Any shot and any number of queries; the way is fixed by training (`ValueError` otherwise). Its batch norms use the statistics
+    of the episode always, as published: a score depends on the other queries of the batch.
+    """
+    def __init__(self,
+        encoder: nn.Module, # Images to feature maps, with `out_shape`
+        n_way: int = 5, # Classes of every episode, in training and after
+        n_classes: int = 0, # Not needed
+        n_features: int = 128, # Of a node, without its label
+        width: int = 96, # Of the graph network
+        pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
+    ):
+        super().__init__(encoder, n_way, n_classes)
+        self.pool = pool
+        self.fc = nn.Sequential(nn.Linear(vector_size(encoder, pool), n_features),
+                                nn.BatchNorm1d(n_features, track_running_stats=False))
+        self.gnn = GraphNet(n_features + n_way, n_way, width)
+
+    def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> GraphNodes:
+        "Nodes of as many graphs as hold all queries, one query of each class in a graph"
+        way, n_support, n_query = episode_way(support_y), f_support.shape[0], f_query.shape[0]
+        if way != self.n_way:
+            raise ValueError(f'This GNNNet classifies {self.n_way}-way episodes, found {way}-way: its label width is fixed by '
+                             f'training. Train with n_way={way}, or use a method without this limit (RelationNet, ProtoNet)')
+        z = self.fc(torch.cat([pool_vectors(f_support, self.pool), pool_vectors(f_query, self.pool)]))
+        n_graphs = -(-n_query // way)
+        n_per_graph = -(-n_query // n_graphs)
+        member = torch.arange(n_graphs * n_per_graph, device=z.device).view(n_per_graph, n_graphs).T % n_query
+        features = torch.cat([z[:n_support].expand(n_graphs, -1, -1), z[n_support:][member]], 1)
+        labels = one_hot(support_y, z.dtype).expand(n_graphs, -1, -1)
+        return GraphNodes(features, F.pad(labels, (0, 0, 0, n_per_graph)), n_query)
+
+    def classify_with_trace(self, f_p: GraphNodes) -> tuple[Tensor, tuple[GraphLayerTrace, ...]]:
+        "`classify`, and the trace of each graph layer (node scores are `n_way` wide; the queries are the last nodes of a graph)"
+        scores, trace = self.gnn(torch.cat([f_p.features, f_p.labels.to(f_p.features.dtype)], 2))
+        return scores[:, -f_p.n_per_graph:].transpose(0, 1).flatten(0, 1)[:f_p.n_query], trace
+
+    def classify(self, f_p: GraphNodes) -> Tensor:
+        "Scores `(n_query, n_way)` of the query nodes"
+        return self.classify_with_trace(f_p)[0]
+
+    def default_loss(self) -> nn.Module:
+        "Cross entropy"
+        return EpisodeCrossEntropy()

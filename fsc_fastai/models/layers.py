@@ -1,0 +1,53 @@
+"Small steps that several methods share"
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ['Pool', 'pool_vectors', 'vector_size', 'full_precision', 'unit', 'cosine']
+
+Pool = Literal['avg', 'flatten']
+
+
+def vector_size(
+    encoder: nn.Module, # Has `out_shape` = (C, H, W)
+    pool: Pool, # 'avg' or 'flatten'
+) -> int:
+    "The length of the vectors that `pool_vectors` makes of the encoder's maps"
+    if pool not in get_args(Pool): raise ValueError(f'pool={pool!r}: choose from {get_args(Pool)}')
+    c, h, w = encoder.out_shape
+    return c if pool == 'avg' else c * h * w
+
+
+def pool_vectors(
+    f: Tensor, # Feature maps `(n, C, H, W)`, or vectors already `(n, C)`
+    pool: Pool = 'avg', # 'avg': the spatial mean, for maps of any size; 'flatten': every position is a feature
+) -> Tensor:
+    "Maps to vectors"
+    return f.mean((-2, -1)) if pool == 'avg' and f.ndim == 4 else f.flatten(1)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    "Where `x` lives, no autocast: for steps whose squares, means or temperatures need single precision"
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def unit(
+    x: Tensor, # Features
+    dim: int = -1, # Along which to measure
+) -> Tensor:
+    "`x` at length 1 along `dim`, in single precision at least: squares leave the range of half precision"
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=dim)
+
+
+def cosine(
+    a: Tensor, # `(n or 1, m or 1, C)`
+    b: Tensor, # `(n or 1, m or 1, C)`
+) -> Tensor:
+    "Cosine similarities `(n, m)`, without materialising what broadcasts"
+    with full_precision(a): return torch.einsum('nmc,nmc->nm', unit(a), unit(b))

@@ -1,0 +1,70 @@
+"MatchingNet: attention over the support samples, whose labels it sums (Vinyals et al. 2016)"
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import FewShotModel, one_hot
+from .layers import Pool, cosine, pool_vectors, vector_size
+from .losses import EpisodeCrossEntropy
+from .pairs import LabelledPairs
+
+__all__ = ['MatchingNet', 'FullContext']
+
+
+class FullContext(nn.Module):
+    "Full context embeddings: support samples see one another, queries see the support (Vinyals et al. 2016, appendix A)"
+    def __init__(self,
+        n_features: int, # Of a vector
+        n_steps: int = 5, # Processing steps of a query, K of equation (3)
+    ):
+        super().__init__()
+        self.n_steps = n_steps
+        self.support = nn.LSTM(n_features, n_features, bidirectional=True)
+        self.query = nn.LSTMCell(2 * n_features, n_features)
+
+    def forward(self,
+        support: Tensor, # Vectors `(n_support, C)`: their order matters
+        query: Tensor, # Vectors `(n_query, C)`
+    ) -> tuple[Tensor, Tensor]:
+        "Both in the context of the support set, same shapes"
+        both_ways = self.support(support)[0]
+        support = support + both_ways.unflatten(1, (2, -1)).sum(1)
+        hidden, cell = query, torch.zeros_like(query)
+        for _ in range(self.n_steps):
+            read = (hidden @ support.T).softmax(1) @ support
+            hidden, cell = self.query(torch.cat([query, read], 1), (hidden, cell))
+            hidden = hidden + query
+        return support, hidden
+
+
+class MatchingNet(FewShotModel):
+    "Matching network (Vinyals et al. 2016, equation (1)): scores are log-probabilities of the classes under softmax attention by cosine"
+    def __init__(self,
+        encoder: nn.Module, # Images to feature maps, with `out_shape`
+        n_way: int = 5, # Not needed: any way is classified
+        n_classes: int = 0, # Not needed
+        scale: float = 10., # Of the cosine: 1 as published, more lets the attention choose
+        fce: bool = False, # Full context embeddings?
+        pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
+    ):
+        super().__init__(encoder, n_way, n_classes)
+        self.scale, self.pool = scale, pool
+        n_features = vector_size(encoder, pool)
+        self.context = FullContext(n_features) if fce else None
+
+    def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> LabelledPairs:
+        "Support samples and queries as vectors, in context where asked, with the samples' labels"
+        support, query = pool_vectors(f_support, self.pool), pool_vectors(f_query, self.pool)
+        if self.context is not None: support, query = self.context(support, query)
+        return LabelledPairs(support[None], query[:, None], one_hot(support_y))
+
+    def classify(self, f_p: LabelledPairs) -> Tensor:
+        "Log-probabilities `(n_query, n_way)`"
+        attention = F.log_softmax(self.scale * cosine(f_p.query, f_p.support), 1)
+        return (attention[:, :, None] + f_p.labels.log()).logsumexp(1)
+
+    def default_loss(self) -> nn.Module:
+        "Cross entropy"
+        return EpisodeCrossEntropy()
