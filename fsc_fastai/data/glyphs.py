@@ -15,7 +15,7 @@ import numpy as np
 from fastai.data.external import fastai_path
 from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .glyph_fonts import SUPERSAMPLE, fonts_with, glyph_shape, pose
 from .glyph_styles import STYLES
@@ -23,7 +23,7 @@ from .glyph_styles import STYLES
 __all__ = ['untar_glyphs', 'untar_glyph_domains', 'glyph_domains']
 
 # Part of the folder's name: raise it with every change that alters an image, and nobody trains on stale ones.
-RENDERER = 1
+RENDERER = 2
 STAMP = 'glyphs.json'
 
 
@@ -87,34 +87,36 @@ def _rendered_classes(
             yield Path(split)/_class_name(char, script.prefix), (image(char, k) for k in range(n_images))
 
 
-def _handwritten_digits(n_classes: int, n_images: int, size: int) -> Iterator[tuple[Path, Iterator[Image.Image]]]:
-    "Folder and images of each digit of scikit-learn's scans, 8 × 8 pixels enlarged to `size`"
+def _handwritten_digits(
+    n_classes: int, n_images: int, size: int, seed: int,
+) -> Iterator[tuple[Path, Iterator[Image.Image]]]:
+    "Folder and images of each digit: scikit-learn's scans of 8 × 8 pixels, each another one, posed as glyphs are"
     from sklearn.datasets import load_digits
     scans = load_digits()
+
+    def image(digit: int, k: int, scan: np.ndarray) -> Image.Image:
+        ink = Image.fromarray((np.pad(scan, 1) * (255 / 16)).astype(np.uint8))
+        return ImageOps.invert(pose(ink, size, np.random.default_rng([seed, digit, k]))).convert('RGB')
+
     for digit in range(n_classes):
-        ink = np.pad(scans.images[scans.target == digit][:n_images], ((0, 0), (1, 1), (1, 1)))
-        pages = (255 - ink * (255 / 16)).round().astype(np.uint8)
-        yield Path(f'digit_{digit}'), (Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC) for p in pages)
+        chosen = scans.images[scans.target == digit][:n_images]
+        yield Path(f'digit_{digit}'), (image(digit, k, scan) for k, scan in enumerate(chosen))
 
 
-def _limits(domain: str) -> tuple[int, int, int]:
-    "Fewest and most classes of a domain, and most images a class"
-    if domain == 'digits': return 1, 10, 174
-    glyphs = SCRIPTS[domain].glyphs.values()
-    return 3 * (len(glyphs) > 1) or 1, sum(map(len, glyphs)), 100_000
-
-
-def _check(domain: str, n_classes: int | None, n_images: int, size: int, seed: int) -> int:
+def _checked_classes(domain: str, n_classes: int | None, n_images: int, size: int, seed: int) -> int:
     "The number of classes to render; a ValueError names what is out of range"
     if domain not in glyph_domains():
         near = get_close_matches(str(domain), glyph_domains(), n=3, cutoff=.3)
-        raise ValueError(f'no glyph domain {domain!r}; ' + (f'did you mean {" or ".join(near)}? ' if near else '')
-                         + f'There are {", ".join(glyph_domains())}')
-    least, most, most_images = _limits(domain)
-    n_classes = most if n_classes is None else n_classes
-    for name, value, low, high in (('n_classes', n_classes, least, most), ('n_images', n_images, 1, most_images),
+        hint = f'did you mean {" or ".join(near)}? ' if near else ''
+        raise ValueError(f'no glyph domain {domain!r}; {hint}There are {", ".join(glyph_domains())}')
+    # The rarest digit of scikit-learn has 174 scans; renderings are without end.
+    splits, most_images = ([10], 174) if domain == 'digits' else (
+        [len(glyphs) for glyphs in SCRIPTS[domain].glyphs.values()], 100_000)
+    n_classes = sum(splits) if n_classes is None else n_classes
+    for name, value, low, high in (('n_classes', n_classes, len(splits), sum(splits)),
+                                   ('n_images', n_images, 1, most_images),
                                    ('size', size, 16, 1024), ('seed', seed, 0, 2**63)):
-        if not low <= value <= high: raise ValueError(f'{domain}: {name}={value}, must be {low} to {high}')
+        if not low <= value <= high: raise ValueError(f'{domain}: {name}={value}, but it must be {low} to {high}')
     return n_classes
 
 
@@ -125,9 +127,11 @@ def _with_bar(classes: Iterable, n_classes: int, domain: str) -> Iterable:
     return bar
 
 
-def _write_domain(folder: Path, domain: str, n_classes: int, n_images: int, size: int, seed: int, progress: bool) -> None:
+def _write_domain(
+    folder: Path, domain: str, n_classes: int, n_images: int, size: int, seed: int, progress: bool,
+) -> None:
     "Write all image files of a domain, and last the stamp that says what they are"
-    classes = _handwritten_digits(n_classes, n_images, size) if domain == 'digits' else \
+    classes = _handwritten_digits(n_classes, n_images, size, seed) if domain == 'digits' else \
         _rendered_classes(domain, n_classes, n_images, size, seed)
     for name, images in _with_bar(classes, n_classes, domain) if progress else classes:
         (folder/name).mkdir(parents=True)
@@ -151,21 +155,23 @@ def untar_glyphs(
 
     A glyph is a class; an image is a random font, pose and colours. `latin` is the seen domain, with the folders
     `base`, `val` and `novel` (70, 20 and 20 classes); the other scripts, in other styles, have their class folders directly.
-    `digits` are real handwritten ones, from scikit-learn. The same arguments give the same pixels anywhere.
+    `digits` are real handwritten ones, scikit-learn's scans. The same arguments give the same pixels anywhere.
 
     Several processes may ask at once: one renders, the others wait. The folder appears when it is complete.
     Raises ValueError for an unknown domain (with the nearest names) or an argument out of range.
     """
-    n_classes = _check(domain, n_classes, n_images, size, seed)
+    n_classes = _checked_classes(domain, n_classes, n_images, size, seed)
     parent = fastai_path('data')/'fsc_glyphs' if path is None else Path(path)
     folder = parent/f'{domain}-{n_classes}x{n_images}-{size}px-seed{seed}-v{RENDERER}'
     if (folder/STAMP).exists() and not force: return folder
     parent.mkdir(parents=True, exist_ok=True)
     with FileLock(parent/f'.{folder.name}.lock'):
         if (folder/STAMP).exists() and not force: return folder
+        # A killed process leaves its unfinished folder; its lock dies with it.
         unfinished = parent/f'.{folder.name}.part'
-        for stale in (unfinished, folder): shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         _write_domain(unfinished, domain, n_classes, n_images, size, seed, progress)
+        shutil.rmtree(folder, ignore_errors=True)
         os.replace(unfinished, folder)
     return folder
 
