@@ -1,0 +1,71 @@
+"Go on with a training that was cut off, as if nothing had happened"
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback, CancelEpochException
+
+__all__ = ['ResumeFit', 'rng_state', 'set_rng_state']
+
+
+def rng_state() -> dict[str, Any]:
+    "The state of every random number generator that a training draws from"
+    name, keys, pos, has_gauss, gauss = np.random.get_state()
+    return dict(python=random.getstate(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(),
+                numpy=(name, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss))
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    "Put the generators back to what `rng_state` returned"
+    name, keys, *rest = state['numpy']
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state['python'])
+    torch.set_rng_state(state['torch'])
+    if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
+
+
+class ResumeFit(Callback):
+    """Save the whole state of the training after each epoch; when the file is there at the start of a fit, go on from it.
+
+    The resumed training ends with the same weights as an unbroken one (bit for bit on CPU). Other callbacks take part by
+    `state_dict` and `load_state_dict`. The file is replaced in one step, so a kill at any moment leaves a whole one.
+    """
+    order = 90  # after everything that an epoch does, the scheduler and the recorder included
+
+    def __init__(self,
+        file: str | os.PathLike, # Where the state lives
+        every: int = 1, # Epochs between two saves
+    ):
+        self.file, self.every = Path(file), every
+
+    def _others(self) -> dict[str, Any]:
+        "The callbacks that have a state to keep"
+        return {cb.name: cb for cb in self.learn.cbs if hasattr(cb, 'load_state_dict')}
+
+    def before_fit(self):
+        self.start = 0
+        if not self.file.exists(): return
+        state = torch.load(self.file, map_location=next(self.model.parameters()).device, weights_only=True)
+        self.model.load_state_dict(state['model'])
+        self.opt.load_state_dict(state['opt'])
+        for name, cb in self._others().items(): cb.load_state_dict(state['callbacks'][name])
+        self.dls.train.epoch = state['loader_epoch']
+        set_rng_state({**state['rng'], 'torch': state['rng']['torch'].cpu()})
+        self.start = state['epoch'] + 1
+        self.learn.train_iter = self.start * len(self.dls.train)
+
+    def before_epoch(self):
+        if self.epoch < self.start: raise CancelEpochException
+
+    def after_epoch(self):
+        if self.epoch < self.start or (self.epoch + 1) % self.every: return
+        state = dict(epoch=self.epoch, model=self.model.state_dict(), opt=self.opt.state_dict(), rng=rng_state(),
+                     loader_epoch=self.dls.train.epoch, callbacks={k: cb.state_dict() for k, cb in self._others().items()})
+        part = self.file.with_name(self.file.name + '.part')
+        torch.save(state, part)
+        os.replace(part, self.file)
