@@ -1,0 +1,40 @@
+"Transforms of the images of an episode"
+# No `from __future__ import annotations`: fastai dispatches on the annotation of `encodes`.
+from fastai.data.transforms import Normalize
+from fastai.torch_core import TensorImage
+from fastai.vision.augment import Resize, aug_transforms
+from fastai.vision.core import imagenet_stats
+from fasttransform.transform import Transform
+
+__all__ = ['CenterCrop', 'episode_transforms']
+
+
+class CenterCrop(Transform):
+    "The middle `size`×`size` pixels of each image, outside training"
+    order, split_idx = 5, 1
+
+    def __init__(self,
+        size: int, # Side of the result
+    ):
+        super().__init__()
+        self.size = size
+
+    def encodes(self, x: TensorImage):
+        top, left = ((n - self.size)//2 for n in x.shape[-2:])
+        return x[..., top:top + self.size, left:left + self.size]
+
+
+def episode_transforms(
+    size: int = 84, # Side of the images that the model sees
+    do_flip: bool = True, # Mirror half of the training images; False where left and right matter, as in writing
+    stats: tuple = imagenet_stats, # Means and standard deviations of the channels
+) -> tuple[Resize, list[Transform]]:
+    """The transforms of an item and of a batch that the field uses.
+
+    All images are resized to 1.15·size squares (once: this is what the cache keeps). Validation and test see the middle;
+    training sees a random part of each at a random zoom, with changes of brightness and contrast (Chen et al. 2019).
+    """
+    augmentations = aug_transforms(size=size, do_flip=do_flip, max_rotate=0., max_warp=0., min_zoom=1., max_zoom=1.5, p_affine=1.,
+                                   max_lighting=.4)
+    return (Resize(int(1.15 * size), method='squish'),
+            [CenterCrop(size), *augmentations, Normalize.from_stats(*stats, cuda=False)])

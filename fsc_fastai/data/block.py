@@ -1,0 +1,70 @@
+"Episodes in fastai's DataBlock API"
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from fastai.data.block import TransformBlock
+from fastai.data.transforms import Categorize, CategoryMap
+from fastcore.foundation import L
+
+from .episode import EpisodeSplit
+from .loader import EpisodicDL
+from .sampler import Count
+
+__all__ = ['EpisodeBlock', 'EpisodeCategorize']
+
+
+def _check_categories(labels: Sequence) -> None:
+    "`TypeError` naming the first label that can not be the name of a class"
+    for o in labels:
+        whole = isinstance(o, numbers.Integral) or isinstance(o, numbers.Real) and float(o).is_integer()
+        if isinstance(o, str) and o or whole: continue
+        raise TypeError(f'an episode needs one category per image, a string or an integer, but a label is {o!r} '
+                        f'({type(o).__name__})')
+
+
+class EpisodeCategorize(Categorize):
+    """Category to its number in the vocabulary of all items: the training classes first, then the classes of the other sets.
+
+    So the training classes are 0…n−1, and the classes that only validation or test have are known as well.
+    Raises `TypeError` for labels that are not categories, `ValueError` for one that a given `vocab` lacks.
+    """
+    train_setup = False  # all items, not the training set alone, whose classes are other ones
+
+    def setups(self, dsets):
+        labels = list(dsets)
+        _check_categories(labels)
+        if self.vocab is None:
+            in_training = {labels[i] for i in dsets.splits[0]} if getattr(dsets, 'splits', None) else set()
+            key = str if len({isinstance(o, str) for o in labels}) > 1 else None
+            held_out = set(labels) - in_training
+            self.vocab = CategoryMap(sorted(in_training, key=key) + sorted(held_out, key=key), sort=False)
+        elif missing := sorted(map(str, set(labels) - set(self.vocab))):
+            raise ValueError(f'labels that the vocab lacks: {", ".join(missing)}')
+        self.c = len(self.vocab)
+
+
+def EpisodeBlock(
+    n_way: Count = 5, # Classes an episode; a pair (lowest, highest) is drawn from for each
+    n_shot: Count = 5, # Support images a class
+    n_query: Count = 16, # Queries a class
+    n_episodes: int = 100, # Training episodes an epoch
+    val_n_way: Count | None = None, # The same for validation; None: as in training
+    val_n_shot: Count | None = None,
+    val_n_query: Count | None = None,
+    val_n_episodes: int | None = None,
+    seed: int = 0, # The k-th episode of an epoch depends on (seed, epoch, k) alone
+    vocab: Sequence | None = None, # Names of the classes; None: from the labels, the training classes first
+    drop_small: bool = False, # Leave out the classes with too few images, instead of an error
+    cache: bool | float | None = None, # Keep decoded images in memory: True, up to so many GB, False, or None: where possible
+) -> TransformBlock:
+    "A `TransformBlock` for the category of each image, whose loaders draw episodes"
+    settings: dict[str, Any] = dict(n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=n_episodes, seed=seed,
+                                    drop_small=drop_small, cache=cache)
+    for_valid = dict(val_n_way=val_n_way, val_n_shot=val_n_shot, val_n_query=val_n_query, val_n_episodes=val_n_episodes)
+    settings |= {k: v for k, v in for_valid.items() if v is not None}
+    # The class, not an instance: each dataset that the block is used on gets a vocabulary of its own.
+    categorize = EpisodeCategorize if vocab is None else EpisodeCategorize(vocab=L(vocab), sort=False)
+    return TransformBlock(type_tfms=[categorize], batch_tfms=EpisodeSplit, dl_type=EpisodicDL, dls_kwargs=settings)

@@ -1,0 +1,76 @@
+"Decoded images kept in memory"
+from __future__ import annotations
+
+import mmap
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from fastcore.basics import defaults
+from torch import Tensor
+
+__all__ = ['ImageCache']
+
+GB = 1024**3
+
+
+class ImageCache:
+    """Keeps each image of a dataset as uint8 after its first use, so that an episode costs one gather.
+
+    The memory is allocated at once, filled as images are asked for (several at a time in threads), and shared with forked
+    workers: what a worker decodes, all have. Images that need more than `limit_gb`, or that are not uint8, stay uncached,
+    with a warning. Pickled it is empty.
+    """
+    def __init__(self,
+        n: int, # Images in the dataset
+        limit_gb: float = 4., # Memory that it may take
+    ):
+        self.n, self.limit_gb, self.store, self.usable = n, limit_gb, None, True
+
+    def __getstate__(self) -> dict: return dict(n=self.n, limit_gb=self.limit_gb, store=None, usable=self.usable)
+    def __len__(self) -> int: return 0 if self.store is None else int(self.filled.sum())
+    def __repr__(self) -> str: return f'ImageCache({len(self)} of {self.n} images, {self.nbytes/GB:.2f} of {self.limit_gb} GB)'
+
+    @property
+    def nbytes(self) -> int: return 0 if self.store is None else self.store.nbytes
+
+    def prepare(self,
+        load: Callable[[int], Tensor], # Position to image `(C, H, W)`
+    ) -> bool:
+        "Allocate the memory, once; whether the images can be cached. Call it before workers start, so that they share it"
+        if self.store is None and self.usable and self.n: self._allocate(load(0))
+        return self.store is not None
+
+    def _allocate(self, image: Tensor) -> None:
+        size = self.n * image.nbytes
+        self.usable = image.dtype is torch.uint8 and size <= self.limit_gb * GB
+        if image.dtype is not torch.uint8: warnings.warn(f'images of type {image.dtype} are not cached, only uint8', stacklevel=2)
+        elif not self.usable:
+            warnings.warn(f'{self.n} images of {"×".join(map(str, image.shape))} need {size/GB:.1f} GB, more than the cache of '
+                          f'{self.limit_gb:g} GB: they are decoded anew for every episode. cache={size/GB + .1:.1f} would keep '
+                          'them, cache=False silences this', stacklevel=2)
+        else:
+            self.type = type(image)
+            self.store = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(self.n, *image.shape)
+            self.filled = torch.frombuffer(mmap.mmap(-1, self.n), dtype=torch.bool)
+
+    def get(self,
+        idxs: Sequence[int], # Positions in the dataset
+        load: Callable[[int], Tensor], # Position to image `(C, H, W)`
+    ) -> Tensor:
+        "The images at `idxs` as one batch `(n, C, H, W)`, after loading those not yet there"
+        at = torch.as_tensor(idxs)
+        missing = np.unique(at[~self.filled[at]].numpy()).tolist()
+        if missing: self._fill(missing, load)
+        return self.store[at].as_subclass(self.type)
+
+    def _fill(self, idxs: list[int], load: Callable[[int], Tensor]) -> None:
+        with ThreadPoolExecutor(min(8, defaults.cpus)) as pool:
+            for i, image in zip(idxs, pool.map(load, idxs), strict=True):
+                if image.shape != self.store.shape[1:]:
+                    raise ValueError(f'image {i} has the shape {tuple(image.shape)}, the others {tuple(self.store.shape[1:])}: '
+                                     'item_tfms must bring all to one size')
+                self.store[i] = image.as_subclass(Tensor)
+                self.filled[i] = True

@@ -1,0 +1,86 @@
+"The types of an episode, and the transform that makes one of a flat batch"
+# No `from __future__ import annotations`: fastai dispatches on the annotations of `encodes` and `decodes`.
+from fastai.data.core import show_batch, show_results
+from fastai.torch_core import TensorCategory, TensorImage
+from fastcore.basics import fastuple
+from fasttransform.transform import ItemTransform
+from plum import dispatch
+from torch import Tensor, cat
+
+from .show import show_episode
+
+__all__ = ['Episode', 'EpisodeLabel', 'EpisodeSplit']
+
+
+class EpisodeLabel(TensorCategory):
+    """Labels 0…n_way−1 within an episode; `classes[label]` is the class in the vocabulary of the dataset.
+
+    `classes` goes along when the labels are sliced, copied, moved to a device or sent between processes.
+    """
+    classes: tuple[int, ...] = ()
+
+
+class Episode(fastuple):
+    "One episode as the model and the loss take it: `(support_x, support_y, query_x, query_y)`, both halves class by class"
+    _fields = ('support_x', 'support_y', 'query_x', 'query_y')  # a leaf for fastai's transforms, not a tuple to map over
+
+    @classmethod
+    def from_flat(cls, x: Tensor, y: EpisodeLabel) -> 'Episode':
+        "Split one batch of images and labels, of which the first `y.n_support` are the support"
+        n, labels = y.n_support, y.as_subclass(Tensor)
+        return cls(x[:n], EpisodeLabel(labels[:n], classes=y.classes), x[n:], EpisodeLabel(labels[n:], classes=y.classes))
+
+    @property
+    def support_x(self) -> Tensor: return self[0]
+    @property
+    def support_y(self) -> EpisodeLabel: return self[1]
+    @property
+    def query_x(self) -> Tensor: return self[2]
+    @property
+    def query_y(self) -> EpisodeLabel: return self[3]
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        "The episode's classes in the vocabulary of its dataset, in the order of the labels"
+        return self.support_y.classes
+
+    @property
+    def n_way(self) -> int: return len(self.classes)
+    @property
+    def n_shot(self) -> int: return self.support_x.shape[0] // self.n_way
+    @property
+    def n_query(self) -> int: return self.query_x.shape[0] // self.n_way
+
+    def show(self, ctx=None, vocab=None, **kwargs):
+        "Draw the support images of each class in a row and the queries beside them; `vocab` names the classes"
+        return show_episode(self, ctx=ctx, vocab=vocab, **kwargs)
+
+
+class EpisodeSplit(ItemTransform):
+    """Splits a flat batch of one episode `(x, y)`, support first, into an `Episode`; the last of the batch transforms.
+
+    Until then the images are one batch, as fastai's augmentations need. Any other batch stays as it is.
+    """
+    order, _retain = 1000, False
+
+    def encodes(self, b: list):
+        y = b[-1]
+        return Episode.from_flat(b[0], y) if hasattr(y, 'n_support') else tuple(b)
+
+    def decodes(self, b: Episode):
+        support_y = b.support_y
+        y = EpisodeLabel(cat([o.as_subclass(Tensor).cpu() for o in (support_y, b.query_y)]), classes=support_y.classes,
+                         n_support=support_y.shape[0])
+        return cat([b.support_x, b.query_x]).as_subclass(TensorImage), y
+
+
+@dispatch
+def show_batch(x: Episode, y, samples, ctxs=None, max_n=9, **kwargs):  # noqa: F811
+    "Draw an episode, at most `max_n` support images and queries a class"
+    return x.show(max_n=max_n, **kwargs)
+
+
+@dispatch
+def show_results(x: Episode, y: Episode, samples, outs, ctxs=None, max_n=9, **kwargs):  # noqa: F811
+    "Draw an episode with the predicted labels `y.query_y`: right ones green, wrong ones red"
+    return x.show(preds=y.query_y, max_n=max_n, **kwargs)

@@ -1,0 +1,270 @@
+"Loaders of episodes and of single images, over one dataset and one image cache"
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from fastai.data.core import Datasets, TfmdDL
+from fastai.data.load import DataLoader, SkipItemException
+from fastai.torch_core import TensorCategory, TensorImage, to_cpu, to_device
+from fastai.vision.augment import RandTransform, Resize, ResizeMethod
+from fastcore.basics import chunked
+from torch import Tensor
+
+from .cache import ImageCache
+from .episode import Episode, EpisodeLabel, EpisodeSplit
+from .sampler import Count, EpisodeSampler
+
+__all__ = ['ImageDL', 'EpisodicDL']
+
+_KNOWN = {*inspect.signature(DataLoader.__init__).parameters, *inspect.signature(TfmdDL.__init__).parameters, *DataLoader._methods,
+          'after_item', 'before_batch', 'after_batch'} - {'self', 'kwargs'}
+
+
+def _is_random(tfm: Any) -> bool:
+    "Whether an item transform can give something else at its next call, or in another set"
+    squish = isinstance(tfm, Resize) and tfm.method == ResizeMethod.Squish
+    return not squish and (isinstance(tfm, RandTransform) or tfm.split_idx is not None)
+
+
+def _has_labels(dataset: Any) -> bool: return not isinstance(dataset, Datasets) or len(dataset.tls) > dataset.n_inp
+
+
+def _read_labels(dataset: Any) -> np.ndarray:
+    "The class of every item, without opening its image where the dataset allows"
+    if isinstance(dataset, Datasets): labels: Iterable = dataset.tls[-1]
+    elif hasattr(dataset, 'targets'): labels = dataset.targets
+    else: labels = (dataset[i][1] for i in range(len(dataset)))
+    return np.fromiter(map(int, labels), dtype=np.int64, count=len(dataset))
+
+
+class _CachedDL(TfmdDL):
+    "What `ImageDL` and `EpisodicDL` share: images by their position, through the cache where there is one"
+    def __init__(self, dataset=None, *, cache=None, labels=None, img_size=None, num_workers=None, **kwargs):
+        unknown = [k for k in kwargs if k not in _KNOWN and not k.startswith('val_')]
+        if unknown: raise TypeError(f'{type(self).__name__} has no argument {", ".join(unknown)}')
+        self._labels, self._img_size, self.cache = labels, img_size, None
+        self._num_workers = num_workers
+        self._cache_wanted = cache.limit_gb if isinstance(cache, ImageCache) else cache
+        super().__init__(dataset, num_workers=num_workers, **{k: v for k, v in kwargs.items() if k in _KNOWN})
+        self.cache = self._make_cache(cache)
+        if num_workers is None and self.cache is not None:
+            self.fake_l.num_workers = 0  # an episode is one gather, which workers would only slow down
+
+    def _make_cache(self, cache: bool | float | None | ImageCache) -> ImageCache | None:
+        if isinstance(cache, ImageCache): return cache
+        random_tfms = [f.name for f in self.after_item.fs if _is_random(f)]
+        if cache is True and random_tfms:
+            raise ValueError(f'cache=True would freeze the random item_tfms {", ".join(random_tfms)}: use Resize(size, method="squish"), '
+                             'and augment in batch_tfms')
+        if cache is False or random_tfms or any(f.name != 'noop' for f in self.before_batch.fs): return None
+        return ImageCache(len(self.dataset), *([] if cache in (None, True) else [float(cache)]))
+
+    @property
+    def labels(self) -> list[int]:
+        "The class of every image, as its number in `vocab`"
+        if self._labels is None: self._labels = _read_labels(self.dataset).tolist()
+        return self._labels
+
+    @property
+    def items(self) -> Sequence: return getattr(self.dataset, 'items', range(len(self.dataset)))
+
+    @property
+    def vocab(self) -> Sequence:
+        "Names of the classes"
+        names = getattr(self.dataset, 'vocab', None)
+        if names is None: names = getattr(self.dataset, 'classes', None)
+        return names if names is not None else list(map(str, range(self.n_classes)))
+
+    @property
+    def n_classes(self) -> int: return max(self.labels, default=-1) + 1
+
+    @property
+    def img_size(self) -> int | tuple[int, int]:
+        "Side of the images that the model sees, or (height, width) where they are not square"
+        if self._img_size is None:
+            self.before_iter()
+            h, w = self.after_batch(self._batch([0])).shape[-2:]
+            self._img_size = h if h == w else (h, w)
+        return self._img_size
+
+    def before_iter(self):
+        super().before_iter()
+        if self.cache is not None: self.cache.prepare(self._load_image)
+
+    def do_item(self, s):
+        "Item `s` after its transforms. An episode can not do without one of its images: `SkipItemException` is an error"
+        try: return self.after_item(self.create_item(s))
+        except SkipItemException as e:
+            raise RuntimeError(f'a transform skips {self._describe(s)}, but an episode has a fixed number of images: '
+                               'leave it out of the items') from e
+        except OSError as e:
+            named = self._describe(s)
+            if named in str(e): raise
+            raise OSError(f'{named} can not be read as an image: {e}') from e
+
+    def _describe(self, i: int) -> str:
+        item = self.items[i or 0]
+        return str(item[0] if isinstance(item, tuple) else item)
+
+    def _load_image(self, i: int) -> Tensor: return self.do_item(i)[0]
+
+    def _batch(self, idxs: list[int]) -> Tensor:
+        "The images at `idxs` as one batch, before the batch transforms"
+        if self.cache is not None and self.cache.prepare(self._load_image): return self.cache.get(idxs, self._load_image)
+        return self.do_batch([self.do_item(i) for i in idxs])[0]
+
+    def _shared(self, dataset: Any) -> dict:
+        "What a new loader on `dataset` takes over from this one"
+        same = dataset is None or dataset is self.dataset
+        shared = dict(num_workers=self._num_workers, img_size=self._img_size, cache=self._cache_wanted)
+        return shared | dict(labels=self._labels, cache=False if self.cache is None else self.cache) if same else shared
+
+
+class ImageDL(_CachedDL):
+    """Batches `(images, class numbers)` of single images, or `(images,)` where the dataset has no labels.
+
+    `split_idx` decides between the transforms of training (0) and of validation (1).
+    """
+    def __init__(self,
+        dataset=None, # Dataset of (image, class number)
+        bs: int = 64, # Images a batch
+        shuffle: bool = False, # Another order at each pass
+        *,
+        idxs: Sequence[int] | None = None, # Positions of the images to use; None: all
+        split_idx: int = 1, # Whose transforms: 0 training, 1 validation
+        **kwargs, # For `TfmdDL`
+    ):
+        self.idxs, self.split_idx = idxs, split_idx
+        super().__init__(dataset, bs=bs, shuffle=shuffle, **(kwargs | dict(n=len(dataset if idxs is None else idxs))))
+
+    def get_idxs(self):
+        idxs = list(range(len(self.dataset)) if self.idxs is None else self.idxs)
+        return self.shuffle_fn(idxs) if self.shuffle else idxs
+
+    def create_batches(self, samps: Iterable[int]) -> Iterator[tuple]:
+        for idxs in chunked(samps, self.bs, self.drop_last):
+            y = (TensorCategory([self.labels[i] for i in idxs]),) if _has_labels(self.dataset) else ()
+            yield (self._batch(idxs), *y)
+
+    def before_iter(self):
+        super().before_iter()
+        for pipeline in (self.after_item, self.before_batch, self.after_batch): pipeline.split_idx = self.split_idx
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        own = dict(split_idx=self.split_idx)
+        if dataset is None or dataset is self.dataset: own['idxs'] = self.idxs
+        return super().new(dataset, cls, **(self._shared(dataset) | own | kwargs))
+
+
+class EpisodicDL(_CachedDL):
+    """Loads `Episode`s: `n_way` classes with `n_shot` support and `n_query` query images each.
+
+    The k-th episode depends on (seed, epoch, k) alone, whatever the workers and ranks. With `shuffle`, as in training, each pass
+    is an epoch of new episodes; without, as in validation, each pass repeats the same ones. A look at the first episode
+    (`one_batch`, `show_batch`) leaves the epoch as it is. An index is (epoch, k), so that workers and ranks share whole episodes.
+    Errors are those of `EpisodeSampler`, raised at once.
+    """
+    n_inp = 3
+    _types = {Episode: [TensorImage, EpisodeLabel, TensorImage, EpisodeLabel]}
+    _n_inp = n_inp
+
+    def __init__(self,
+        dataset=None, # Dataset of (image, class number); the images of one size
+        bs: int = 1, # Without meaning here: a batch is an episode
+        shuffle: bool = False, # New episodes in each pass, or always the same
+        num_workers: int | None = None, # None: 0 with a cache, fastai's default without
+        *,
+        n_way: Count = 5, # Classes an episode; a pair (lowest, highest) is drawn from for each
+        n_shot: Count = 5, # Support images a class
+        n_query: Count = 16, # Queries a class
+        n_episodes: int = 100, # Episodes a pass
+        seed: int = 0, # Another seed, other episodes
+        epoch: int = 0, # Number of the epoch to come
+        drop_small: bool = False, # Leave out the classes with too few images, instead of an error
+        cache: bool | float | None | ImageCache = None, # Keep decoded images: True, up to so many GB, False, or None: where possible
+        labels: list[int] | None = None, # Class of every image; None: asked of the dataset
+        **kwargs, # For `TfmdDL`
+    ):
+        if n_episodes < 1: raise ValueError(f'n_episodes={n_episodes}: at least 1')
+        self.n_way, self.n_shot, self.n_query, self.n_episodes = n_way, n_shot, n_query, n_episodes
+        self.seed, self.epoch, self.drop_small, self._sampler = seed, epoch, drop_small, None
+        kwargs |= dict(bs=1, n=n_episodes if len(dataset) else 0, drop_last=False)
+        super().__init__(dataset, shuffle=shuffle, num_workers=num_workers, cache=cache, labels=labels, **kwargs)
+
+    @property
+    def sampler(self) -> EpisodeSampler:
+        "Draws the episodes; made at the first use, because an exported loader has no images"
+        if self._sampler is None:
+            name = {0: 'the training set', 1: 'the validation set'}.get(getattr(self.dataset, 'split_idx', None), 'the dataset')
+            self._sampler = EpisodeSampler(self.labels, self.n_way, self.n_shot, self.n_query, self.seed, self.drop_small,
+                                           self.vocab, name)
+        return self._sampler
+
+    def get_idxs(self): return [(self.epoch, k) for k in range(self.n)]
+
+    def create_batches(self, samps: Iterable[tuple[int, int]]) -> Iterator[tuple[Tensor, EpisodeLabel]]:
+        "Each (epoch, k) as a flat batch, support first, which `EpisodeSplit` will split"
+        for epoch, k in samps:
+            support, query, classes = self.sampler.episode(k, epoch)
+            y = np.concatenate([np.arange(len(classes)).repeat(len(o)//len(classes)) for o in (support, query)])
+            yield self._batch(support + query), EpisodeLabel(y, classes=classes, n_support=len(support))
+
+    def after_iter(self):
+        "A whole pass ends an epoch of training"
+        super().after_iter()
+        if self.shuffle: self.epoch += 1
+
+    def episode(self,
+        k: int = 0, # Number of the episode
+        epoch: int | None = None, # Number of the epoch; None: the one to come
+    ) -> Episode:
+        "The k-th episode, as the model gets it"
+        self.before_iter()
+        flat, = self.create_batches([(self.epoch if epoch is None else epoch, k)])
+        return self.after_batch(flat if self.device is None else to_device(flat, self.device))
+
+    def images(self,
+        bs: int = 64, # Images a batch
+        **kwargs, # For `ImageDL`
+    ) -> ImageDL:
+        "Every image of the set in order, with the transforms of validation: batches `(images, class numbers)`"
+        return self._image_dl(self.dataset, bs=bs, **kwargs)
+
+    def image_split(self,
+        bs: int = 64, # Images a batch
+        valid_pct: float = 0.1, # Share of each class's images that are held out
+    ) -> tuple[ImageDL, ImageDL]:
+        "The images of every class in two loaders, one that augments and shuffles and one to validate on"
+        rng, labels = np.random.default_rng(self.seed), np.array(self.labels)
+        held_out = np.zeros(len(labels), dtype=bool)
+        for c in np.unique(labels):
+            members = np.flatnonzero(labels == c)
+            held_out[rng.choice(members, round(valid_pct * len(members)), replace=False)] = True
+        train, valid = (np.flatnonzero(o).tolist() for o in (~held_out, held_out))
+        return (self._image_dl(self.dataset, bs=bs, idxs=train, split_idx=0, shuffle=True, drop_last=len(train) > bs),
+                self._image_dl(self.dataset, bs=bs, idxs=valid))
+
+    def _image_dl(self, dataset: Any, **kwargs) -> ImageDL:
+        settings = dict(after_item=self.after_item, before_batch=self.before_batch, after_batch=self.after_batch, device=self.device)
+        return ImageDL(dataset, do_setup=False, **(self._shared(dataset) | settings | kwargs))
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        "The same on another dataset or with other settings; on one without labels an `ImageDL`, as there are no episodes to draw"
+        if dataset is not None and not _has_labels(dataset): return self._image_dl(dataset, **(dict(bs=64) | kwargs))
+        settings = ('n_way', 'n_shot', 'n_query', 'n_episodes', 'seed', 'epoch', 'drop_small')
+        return super().new(dataset, cls, **(self._shared(dataset) | {k: getattr(self, k) for k in settings} | kwargs))
+
+    def decode(self, b: Episode) -> Episode:
+        "The episode with its images as they were before the batch transforms"
+        return Episode.from_flat(*to_cpu(self.after_batch.decode(b)))
+
+    def show_batch(self, b=None, *args, **kwargs):
+        "Draw an episode: the support of each class in a row and its queries beside it"
+        return super().show_batch(b, *args, **({'vocab': self.vocab} | kwargs))
+
+    def show_results(self, b, out, *args, **kwargs):
+        "Draw an episode with the predicted labels `out` of its queries: right ones green, wrong ones red"
+        return super().show_results(b, out, *args, **({'vocab': self.vocab} | kwargs))

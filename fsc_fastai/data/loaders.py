@@ -1,0 +1,206 @@
+"`EpisodeDataLoaders`: episodes from folders, file lists, CSVs, frames, datasets and data blocks"
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from fastai.data.block import DataBlock, TransformBlock
+from fastai.data.core import DataLoaders, Datasets, TfmdLists
+from fastai.data.transforms import IntToFloatTensor, ItemGetter
+from fastcore.basics import listify
+from fastcore.meta import delegates
+
+from .augment import episode_transforms
+from .block import EpisodeBlock, EpisodeCategorize
+from .images import open_image
+from .loader import EpisodicDL, ImageDL
+from .readers import ImageList, read_csvs, read_dataset, read_df, read_filelists, read_folder, read_images
+from .splitter import ClassSplitter
+
+__all__ = ['EpisodeDataLoaders']
+
+NOVEL = 'novel'
+"Name of the domain that the source's own held-out test classes are"
+
+
+class EpisodeDataLoaders(DataLoaders):
+    """Episodes to train on (`train`) and to validate on (`valid`), and `domains` to test on, by name.
+
+    A test set that comes with the training data (the folder or file list `novel`, or `test`) is the domain `'novel'`:
+    the source's own held-out classes. `with_domains` adds others.
+    """
+    def __init__(self,
+        *loaders, # Training, validation, and further ones
+        path: str | Path = '.', # Where a `Learner` stores things
+        device=None, # Of the batches
+        domains: dict[str, EpisodicDL] | None = None, # Episodes to test on
+    ):
+        super().__init__(*loaders, path=path, device=device)
+        self.domains: dict[str, EpisodicDL] = dict(domains or {})
+
+    @classmethod
+    @delegates(EpisodeBlock)
+    def from_list(cls,
+        images: ImageList, # Images, classes and perhaps sets, as a reader of `fsc_fastai.data.readers` gives them
+        path: str | Path = '.', # Where a `Learner` stores things
+        *,
+        splitter: ClassSplitter | None = None, # Which classes are for what; None: the list's own sets, or 20 % to validate on, by `seed`
+        size: int = 84, # Side of the images that the model sees
+        item_tfms: Any = None, # Instead of the default, see `episode_transforms`
+        batch_tfms: Any = None, # Instead of the default
+        verify: bool | str = True, # Try all files first; 'skip' leaves broken ones out with a warning; False: no check
+        num_workers: int | None = None, # None: 0 with a cache, fastai's default without
+        device=None, # None: fastai's default
+        seed: int = 0, # Of the episodes and of the split
+        **kwargs,
+    ) -> EpisodeDataLoaders:
+        "From a list of images. A class is in one set only; broken, missing or too few images raise an error that names them"
+        images = images.checked(verify)
+        if splitter is None and images.sets: splits = images.splits()
+        else: splits = (splitter or ClassSplitter(seed=seed)).split_labels(images.labels)
+        default_item, default_batch = episode_transforms(size)
+        block = DataBlock(blocks=(TransformBlock(type_tfms=open_image, batch_tfms=IntToFloatTensor), EpisodeBlock(seed=seed, **kwargs)),
+                          getters=[ItemGetter(0), ItemGetter(1)], splitter=lambda items: splits,
+                          item_tfms=default_item if item_tfms is None else item_tfms,
+                          batch_tfms=default_batch if batch_tfms is None else batch_tfms)
+        items = list(zip(images.files, images.labels, strict=True))
+        return cls.from_dblock(block, items, path=path, num_workers=num_workers, device=device)
+
+    @classmethod
+    @delegates(from_list)
+    def from_folder(cls,
+        path: str | Path, # Folder with a folder per class, or with `base/val/novel` (`train/valid/test`) folders of class folders
+        **kwargs,
+    ) -> EpisodeDataLoaders:
+        """From a folder of class folders, or of `base/val/novel` folders of class folders.
+
+        A folder that holds the field's file lists (`base.json`, …) or CSVs (`train.csv`, …) is read by them.
+        """
+        return cls.from_list(read_images(path) if Path(path).is_dir() else read_folder(path), path, **kwargs)
+
+    @classmethod
+    @delegates(from_list)
+    def from_filelist(cls,
+        source: str | Path | dict, # Folder of base.json, val.json, novel.json; one file; or {set: file}; easyfsl's JSON as well
+        root: str | Path | None = None, # What relative image names start from; None: the folder of the file list
+        **kwargs,
+    ) -> EpisodeDataLoaders:
+        "From the field's JSON file lists, or easyfsl's"
+        images = read_filelists(source, root) if root is not None else read_images(source)
+        return cls.from_list(images, **kwargs)
+
+    @classmethod
+    @delegates(from_list)
+    def from_csv(cls,
+        source: str | Path | dict, # Folder of train.csv, val.csv, test.csv; one CSV; or {set: file}
+        root: str | Path | None = None, # What relative file names start from; None: `images` beside the CSV, or its folder
+        **kwargs,
+    ) -> EpisodeDataLoaders:
+        "From CSVs with the columns `filename` and `label`"
+        return cls.from_list(read_csvs(source, root), **kwargs)
+
+    @classmethod
+    @delegates(from_list)
+    def from_df(cls,
+        df: pd.DataFrame, # A row an image
+        root: str | Path = '.', # What relative file names start from
+        fn_col: str | int = 0, # Column of the file names
+        label_col: str | int = 1, # Column of the classes
+        set_col: str | int | None = None, # Column of the sets (train, valid, test), if any
+        **kwargs,
+    ) -> EpisodeDataLoaders:
+        "From a pandas frame"
+        return cls.from_list(read_df(df, root, fn_col, label_col, set_col), **kwargs)
+
+    @classmethod
+    @delegates(from_list)
+    def from_dataset(cls,
+        dataset: Any, # Of (image, label) pairs, such as torchvision's
+        **kwargs,
+    ) -> EpisodeDataLoaders:
+        "From a torchvision-style dataset with labels"
+        return cls.from_list(read_dataset(dataset), **kwargs)
+
+    @classmethod
+    def from_dblock(cls,
+        dblock: DataBlock, # With an `EpisodeBlock` as its last block
+        source: Any, # What its `get_items` takes
+        path: str | Path = '.', # Where a `Learner` stores things
+        device=None, # None: fastai's default
+        **kwargs, # For `DataBlock.dataloaders`; those that start with `val_` are for validation and test
+    ) -> EpisodeDataLoaders:
+        "From a `DataBlock`; a third set of its splitter becomes the domain `'novel'`"
+        if not issubclass(dblock.dl_type, EpisodicDL):
+            raise TypeError('from_dblock needs a DataBlock whose last block is EpisodeBlock(...), in place of CategoryBlock')
+        dls = dblock.dataloaders(source, path=path, device=device, **kwargs)
+        _draw_all(dls.loaders)
+        train, valid, *rest = dls.loaders
+        return cls(train, valid, path=path, device=dls.device, domains={NOVEL: rest[0]} if rest else {})
+
+    def as_domains(self,
+        domains: Any, # {name: source}, or one source: a folder, file list, frame, dataset, `ImageList`, loader or loaders
+        **kwargs, # Other settings of the episodes than in validation: n_way, n_shot, n_query, n_episodes, seed, drop_small, cache
+    ) -> dict[str, EpisodicDL]:
+        """Episodes to test on, by name, with the transforms of validation.
+
+        A source with a test set of its own (`novel`) stands for that set, any other for all its classes;
+        `EpisodeDataLoaders` stand for their `novel` domain, or for their validation classes.
+        """
+        if not isinstance(domains, dict):
+            domains = {Path(domains).name if isinstance(domains, str | Path) else 'test': domains}
+        return {name: self._as_domain(source, **kwargs) for name, source in domains.items()}
+
+    def _as_domain(self, source: Any, **kwargs) -> EpisodicDL:
+        if isinstance(source, EpisodeDataLoaders) and NOVEL in source.domains: source = source.domains[NOVEL]
+        if isinstance(source, DataLoaders): source = source.valid
+        if isinstance(source, EpisodicDL): return source.new(**kwargs) if kwargs else source
+        images = read_images(source)
+        if 'test' in images.sets: images = images.subset(i for i, o in enumerate(images.sets) if o == 'test')
+        images = images.checked(kwargs.pop('verify', True))
+        items = list(zip(images.files, images.labels, strict=True))
+        dsets = Datasets(items, tfms=[[ItemGetter(0), open_image], [ItemGetter(1), EpisodeCategorize]], splits=[[], range(len(items))])
+        dl = self.valid.new(dsets.subset(1), **kwargs)
+        _draw_all([dl])
+        return dl
+
+    def with_domains(self,
+        domains: Any, # As in `as_domains`
+        **kwargs, # As in `as_domains`
+    ) -> EpisodeDataLoaders:
+        "Add domains to test on; returns itself"
+        self.domains |= self.as_domains(domains, **kwargs)
+        return self
+
+    @property
+    def test(self) -> EpisodicDL:
+        "Episodes of the source's own held-out classes"
+        if NOVEL not in self.domains: raise AttributeError(f'there is no test set: domains are {", ".join(self.domains) or "none"}')
+        return self.domains[NOVEL]
+
+    def test_images(self,
+        items: Any, # Files, PIL images, arrays or tensors; or one of them
+        bs: int = 64, # Images a batch
+        **kwargs, # For `test_dl`
+    ) -> ImageDL:
+        "Batches `(images,)` of new images in their order, with the transforms of validation"
+        return self.test_dl(listify(items), bs=bs, **kwargs)
+
+    @DataLoaders.device.setter  # type: ignore[attr-defined]
+    def device(self, d):
+        DataLoaders.device.fset(self, d)
+        for dl in getattr(self, 'domains', {}).values(): dl.to(d)
+
+
+def _draw_all(loaders: list[EpisodicDL]) -> None:
+    "Make every sampler, so that too few classes or images are an error now; warn where sets share classes or lost some"
+    named = dict(zip(('training', 'validation', 'test'), loaders, strict=False))
+    for dl in loaders:
+        if len(dl.dataset) and dl.sampler.dropped: warnings.warn(f'left out {dl.sampler.describe_dropped()}', stacklevel=3)
+    seen: dict[str, set[int]] = {name: set(dl.labels) for name, dl in named.items()}
+    if shared := seen.get('training', set()) & seen.get('validation', set()):
+        names = ', '.join(str(named['training'].vocab[c]) for c in sorted(shared)[:10])
+        warnings.warn(f'training and validation share {len(shared)} classes ({names}{" …" if len(shared) > 10 else ""}): the accuracy '
+                      'will not be that on unseen classes. ClassSplitter keeps them apart', stacklevel=3)

@@ -1,0 +1,218 @@
+"Lists of images and their classes, from the layouts that the field uses"
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from fastai.data.transforms import get_image_files
+
+from .images import DatasetImage, checked_images
+from .splitter import check_disjoint
+
+__all__ = ['ImageList', 'read_folder', 'read_filelists', 'read_csvs', 'read_easyfsl', 'read_df', 'read_dataset', 'read_images']
+
+SETS = {'train': ('base', 'train'), 'valid': ('val', 'valid', 'validation'), 'test': ('novel', 'test')}
+"What the layouts call the three sets"
+
+
+@dataclass
+class ImageList:
+    "Images, the class of each, and the set of each (`train`, `valid` or `test`) where the layout has sets"
+    files: list[Any]
+    labels: list[Any]
+    sets: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        if len(self.files) != len(self.labels):
+            raise ValueError(f'{len(self.files)} images, but {len(self.labels)} labels: they must match one to one')
+
+    def __len__(self) -> int: return len(self.files)
+
+    def checked(self,
+        verify: bool | str = True, # As in `checked_images`
+    ) -> ImageList:
+        "Itself once the files are known to exist and to be images; classes must not be shared by two sets"
+        classes = {s: {c for c, o in zip(self.labels, self.sets, strict=True) if o == s} for s in dict.fromkeys(self.sets)}
+        check_disjoint(classes)
+        files = [f for f in self.files if isinstance(f, Path)]
+        if missing := [f for f in files if not f.is_file()]:
+            raise FileNotFoundError(f'{len(missing)} of {len(files)} images are missing: {", ".join(map(str, missing[:5]))}'
+                                    + (' …' if len(missing) > 5 else ''))
+        keep = checked_images(files, verify) if len(files) == len(self) else []
+        return self if all(keep) else self.subset(np.flatnonzero(keep))
+
+    def subset(self, idxs: Iterable[int]) -> ImageList:
+        "The images at `idxs`"
+        idxs = list(idxs)
+        return ImageList([self.files[i] for i in idxs], [self.labels[i] for i in idxs], [self.sets[i] for i in idxs if self.sets])
+
+    def splits(self) -> list[list[int]]:
+        "Positions of the training, the validation and (if there are any) the test images"
+        splits = [[i for i, o in enumerate(self.sets) if o == s] for s in SETS]
+        return splits if splits[2] else splits[:2]
+
+
+def _join(parts: dict[str, ImageList]) -> ImageList:
+    "Several lists as one with sets"
+    lists = parts.items()
+    return ImageList([f for _, o in lists for f in o.files], [c for _, o in lists for c in o.labels],
+                     [s for s, o in lists for _ in o.files])
+
+
+def _existing(path: Path, suffix: str = '') -> dict[str, Path]:
+    "Set name to the folder (or file with `suffix`) in `path` that holds it, where training and another set are there"
+    found = {s: path/(name + suffix) for s, names in SETS.items() for name in names if (path/(name + suffix)).exists()}
+    return found if 'train' in found and len(found) > 1 else {}
+
+
+def read_folder(
+    path: str | Path, # Folder of class folders, or of `base/val/novel` (or `train/valid/test`) folders of class folders
+) -> ImageList:
+    "Images whose class is the folder that they lie in. Raises `FileNotFoundError` when there are none"
+    path = Path(path)
+    if not path.is_dir(): raise FileNotFoundError(f'no such folder: {path}')
+    if folders := _existing(path): return _join({s: replace(read_folder(o), sets=[]) for s, o in folders.items()})
+    files = sorted(get_image_files(path))
+    if not files: raise FileNotFoundError(f'no images in {path}: it needs a folder of images for each class')
+    if loose := [f for f in files if f.parent == path]:
+        raise ValueError(f'{len(loose)} images lie in {path} itself, such as {loose[0].name}: each class needs a folder of its own')
+    return ImageList(files, [f.parent.name for f in files])
+
+
+def _read_json(fname: Path, keys: Sequence[str]) -> dict:
+    if not fname.is_file(): raise FileNotFoundError(f'no such file list: {fname}')
+    try: content = json.loads(fname.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{fname} is not JSON: {e}') from e
+    missing = [k for k in keys if not isinstance(content, dict) or not isinstance(content.get(k), list)]
+    if missing: raise ValueError(f'{fname} lacks the list {" and ".join(missing)}')
+    return content
+
+
+def _rooted(names: Iterable[str], *roots: Path | None) -> list[Path]:
+    "Names as paths below the first of `roots` that has the first of them"
+    names = list(names)
+    root = next((r for r in roots if r is not None and names and (r/names[0]).exists()), roots[-1])
+    return [Path(root or '.')/n for n in names]
+
+
+def _read_filelist(fname: Path, root: Path | None) -> ImageList:
+    content = _read_json(fname, ('label_names', 'image_names', 'image_labels'))
+    names, files, labels = (content[k] for k in ('label_names', 'image_names', 'image_labels'))
+    if len(files) != len(labels): raise ValueError(f'{fname} has {len(files)} image_names, but {len(labels)} image_labels')
+    wrong = [o for o in labels if not isinstance(o, int) or not 0 <= o < len(names)]
+    if wrong: raise ValueError(f'{fname}: image_labels has {wrong[0]!r}, which is no position in its {len(names)} label_names')
+    return ImageList(_rooted(files, root, fname.parent), [names[o] for o in labels])
+
+
+def read_filelists(
+    source: str | Path | dict[str, str | Path], # Folder of base.json, val.json, novel.json; one such file; or {set: file}
+    root: str | Path | None = None, # What relative image names start from; None: the folder of the file list
+) -> ImageList:
+    "The field's JSON file lists: `label_names`, `image_names` and `image_labels`"
+    files = _set_files(source, '.json')
+    return _join_sets({s: _read_filelist(f, None if root is None else Path(root)) for s, f in files.items()})
+
+
+def _set_files(source: Any, suffix: str) -> dict[str, Path]:
+    "Set name to file, from a folder, one file or a mapping"
+    if isinstance(source, dict):
+        as_set = {name: s for s, names in SETS.items() for name in names}
+        if unknown := set(source) - set(as_set): raise ValueError(f'no set {", ".join(sorted(unknown))}: one of {", ".join(as_set)}')
+        return {as_set[k]: Path(v) for k, v in source.items()}
+    path = Path(source)
+    if path.is_dir():
+        files = _existing(path, suffix)
+        if not files: raise FileNotFoundError(f'{path} has no base{suffix}, val{suffix}, novel{suffix} (or train, valid, test)')
+        return files
+    if not path.exists(): raise FileNotFoundError(f'no such file or folder: {path}')
+    return {'': path}
+
+
+def _join_sets(parts: dict[str, ImageList]) -> ImageList: return parts[''] if '' in parts else _join(parts)
+
+
+def read_csvs(
+    source: str | Path | dict[str, str | Path], # Folder of train.csv, val.csv, test.csv; one such file; or {set: file}
+    root: str | Path | None = None, # What relative file names start from; None: `images` beside the CSV, or its folder
+) -> ImageList:
+    "CSVs with the columns `filename` and `label`, as of Ravi & Larochelle's split of miniImageNet"
+    def read(fname: Path) -> ImageList:
+        if not fname.is_file(): raise FileNotFoundError(f'no such CSV: {fname}')
+        df = pd.read_csv(fname, dtype={'filename': str, 'label': str})
+        return read_df(df, root=root or (fname.parent/'images' if (fname.parent/'images').is_dir() else fname.parent),
+                       fn_col='filename', label_col='label', name=str(fname))
+    return _join_sets({s: read(f) for s, f in _set_files(source, '.csv').items()})
+
+
+def read_easyfsl(
+    source: str | Path | dict[str, str | Path], # A specs file; {set: file}; or a folder of train.json, val.json, test.json
+    root: str | Path | None = None, # What relative class folders start from; None: the working folder, as in easyfsl, or the file's
+) -> ImageList:
+    "easyfsl's JSON: `class_names` and `class_roots`, a folder for each class"
+    def read(fname: Path) -> ImageList:
+        content = _read_json(fname, ('class_names', 'class_roots'))
+        names, roots = content['class_names'], content['class_roots']
+        if len(names) != len(roots): raise ValueError(f'{fname} has {len(names)} class_names, but {len(roots)} class_roots')
+        folders = _rooted(roots, None if root is None else Path(root), Path(), fname.parent)
+        if missing := [f for f in folders if not f.is_dir()]: raise FileNotFoundError(f'{fname}: no such class folder: {missing[0]}')
+        members = [(f, name) for name, folder in zip(names, folders, strict=True) for f in sorted(get_image_files(folder))]
+        return ImageList([f for f, _ in members], [name for _, name in members])
+    return _join_sets({s: read(f) for s, f in _set_files(source, '.json').items()})
+
+
+def read_df(
+    df: pd.DataFrame, # A row an image
+    root: str | Path = '.', # What relative file names start from
+    fn_col: str | int = 0, # Column of the file names
+    label_col: str | int = 1, # Column of the classes
+    set_col: str | int | None = None, # Column of the sets (base/val/novel, train/valid/test), if any
+    name: str = 'the frame', # For messages
+) -> ImageList:
+    "Images from the rows of a pandas frame"
+    columns = [df.columns[c] if isinstance(c, int) and c not in df.columns and c < len(df.columns) else c
+               for c in (fn_col, label_col, *([] if set_col is None else [set_col]))]
+    if missing := [c for c in columns if c not in df.columns]:
+        raise ValueError(f'{name} has no column {", ".join(map(str, missing))}; it has {", ".join(map(str, df.columns))}')
+    files, labels, *sets = (df[c].tolist() for c in columns)
+    as_set = {name: s for s, names in SETS.items() for name in names}
+    if sets and (unknown := sorted(set(map(str, sets[0])) - set(as_set))):
+        raise ValueError(f'{name}: column {columns[2]} has {unknown[0]!r}; known are {", ".join(as_set)}')
+    return ImageList([Path(root)/str(f) for f in files], labels, [as_set[str(s)] for s in sets[0]] if sets else [])
+
+
+def read_dataset(
+    dataset: Any, # Of (image, label) pairs, with `targets` or without; torchvision's datasets for example
+) -> ImageList:
+    "Images of a dataset with labels; named by its `classes` where it has them. Without `targets` every item is loaded once"
+    targets = getattr(dataset, 'targets', None)
+    if targets is None: targets = [dataset[i][1] for i in range(len(dataset))]
+    labels = np.asarray(targets).tolist()
+    names = getattr(dataset, 'classes', None)
+    if names is not None and all(isinstance(o, int) and 0 <= o < len(names) for o in labels): labels = [names[o] for o in labels]
+    return ImageList([DatasetImage(dataset, i) for i in range(len(labels))], labels)
+
+
+def read_images(
+    source: Any, # Folder, file list, CSV, frame, dataset, or an `ImageList`
+) -> ImageList:
+    "Images from whatever `source` is: its layout is told by what is there"
+    if isinstance(source, ImageList): return source
+    if isinstance(source, pd.DataFrame): return read_df(source)
+    if isinstance(source, str | Path | dict):
+        path = None if isinstance(source, dict) else Path(source)
+        one = next(iter(source.values())) if path is None else path
+        if path is not None and path.is_dir():
+            if files := _existing(path, '.json'): return read_filelists(files)
+            if files := _existing(path, '.csv'): return read_csvs(files)
+            return read_folder(path)
+        if Path(one).suffix == '.csv': return read_csvs(source)
+        if Path(one).suffix == '.json':
+            return read_easyfsl(source) if Path(one).is_file() and '"class_roots"' in Path(one).read_text() else read_filelists(source)
+        raise FileNotFoundError(f'no such folder, and no .json or .csv file list: {one}')
+    if hasattr(source, '__getitem__') and hasattr(source, '__len__'): return read_dataset(source)
+    raise TypeError(f'no images can be read from a {type(source).__name__}: a folder, file list, CSV, frame or dataset')
