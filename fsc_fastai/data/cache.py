@@ -27,21 +27,21 @@ class ImageCache:
         n: int, # Images in the dataset
         limit_gb: float = 4., # Memory that it may take
     ):
-        self.n, self.limit_gb, self.store, self.usable = n, limit_gb, None, True
+        self.n, self.limit_gb, self.usable = n, limit_gb, True
+        self.store, self.filled = torch.empty(0, dtype=torch.uint8), torch.zeros(0, dtype=torch.bool)
 
-    def __getstate__(self) -> dict: return dict(n=self.n, limit_gb=self.limit_gb, store=None, usable=self.usable)
-    def __len__(self) -> int: return 0 if self.store is None else int(self.filled.sum())
-    def __repr__(self) -> str: return f'ImageCache({len(self)} of {self.n} images, {self.nbytes/GB:.2f} of {self.limit_gb} GB)'
+    def __reduce__(self): return type(self), (self.n, self.limit_gb)
+    def __len__(self) -> int: return int(self.filled.sum())
 
-    @property
-    def nbytes(self) -> int: return 0 if self.store is None else self.store.nbytes
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({len(self)} of {self.n} images, {self.store.nbytes/GB:.2f} of {self.limit_gb:g} GB)'
 
     def prepare(self,
         load: Callable[[int], Tensor], # Position to image `(C, H, W)`
     ) -> bool:
         "Allocate the memory, once; whether the images can be cached. Call it before workers start, so that they share it"
-        if self.store is None and self.usable and self.n: self._allocate(load(0))
-        return self.store is not None
+        if not len(self.store) and self.usable and self.n: self._allocate(load(0))
+        return len(self.store) > 0
 
     def _allocate(self, image: Tensor) -> None:
         size = self.n * image.nbytes

@@ -1,7 +1,7 @@
 "The types of an episode, and the transform that makes one of a flat batch"
 # No `from __future__ import annotations`: fastai dispatches on the annotations of `encodes` and `decodes`.
 from fastai.data.core import show_batch, show_results
-from fastai.torch_core import TensorCategory, TensorImage
+from fastai.torch_core import TensorCategory
 from fastcore.basics import fastuple
 from fasttransform.transform import ItemTransform
 from plum import dispatch
@@ -29,6 +29,12 @@ class Episode(fastuple):
         "Split one batch of images and labels, of which the first `y.n_support` are the support"
         n, labels = y.n_support, y.as_subclass(Tensor)
         return cls(x[:n], EpisodeLabel(labels[:n], classes=y.classes), x[n:], EpisodeLabel(labels[n:], classes=y.classes))
+
+    def flat(self) -> tuple[Tensor, EpisodeLabel]:
+        "The inverse of `from_flat`: one batch of images and labels, support first"
+        labels = [o.as_subclass(Tensor).to(self.support_y.device) for o in (self.support_y, self.query_y)]
+        return (cat([self.support_x, self.query_x]),
+                EpisodeLabel(cat(labels), classes=self.classes, n_support=self.support_x.shape[0]))
 
     @property
     def support_x(self) -> Tensor: return self[0]
@@ -67,20 +73,14 @@ class EpisodeSplit(ItemTransform):
         y = b[-1]
         return Episode.from_flat(b[0], y) if hasattr(y, 'n_support') else tuple(b)
 
-    def decodes(self, b: Episode):
-        support_y = b.support_y
-        y = EpisodeLabel(cat([o.as_subclass(Tensor).cpu() for o in (support_y, b.query_y)]), classes=support_y.classes,
-                         n_support=support_y.shape[0])
-        return cat([b.support_x, b.query_x]).as_subclass(TensorImage), y
 
-
-@dispatch
+@dispatch  # type: ignore[no-redef]
 def show_batch(x: Episode, y, samples, ctxs=None, max_n=9, **kwargs):  # noqa: F811
     "Draw an episode, at most `max_n` support images and queries a class"
     return x.show(max_n=max_n, **kwargs)
 
 
-@dispatch
+@dispatch  # type: ignore[no-redef]
 def show_results(x: Episode, y: Episode, samples, outs, ctxs=None, max_n=9, **kwargs):  # noqa: F811
     "Draw an episode with the predicted labels `y.query_y`: right ones green, wrong ones red"
     return x.show(preds=y.query_y, max_n=max_n, **kwargs)

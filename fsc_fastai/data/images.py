@@ -49,6 +49,9 @@ def _to_rgb(im: Image.Image) -> Image.Image:
     return im.convert('RGB')
 
 
+def _name(source: Any) -> str: return str(source) if isinstance(source, Path | str | DatasetImage) else type(source).__name__
+
+
 def open_image(fn: Path | str | bytes | np.ndarray | torch.Tensor | Image.Image | DatasetImage) -> PILImage:
     """An RGB image from a file, its bytes, an array, a tensor or a PIL image.
 
@@ -58,12 +61,11 @@ def open_image(fn: Path | str | bytes | np.ndarray | torch.Tensor | Image.Image 
     source = fn.open() if isinstance(fn, DatasetImage) else fn
     if isinstance(source, np.ndarray | torch.Tensor): source = _from_array(source)
     try:
-        im = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        return PILImage(_to_rgb(im))
-    except FileNotFoundError: raise FileNotFoundError(f'image not found: {fn}') from None
+        if isinstance(source, bytes): source = io.BytesIO(source)
+        return PILImage(_to_rgb(source if isinstance(source, Image.Image) else Image.open(source)))
+    except FileNotFoundError: raise FileNotFoundError(f'image not found: {_name(fn)}') from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        name = f'{len(fn)} bytes' if isinstance(fn, bytes) else fn
-        raise OSError(f'{name} can not be read as an image: {e}') from e
+        raise OSError(f'{_name(fn)} can not be read as an image: {e}') from e
 
 
 def _why_broken(fn: Path) -> str | None:

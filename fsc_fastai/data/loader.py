@@ -11,6 +11,7 @@ from fastai.data.load import DataLoader, SkipItemException
 from fastai.torch_core import TensorCategory, TensorImage, to_cpu, to_device
 from fastai.vision.augment import RandTransform, Resize, ResizeMethod
 from fastcore.basics import chunked
+from fasttransform.transform import Pipeline
 from torch import Tensor
 
 from .cache import ImageCache
@@ -19,8 +20,8 @@ from .sampler import Count, EpisodeSampler
 
 __all__ = ['ImageDL', 'EpisodicDL']
 
-_KNOWN = {*inspect.signature(DataLoader.__init__).parameters, *inspect.signature(TfmdDL.__init__).parameters, *DataLoader._methods,
-          'after_item', 'before_batch', 'after_batch'} - {'self', 'kwargs'}
+_KNOWN = {*inspect.signature(DataLoader.__init__).parameters, *inspect.signature(TfmdDL.__init__).parameters,
+          *DataLoader._methods} - {'self', 'kwargs'}
 
 
 def _is_random(tfm: Any) -> bool:
@@ -40,6 +41,12 @@ def _read_labels(dataset: Any) -> np.ndarray:
     return np.fromiter(map(int, labels), dtype=np.int64, count=len(dataset))
 
 
+def _with_split(after_batch: Pipeline) -> Pipeline:
+    "The batch transforms, with `EpisodeSplit` the last of them"
+    if not any(isinstance(f, EpisodeSplit) for f in after_batch.fs): after_batch.add(EpisodeSplit())
+    return after_batch
+
+
 class _CachedDL(TfmdDL):
     "What `ImageDL` and `EpisodicDL` share: images by their position, through the cache where there is one"
     def __init__(self, dataset=None, *, cache=None, labels=None, img_size=None, num_workers=None, **kwargs):
@@ -57,8 +64,8 @@ class _CachedDL(TfmdDL):
         if isinstance(cache, ImageCache): return cache
         random_tfms = [f.name for f in self.after_item.fs if _is_random(f)]
         if cache is True and random_tfms:
-            raise ValueError(f'cache=True would freeze the random item_tfms {", ".join(random_tfms)}: use Resize(size, method="squish"), '
-                             'and augment in batch_tfms')
+            raise ValueError(f'cache=True would freeze the random item_tfms {", ".join(random_tfms)}: '
+                             'use Resize(size, method="squish"), and augment in batch_tfms')
         if cache is False or random_tfms or any(f.name != 'noop' for f in self.before_batch.fs): return None
         return ImageCache(len(self.dataset), *([] if cache in (None, True) else [float(cache)]))
 
@@ -184,21 +191,23 @@ class EpisodicDL(_CachedDL):
         seed: int = 0, # Another seed, other episodes
         epoch: int = 0, # Number of the epoch to come
         drop_small: bool = False, # Leave out the classes with too few images, instead of an error
-        cache: bool | float | None | ImageCache = None, # Keep decoded images: True, up to so many GB, False, or None: where possible
+        cache: bool | float | None | ImageCache = None, # Keep decoded images: True, up to so many GB, None: where possible, False
         labels: list[int] | None = None, # Class of every image; None: asked of the dataset
         **kwargs, # For `TfmdDL`
     ):
         if n_episodes < 1: raise ValueError(f'n_episodes={n_episodes}: at least 1')
         self.n_way, self.n_shot, self.n_query, self.n_episodes = n_way, n_shot, n_query, n_episodes
-        self.seed, self.epoch, self.drop_small, self._sampler = seed, epoch, drop_small, None
+        self.seed, self.epoch, self.drop_small = seed, epoch, drop_small
+        self._sampler: EpisodeSampler | None = None
         kwargs |= dict(bs=1, n=n_episodes if len(dataset) else 0, drop_last=False)
+        kwargs['after_batch'] = _with_split(Pipeline(kwargs.get('after_batch')))
         super().__init__(dataset, shuffle=shuffle, num_workers=num_workers, cache=cache, labels=labels, **kwargs)
 
     @property
     def sampler(self) -> EpisodeSampler:
         "Draws the episodes; made at the first use, because an exported loader has no images"
         if self._sampler is None:
-            name = {0: 'the training set', 1: 'the validation set'}.get(getattr(self.dataset, 'split_idx', None), 'the dataset')
+            name = {0: 'the training set', 1: 'the validation set'}.get(getattr(self.dataset, 'split_idx', -1), 'the dataset')
             self._sampler = EpisodeSampler(self.labels, self.n_way, self.n_shot, self.n_query, self.seed, self.drop_small,
                                            self.vocab, name)
         return self._sampler
@@ -248,7 +257,8 @@ class EpisodicDL(_CachedDL):
                 self._image_dl(self.dataset, bs=bs, idxs=valid))
 
     def _image_dl(self, dataset: Any, **kwargs) -> ImageDL:
-        settings = dict(after_item=self.after_item, before_batch=self.before_batch, after_batch=self.after_batch, device=self.device)
+        settings = dict(after_item=self.after_item, before_batch=self.before_batch, after_batch=self.after_batch,
+                        device=self.device)
         return ImageDL(dataset, do_setup=False, **(self._shared(dataset) | settings | kwargs))
 
     def new(self, dataset=None, cls=None, **kwargs):
@@ -259,7 +269,7 @@ class EpisodicDL(_CachedDL):
 
     def decode(self, b: Episode) -> Episode:
         "The episode with its images as they were before the batch transforms"
-        return Episode.from_flat(*to_cpu(self.after_batch.decode(b)))
+        return Episode.from_flat(*to_cpu(self.after_batch.decode(b.flat())))
 
     def show_batch(self, b=None, *args, **kwargs):
         "Draw an episode: the support of each class in a row and its queries beside it"

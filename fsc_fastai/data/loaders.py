@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from fastai.data.block import DataBlock, TransformBlock
-from fastai.data.core import DataLoaders, Datasets, TfmdLists
+from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import IntToFloatTensor, ItemGetter
 from fastcore.basics import listify
 from fastcore.meta import delegates
@@ -47,7 +46,7 @@ class EpisodeDataLoaders(DataLoaders):
         images: ImageList, # Images, classes and perhaps sets, as a reader of `fsc_fastai.data.readers` gives them
         path: str | Path = '.', # Where a `Learner` stores things
         *,
-        splitter: ClassSplitter | None = None, # Which classes are for what; None: the list's own sets, or 20 % to validate on, by `seed`
+        splitter: ClassSplitter | None = None, # Classes of each set; None: the list's own sets, or else 20 % to validate on
         size: int = 84, # Side of the images that the model sees
         item_tfms: Any = None, # Instead of the default, see `episode_transforms`
         batch_tfms: Any = None, # Instead of the default
@@ -62,7 +61,8 @@ class EpisodeDataLoaders(DataLoaders):
         if splitter is None and images.sets: splits = images.splits()
         else: splits = (splitter or ClassSplitter(seed=seed)).split_labels(images.labels)
         default_item, default_batch = episode_transforms(size)
-        block = DataBlock(blocks=(TransformBlock(type_tfms=open_image, batch_tfms=IntToFloatTensor), EpisodeBlock(seed=seed, **kwargs)),
+        images_block = TransformBlock(type_tfms=open_image, batch_tfms=IntToFloatTensor)
+        block = DataBlock(blocks=(images_block, EpisodeBlock(seed=seed, **kwargs)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=lambda items: splits,
                           item_tfms=default_item if item_tfms is None else item_tfms,
                           batch_tfms=default_batch if batch_tfms is None else batch_tfms)
@@ -161,7 +161,8 @@ class EpisodeDataLoaders(DataLoaders):
         if 'test' in images.sets: images = images.subset(i for i, o in enumerate(images.sets) if o == 'test')
         images = images.checked(kwargs.pop('verify', True))
         items = list(zip(images.files, images.labels, strict=True))
-        dsets = Datasets(items, tfms=[[ItemGetter(0), open_image], [ItemGetter(1), EpisodeCategorize]], splits=[[], range(len(items))])
+        tfms = [[ItemGetter(0), open_image], [ItemGetter(1), EpisodeCategorize]]
+        dsets = Datasets(items, tfms=tfms, splits=[[], range(len(items))])
         dl = self.valid.new(dsets.subset(1), **kwargs)
         _draw_all([dl])
         return dl
@@ -177,7 +178,8 @@ class EpisodeDataLoaders(DataLoaders):
     @property
     def test(self) -> EpisodicDL:
         "Episodes of the source's own held-out classes"
-        if NOVEL not in self.domains: raise AttributeError(f'there is no test set: domains are {", ".join(self.domains) or "none"}')
+        if NOVEL not in self.domains:
+            raise AttributeError(f'there is no test set: the domains are {", ".join(self.domains) or "none"}')
         return self.domains[NOVEL]
 
     def test_images(self,
@@ -195,12 +197,10 @@ class EpisodeDataLoaders(DataLoaders):
 
 
 def _draw_all(loaders: list[EpisodicDL]) -> None:
-    "Make every sampler, so that too few classes or images are an error now; warn where sets share classes or lost some"
-    named = dict(zip(('training', 'validation', 'test'), loaders, strict=False))
+    "Make every sampler, so that too few classes or images are an error now; warn of classes left out, or shared by two sets"
     for dl in loaders:
         if len(dl.dataset) and dl.sampler.dropped: warnings.warn(f'left out {dl.sampler.describe_dropped()}', stacklevel=3)
-    seen: dict[str, set[int]] = {name: set(dl.labels) for name, dl in named.items()}
-    if shared := seen.get('training', set()) & seen.get('validation', set()):
-        names = ', '.join(str(named['training'].vocab[c]) for c in sorted(shared)[:10])
-        warnings.warn(f'training and validation share {len(shared)} classes ({names}{" …" if len(shared) > 10 else ""}): the accuracy '
-                      'will not be that on unseen classes. ClassSplitter keeps them apart', stacklevel=3)
+    if len(loaders) > 1 and (shared := sorted(set(loaders[0].labels) & set(loaders[1].labels))):
+        names = ', '.join(str(loaders[0].vocab[c]) for c in shared[:10]) + (' …' if len(shared) > 10 else '')
+        warnings.warn(f'training and validation share {len(shared)} classes ({names}): the accuracy will not be that on unseen '
+                      'classes. ClassSplitter keeps them apart', stacklevel=3)

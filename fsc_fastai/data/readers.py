@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ __all__ = ['ImageList', 'read_folder', 'read_filelists', 'read_csvs', 'read_easy
 
 SETS = {'train': ('base', 'train'), 'valid': ('val', 'valid', 'validation'), 'test': ('novel', 'test')}
 "What the layouts call the three sets"
+
+Source = str | Path | Mapping[str, str | Path]
+
+AS_SET = {name: s for s, names in SETS.items() for name in names}
 
 
 @dataclass
@@ -80,7 +84,8 @@ def read_folder(
     files = sorted(get_image_files(path))
     if not files: raise FileNotFoundError(f'no images in {path}: it needs a folder of images for each class')
     if loose := [f for f in files if f.parent == path]:
-        raise ValueError(f'{len(loose)} images lie in {path} itself, such as {loose[0].name}: each class needs a folder of its own')
+        raise ValueError(f'{len(loose)} images lie in {path} itself, such as {loose[0].name}: '
+                         'each class needs a folder of its own')
     return ImageList(files, [f.parent.name for f in files])
 
 
@@ -110,7 +115,7 @@ def _read_filelist(fname: Path, root: Path | None) -> ImageList:
 
 
 def read_filelists(
-    source: str | Path | dict[str, str | Path], # Folder of base.json, val.json, novel.json; one such file; or {set: file}
+    source: Source, # Folder of base.json, val.json, novel.json; one such file; or {set: file}
     root: str | Path | None = None, # What relative image names start from; None: the folder of the file list
 ) -> ImageList:
     "The field's JSON file lists: `label_names`, `image_names` and `image_labels`"
@@ -118,12 +123,12 @@ def read_filelists(
     return _join_sets({s: _read_filelist(f, None if root is None else Path(root)) for s, f in files.items()})
 
 
-def _set_files(source: Any, suffix: str) -> dict[str, Path]:
+def _set_files(source: Source, suffix: str) -> dict[str, Path]:
     "Set name to file, from a folder, one file or a mapping"
-    if isinstance(source, dict):
-        as_set = {name: s for s, names in SETS.items() for name in names}
-        if unknown := set(source) - set(as_set): raise ValueError(f'no set {", ".join(sorted(unknown))}: one of {", ".join(as_set)}')
-        return {as_set[k]: Path(v) for k, v in source.items()}
+    if isinstance(source, Mapping):
+        if unknown := set(source) - set(AS_SET):
+            raise ValueError(f'no set {", ".join(sorted(unknown))}: one of {", ".join(AS_SET)}')
+        return {AS_SET[k]: Path(v) for k, v in source.items()}
     path = Path(source)
     if path.is_dir():
         files = _existing(path, suffix)
@@ -137,7 +142,7 @@ def _join_sets(parts: dict[str, ImageList]) -> ImageList: return parts[''] if ''
 
 
 def read_csvs(
-    source: str | Path | dict[str, str | Path], # Folder of train.csv, val.csv, test.csv; one such file; or {set: file}
+    source: Source, # Folder of train.csv, val.csv, test.csv; one such file; or {set: file}
     root: str | Path | None = None, # What relative file names start from; None: `images` beside the CSV, or its folder
 ) -> ImageList:
     "CSVs with the columns `filename` and `label`, as of Ravi & Larochelle's split of miniImageNet"
@@ -150,8 +155,8 @@ def read_csvs(
 
 
 def read_easyfsl(
-    source: str | Path | dict[str, str | Path], # A specs file; {set: file}; or a folder of train.json, val.json, test.json
-    root: str | Path | None = None, # What relative class folders start from; None: the working folder, as in easyfsl, or the file's
+    source: Source, # A specs file; {set: file}; or a folder of train.json, val.json, test.json
+    root: str | Path | None = None, # What relative class folders start from; None: the working folder, or the file's
 ) -> ImageList:
     "easyfsl's JSON: `class_names` and `class_roots`, a folder for each class"
     def read(fname: Path) -> ImageList:
@@ -159,7 +164,8 @@ def read_easyfsl(
         names, roots = content['class_names'], content['class_roots']
         if len(names) != len(roots): raise ValueError(f'{fname} has {len(names)} class_names, but {len(roots)} class_roots')
         folders = _rooted(roots, None if root is None else Path(root), Path(), fname.parent)
-        if missing := [f for f in folders if not f.is_dir()]: raise FileNotFoundError(f'{fname}: no such class folder: {missing[0]}')
+        if missing := [f for f in folders if not f.is_dir()]:
+            raise FileNotFoundError(f'{fname}: no such class folder: {missing[0]}')
         members = [(f, name) for name, folder in zip(names, folders, strict=True) for f in sorted(get_image_files(folder))]
         return ImageList([f for f, _ in members], [name for _, name in members])
     return _join_sets({s: read(f) for s, f in _set_files(source, '.json').items()})
@@ -179,10 +185,9 @@ def read_df(
     if missing := [c for c in columns if c not in df.columns]:
         raise ValueError(f'{name} has no column {", ".join(map(str, missing))}; it has {", ".join(map(str, df.columns))}')
     files, labels, *sets = (df[c].tolist() for c in columns)
-    as_set = {name: s for s, names in SETS.items() for name in names}
-    if sets and (unknown := sorted(set(map(str, sets[0])) - set(as_set))):
-        raise ValueError(f'{name}: column {columns[2]} has {unknown[0]!r}; known are {", ".join(as_set)}')
-    return ImageList([Path(root)/str(f) for f in files], labels, [as_set[str(s)] for s in sets[0]] if sets else [])
+    if sets and (unknown := sorted(set(map(str, sets[0])) - set(AS_SET))):
+        raise ValueError(f'{name}: column {columns[2]} has {unknown[0]!r}; known are {", ".join(AS_SET)}')
+    return ImageList([Path(root)/str(f) for f in files], labels, [AS_SET[str(s)] for s in sets[0]] if sets else [])
 
 
 def read_dataset(
@@ -203,16 +208,20 @@ def read_images(
     "Images from whatever `source` is: its layout is told by what is there"
     if isinstance(source, ImageList): return source
     if isinstance(source, pd.DataFrame): return read_df(source)
-    if isinstance(source, str | Path | dict):
-        path = None if isinstance(source, dict) else Path(source)
-        one = next(iter(source.values())) if path is None else path
-        if path is not None and path.is_dir():
-            if files := _existing(path, '.json'): return read_filelists(files)
-            if files := _existing(path, '.csv'): return read_csvs(files)
-            return read_folder(path)
-        if Path(one).suffix == '.csv': return read_csvs(source)
-        if Path(one).suffix == '.json':
-            return read_easyfsl(source) if Path(one).is_file() and '"class_roots"' in Path(one).read_text() else read_filelists(source)
-        raise FileNotFoundError(f'no such folder, and no .json or .csv file list: {one}')
+    if isinstance(source, Mapping): return _read_by_suffix(source, Path(next(iter(source.values()))))
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_dir(): return _read_by_suffix(path, path)
+        if files := _existing(path, '.json'): return _read_by_suffix(files, files['train'])
+        if files := _existing(path, '.csv'): return read_csvs(files)
+        return read_folder(path)
     if hasattr(source, '__getitem__') and hasattr(source, '__len__'): return read_dataset(source)
     raise TypeError(f'no images can be read from a {type(source).__name__}: a folder, file list, CSV, frame or dataset')
+
+
+def _read_by_suffix(source: Source, first: Path) -> ImageList:
+    "Images from files of which `first` is one"
+    if not first.exists(): raise FileNotFoundError(f'no such file or folder: {first}')
+    if first.suffix == '.csv': return read_csvs(source)
+    if first.suffix != '.json': raise ValueError(f'{first} is neither a folder, nor a .json or .csv file list')
+    return read_easyfsl(source) if '"class_roots"' in first.read_text(errors='replace') else read_filelists(source)

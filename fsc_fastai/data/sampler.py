@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from fastcore.basics import listify
 
 __all__ = ['EpisodeIndices', 'EpisodeSampler', 'Count']
 
@@ -22,12 +21,12 @@ class EpisodeIndices(NamedTuple):
 
 def _as_range(name: str, count: Count) -> tuple[int, int]:
     "`count` as (lowest, highest); `ValueError` unless 1 ≤ lowest ≤ highest"
-    low, high = (count, count) if np.ndim(count) == 0 else listify(count)
-    for o in (low, high):
-        if isinstance(o, bool) or not isinstance(o, int | np.integer):
-            raise TypeError(f'{name}={count!r}: an int, or a pair of ints (lowest, highest)')
+    numbers = list(count) if isinstance(count, tuple | list) else [count, count]
+    if len(numbers) != 2 or not all(isinstance(o, int | np.integer) and not isinstance(o, bool) for o in numbers):
+        raise TypeError(f'{name}={count!r}: an int, or a pair of ints (lowest, highest)')
+    low, high = map(int, numbers)
     if not 1 <= low <= high: raise ValueError(f'{name}={count!r}: at least 1' + (', lowest first' if low > high else ''))
-    return int(low), int(high)
+    return low, high
 
 
 def _names(classes: Sequence, limit: int = 10) -> str:
@@ -66,7 +65,8 @@ class EpisodeSampler:
         members = np.split(order, starts[1:]) if len(classes) else []
         needed = self._shot[1] + self._query[1]
         self.dropped = {int(c): len(m) for c, m in zip(classes, members, strict=True) if len(m) < needed}
-        if self.dropped and not drop_small: raise ValueError(f'{self._too_small(needed)}; or pass drop_small=True to leave them out')
+        if self.dropped and not drop_small:
+            raise ValueError(f'{self._too_small(needed)}: ask for fewer, or pass drop_small=True to leave them out')
         kept = [(int(c), m) for c, m in zip(classes, members, strict=True) if len(m) >= needed]
         self.classes, self._members = [c for c, _ in kept], [m for _, m in kept]
         if len(kept) < self._way[1]:
@@ -78,8 +78,8 @@ class EpisodeSampler:
 
     def _too_small(self, needed: int) -> str:
         counts = _names([f'{self._class_name(c)!r}: {n}' for c, n in self.dropped.items()])
-        return (f'{len(self.dropped)} classes of {self.name} with fewer than n_shot + n_query = {self._shot[1]} + {self._query[1]} '
-                f'= {needed} images ({counts})')
+        return (f'{len(self.dropped)} classes of {self.name} with fewer than n_shot + n_query = '
+                f'{self._shot[1]} + {self._query[1]} = {needed} images ({counts})')
 
     def describe_dropped(self) -> str:
         "The classes that `drop_small` left out, with their counts; empty when there are none"

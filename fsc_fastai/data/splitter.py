@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class FolderSplitter:
 
 
 def check_disjoint(
-    sets: dict[str, Collection], # Class names by the name of their set
+    sets: Mapping[str, Collection], # Class names by the name of their set
 ) -> None:
     "`ValueError` naming the classes that more than one set has"
     counts = Counter(c for classes in sets.values() for c in set(classes))
