@@ -12,6 +12,7 @@ their start: every residual branch counts from the first step (timm starts the l
 """
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch.nn.functional as F
@@ -48,8 +49,8 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         self.num_features = self.head_hidden_size = num_features
-        self.in_chans, self.drop_rate = in_chans, drop_rate
-        self.reset_classifier(num_classes, global_pool)
+        self.in_chans, self.drop_rate, self.num_classes = in_chans, drop_rate, num_classes
+        self.global_pool, self.fc = create_classifier(num_features, num_classes, pool_type=global_pool)
 
     def init_weights(self) -> None:
         "The field's start: He's normal by fan-out for convolutions, 1 and 0 for batch norms"
@@ -153,7 +154,7 @@ class ResNet12Block(nn.Module):
 class ResNet12(Backbone):
     "The residual net of the cross attention network (Hou et al. 2019): 3×3 stem, four blocks of three convolutions"
     def __init__(self,
-        widths: tuple[int, ...] = (64, 128, 256, 512), # Channels of the blocks
+        widths: tuple[int, int, int, int] = (64, 128, 256, 512), # Channels of the blocks
         in_chans: int = 3, # Channels of the images
         **kwargs: Any, # `num_classes`, `global_pool`, `drop_rate`
     ):
@@ -161,17 +162,16 @@ class ResNet12(Backbone):
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.act1 = nn.ReLU(inplace=True)
-        self.feature_info = [{'num_chs': widths[0], 'reduction': 1, 'module': 'act1'}]
-        for i, (n_in, n_out) in enumerate(zip((widths[0], *widths), widths, strict=False), 1):
-            self.add_module(f'layer{i}', nn.Sequential(ResNet12Block(n_in, n_out)))
-            self.feature_info.append({'num_chs': n_out, 'reduction': 2**i, 'module': f'layer{i}'})
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(ResNet12Block(n_in, n_out)) for n_in, n_out in pairwise((widths[0], *widths)))
+        self.feature_info = [{'num_chs': n, 'reduction': 2**i, 'module': f'layer{i}' if i else 'act1'}
+                             for i, n in enumerate((widths[0], *widths))]
         self.init_weights()
 
     def forward_features(self, x: Tensor) -> Tensor:
         "Images to feature maps `(n, C, H/16, W/16)`"
         x = self.act1(self.bn1(self.conv1(x)))
-        for info in self.feature_info[1:]: x = getattr(self, info['module'])(x)
-        return x
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
 def _convnet(name: str, pretrained: bool, depth: int = 4, **kwargs: Any) -> nn.Module:

@@ -7,16 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .layers import full_precision, plain
+from .losses import EpisodeCrossEntropy
+
 __all__ = ['FewShotModel', 'Processed', 'episode_way', 'one_hot', 'class_means']
 
 
 def episode_way(support_y: Tensor) -> int:
     """The number of classes of an episode, from the labels of its support.
 
-    An episodic loader's labels carry their `classes`, which tells without asking the device; plain integer labels are 0…n_way−1.
+    An episodic loader's labels carry their `classes`, and one-hot labels have a column for each class: both tell without asking
+    the device. Plain integer labels are 0…n_way−1.
     """
+    if support_y.ndim == 2: return support_y.shape[1]
     classes = getattr(support_y, 'classes', None)
-    return len(classes) if classes is not None else int(support_y.max()) + 1
+    return len(classes) if classes else int(support_y.max()) + 1
 
 
 def one_hot(
@@ -24,18 +29,18 @@ def one_hot(
     dtype: torch.dtype = torch.float32, # Type of the result
 ) -> Tensor:
     "`support_y` as a matrix `(n_support, n_way)`"
-    if support_y.ndim == 2: return torch.Tensor.to(support_y, dtype)
-    return (support_y[:, None] == torch.arange(episode_way(support_y), device=support_y.device)).to(dtype)
+    if support_y.ndim == 2: return plain(support_y).to(dtype)
+    return (plain(support_y)[:, None] == torch.arange(episode_way(support_y), device=support_y.device)).to(dtype)
 
 
 def class_means(
     f_support: Tensor, # Features `(n_support, ...)`
     support_y: Tensor, # Labels `(n_support,)`, or one-hot `(n_support, n_way)`
 ) -> Tensor:
-    "The mean feature of each class, `(n_way, ...)`; classes may have unequal shots"
+    "The mean feature of each class, `(n_way, ...)`; classes may have unequal shots, and come in any order"
     member = one_hot(support_y, f_support.dtype)
-    share = member / member.sum(0)
-    return (share.T @ f_support.flatten(1)).unflatten(1, f_support.shape[1:])
+    with full_precision(f_support): total = member.T @ f_support.flatten(1)
+    return (total / member.sum(0)[:, None]).unflatten(1, f_support.shape[1:])
 
 
 class Processed:
@@ -60,8 +65,11 @@ class FewShotModel(nn.Module):
         process  f_support, f_query → f_p      a tensor, or a `Processed`
         classify f_p → scores                 `(n_query, n_way)`, higher is likelier
 
-    In training a method may give its loss more than the scores: it overrides `training_output`.
+    In training a method may give its loss more than the scores: it overrides `training_output` and `default_loss`.
+    `config`, where `create_fsc_model` built the model, holds the plain values that build it again.
     """
+    config: dict[str, Any]
+
     def __init__(self,
         encoder: nn.Module, # Images `(n, 3, size, size)` to feature maps, with the attribute `out_shape` = (C, H, W)
         n_way: int = 5, # Classes of a training episode, for methods whose layers depend on it
@@ -86,6 +94,10 @@ class FewShotModel(nn.Module):
         "What the loss takes in training mode: the scores, or a tuple that starts with them"
         return self.classify(f_p)
 
+    def default_loss(self) -> nn.Module:
+        "The loss that the method is published with, of `training_output` in training and of scores in evaluation"
+        return EpisodeCrossEntropy()
+
     def forward_features(self, x: Tensor) -> Tensor:
         "timm's name for `encode`"
         return self.encode(x)
@@ -97,5 +109,5 @@ class FewShotModel(nn.Module):
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Any:
         "Images of one episode to scores `(n_query, n_way)`"
-        f = self.encode(torch.cat([support_x, query_x]))
+        f = self.encode(torch.cat([plain(support_x), plain(query_x)]))
         return self.forward_head(f[:support_x.shape[0]], support_y, f[support_x.shape[0]:])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import FewShotModel, Processed, class_means
+from .encoder import Encoder
 from .layers import cosine, full_precision, unit
 from .losses import CrossAttentionLoss
 
@@ -46,9 +47,7 @@ class CrossAttention(nn.Module):
         self.shrink = nn.Conv2d(n_positions, n_inner, 1)
         self.norm = nn.BatchNorm2d(n_inner)
         self.expand = nn.Conv2d(n_inner, n_positions, 1)
-        for conv in (self.shrink, self.expand):
-            nn.init.kaiming_normal_(conv.weight, mode='fan_out')
-            nn.init.zeros_(conv.bias)
+        for conv in (self.shrink, self.expand): nn.init.kaiming_normal_(conv.weight, mode='fan_out')
 
     def attention(self,
         a: Tensor, # Unit features `(n_a, C, H·W)` to be attended
@@ -79,7 +78,7 @@ class CrossAttentionNet(FewShotModel):
     Maps of another size than in training are pooled to the trained size, whose positions the attention module knows.
     """
     def __init__(self,
-        encoder: nn.Module, # Images to feature maps, with `out_shape`
+        encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Not needed: any way is classified
         n_classes: int = 0, # Classes of the training domain, for the global classifier; 0: without
         scale: float = 7., # Of the cosine

@@ -4,14 +4,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .base import FewShotModel
 from .cross_attention import CrossAttentionNet
-from .encoder import create_encoder
+from .encoder import Encoder, Weights, create_encoder
 from .graph import GNNNet
 from .matching import MatchingNet
 from .proto import ProtoNet
@@ -62,7 +61,7 @@ def create_fsc_model(
     n_way: int = 5, # Classes of a training episode
     n_classes: int = 0, # Classes of the training domain, for methods with a global classifier
     img_size: int = 84, # Side of the training images
-    pretrained: bool | str | Path | Mapping[str, Any] = False, # timm's weights, a checkpoint file, or a state dict of encoder weights
+    pretrained: Weights = False, # True: timm's weights; or a checkpoint file or a state dict with those of the encoder
     in_chans: int = 3, # Channels of the images
     encoder_kwargs: Mapping[str, Any] | None = None, # For `create_encoder`
     **kwargs: Any, # For the method
@@ -77,13 +76,15 @@ def create_fsc_model(
         raise ValueError('This configuration is of a model around a module of your own: pass `arch=` that module')
     encoder = create_encoder(arch, pretrained, img_size, in_chans, **(encoder_kwargs or {}))
     model = cls(encoder, n_way=n_way, n_classes=n_classes, **kwargs)
-    model.config = _plain({'method': cls.__name__, 'arch': arch if isinstance(arch, str) else None, 'n_way': n_way,
-                           'n_classes': n_classes, 'img_size': img_size, 'in_chans': in_chans,
-                           'encoder_kwargs': dict(encoder_kwargs or {}), **kwargs})
+    model.config = _config(cls, encoder, n_way=n_way, n_classes=n_classes, **kwargs)
     return model
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def _config(cls: type[FewShotModel], encoder: Encoder, **kwargs: Any) -> dict[str, Any]:
+    "The arguments that build a model again, as plain values"
+    of_encoder = dict(encoder.config or {'arch': None, 'img_size': encoder.img_size, 'in_chans': encoder.in_chans})
+    outer = {k: of_encoder.pop(k) for k in ('arch', 'img_size', 'in_chans')}
+    config = {'method': cls.__name__, **outer, 'encoder_kwargs': of_encoder, **kwargs}
     try: return json.loads(json.dumps(config))
     except TypeError as e:
         raise TypeError(f'Arguments of a model must be plain values (numbers, strings, lists), to be saved with it: {e}') from e

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -9,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import FewShotModel, Processed, episode_way, one_hot
+from .encoder import Encoder
 from .layers import Pool, pool_vectors, vector_size
-from .losses import EpisodeCrossEntropy
 
 __all__ = ['GNNNet', 'GraphNodes', 'GraphNet', 'GraphLayer', 'Adjacency', 'GraphLayerTrace']
 
@@ -50,7 +51,7 @@ class Adjacency(nn.Module):
     ):
         super().__init__()
         sizes = (n_in, 2 * width, 2 * width, width, width)
-        self.hidden = nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (
+        self.hidden = nn.Sequential(*[layer for a, b in pairwise(sizes) for layer in (
             nn.Conv2d(a, b, 1), nn.BatchNorm2d(b, track_running_stats=False), nn.LeakyReLU())])
         self.last = nn.Conv2d(width, 1, 1)
 
@@ -96,7 +97,7 @@ class GraphNet(nn.Module):
         self.last = GraphLayer(n_in + n_hidden * (width // 2), n_out, width, norm=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[GraphLayerTrace, ...]]:
-        "Nodes `(n_graphs, n_nodes, n_in)` to their scores `(n_graphs, n_nodes, n_out)`, and the trace of each layer, last one last"
+        "Nodes `(n_graphs, n_nodes, n_in)` to scores `(n_graphs, n_nodes, n_out)` of every node, and each layer's trace in order"
         trace = []
         for layer in self.layers:
             new, seen = layer(x)
@@ -107,13 +108,13 @@ class GraphNet(nn.Module):
 
 
 class GNNNet(FewShotModel):
-    """The graph network of Garcia and Bruna 2018 (Table I of Sun et al. 2020): an fc layer and concatenation with the labels, then the GNN.
+    """Graph network (Garcia and Bruna 2018; Table I of Sun et al. 2020): fc layer and labels appended, then the GNN.
 
-    Any shot and any number of queries; the way is fixed by training (`ValueError` otherwise). Its batch norms use the statistics
-    of the episode always, as published: a score depends on the other queries of the batch.
+    Scores `(n_query, n_way)`, for any shot and any number of queries; the way is fixed by training (`ValueError` otherwise).
+    Its batch norms use the statistics of the episode always, as published: a score depends on the other queries of the batch.
     """
     def __init__(self,
-        encoder: nn.Module, # Images to feature maps, with `out_shape`
+        encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Classes of every episode, in training and after
         n_classes: int = 0, # Not needed
         n_features: int = 128, # Of a node, without its label
@@ -122,7 +123,7 @@ class GNNNet(FewShotModel):
     ):
         super().__init__(encoder, n_way, n_classes)
         self.pool = pool
-        self.fc = nn.Sequential(nn.Linear(vector_size(encoder, pool), n_features),
+        self.fc = nn.Sequential(nn.Linear(vector_size(encoder.out_shape, pool), n_features),
                                 nn.BatchNorm1d(n_features, track_running_stats=False))
         self.gnn = GraphNet(n_features + n_way, n_way, width)
 
@@ -148,7 +149,3 @@ class GNNNet(FewShotModel):
     def classify(self, f_p: GraphNodes) -> Tensor:
         "Scores `(n_query, n_way)` of the query nodes"
         return self.classify_with_trace(f_p)[0]
-
-    def default_loss(self) -> nn.Module:
-        "Cross entropy"
-        return EpisodeCrossEntropy()

@@ -6,20 +6,21 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import has_torch_function
 
-__all__ = ['Pool', 'pool_vectors', 'vector_size', 'full_precision', 'unit', 'cosine']
+__all__ = ['Pool', 'pool_vectors', 'vector_size', 'plain', 'single', 'full_precision', 'unit', 'cosine']
 
 Pool = Literal['avg', 'flatten']
 
 
 def vector_size(
-    encoder: nn.Module, # Has `out_shape` = (C, H, W)
+    out_shape: tuple[int, int, int], # (C, H, W) of the encoder's maps
     pool: Pool, # 'avg' or 'flatten'
 ) -> int:
-    "The length of the vectors that `pool_vectors` makes of the encoder's maps"
+    "The length of the vectors that `pool_vectors` makes of the encoder's maps; `ValueError` for an unknown `pool`"
     if pool not in get_args(Pool): raise ValueError(f'pool={pool!r}: choose from {get_args(Pool)}')
-    c, h, w = encoder.out_shape
+    c, h, w = out_shape
     return c if pool == 'avg' else c * h * w
 
 
@@ -29,6 +30,16 @@ def pool_vectors(
 ) -> Tensor:
     "Maps to vectors"
     return f.mean((-2, -1)) if pool == 'avg' and f.ndim == 4 else f.flatten(1)
+
+
+def plain(x: Tensor) -> Tensor:
+    "`x` without fastai's subclass, which would send every operation through Python"
+    return x.as_subclass(Tensor) if type(x) is not Tensor and has_torch_function((x,)) else x
+
+
+def single(x: Tensor) -> Tensor:
+    "`x` in single precision at least: squares leave the range of half precision"
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
@@ -41,8 +52,8 @@ def unit(
     x: Tensor, # Features
     dim: int = -1, # Along which to measure
 ) -> Tensor:
-    "`x` at length 1 along `dim`, in single precision at least: squares leave the range of half precision"
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=dim)
+    "`x` at length 1 along `dim`, in single precision at least"
+    return F.normalize(single(x), dim=dim)
 
 
 def cosine(

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import FewShotModel, one_hot
+from .encoder import Encoder
 from .layers import Pool, cosine, pool_vectors, vector_size
-from .losses import EpisodeCrossEntropy
 from .pairs import LabelledPairs
 
 __all__ = ['MatchingNet', 'FullContext']
@@ -40,9 +40,12 @@ class FullContext(nn.Module):
 
 
 class MatchingNet(FewShotModel):
-    "Matching network (Vinyals et al. 2016, equation (1)): scores are log-probabilities of the classes under softmax attention by cosine"
+    """Matching network (Vinyals et al. 2016, equation (1)).
+
+    Scores `(n_query, n_way)` are log-probabilities: softmax attention by cosine over the support samples, summed over each class.
+    """
     def __init__(self,
-        encoder: nn.Module, # Images to feature maps, with `out_shape`
+        encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Not needed: any way is classified
         n_classes: int = 0, # Not needed
         scale: float = 10., # Of the cosine: 1 as published, more lets the attention choose
@@ -51,7 +54,7 @@ class MatchingNet(FewShotModel):
     ):
         super().__init__(encoder, n_way, n_classes)
         self.scale, self.pool = scale, pool
-        n_features = vector_size(encoder, pool)
+        n_features = vector_size(encoder.out_shape, pool)
         self.context = FullContext(n_features) if fce else None
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> LabelledPairs:
@@ -64,7 +67,3 @@ class MatchingNet(FewShotModel):
         "Log-probabilities `(n_query, n_way)`"
         attention = F.log_softmax(self.scale * cosine(f_p.query, f_p.support), 1)
         return (attention[:, :, None] + f_p.labels.log()).logsumexp(1)
-
-    def default_loss(self) -> nn.Module:
-        "Cross entropy"
-        return EpisodeCrossEntropy()

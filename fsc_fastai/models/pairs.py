@@ -13,9 +13,10 @@ __all__ = ['Pairs', 'LabelledPairs', 'pair_parts']
 
 @dataclass
 class Pairs(Processed):
-    """Every query with every class prototype, kept apart: `features` materialises the pairs, which a plain step never needs.
+    """Every query with every class prototype, kept apart.
 
-    `features` is `(n_query, n_way, 2C, ...)`, the prototype first. `w * pairs` is such a tensor, weighted; `classify` takes both forms.
+    `features` materialises the pairs `(n_query, n_way, 2C, ...)`, the prototype first, which a plain step never needs.
+    `w * pairs` is such a dense tensor, weighted; `classify` takes both forms.
     """
     support: Tensor # Class prototypes `(n_way, C, ...)`
     query: Tensor # Queries `(n_query, C, ...)`

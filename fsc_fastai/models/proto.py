@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import FewShotModel, class_means
-from .layers import Pool, cosine, full_precision, pool_vectors, vector_size
-from .losses import EpisodeCrossEntropy
+from .encoder import Encoder
+from .layers import Pool, cosine, full_precision, pool_vectors, single, vector_size
 from .pairs import Pairs, pair_parts
 
 __all__ = ['ProtoNet']
@@ -16,9 +16,12 @@ Distance = Literal['euclidean', 'cosine']
 
 
 class ProtoNet(FewShotModel):
-    "Prototypical network (Snell et al. 2017, equation (2)): scores are negative squared distances to the class means, or scaled cosines"
+    """Prototypical network (Snell et al. 2017, equation (2)).
+
+    Scores `(n_query, n_way)` are negative squared distances to the class means, or scaled cosines.
+    """
     def __init__(self,
-        encoder: nn.Module, # Images to feature maps, with `out_shape`
+        encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Not needed: any way is classified
         n_classes: int = 0, # Not needed
         distance: Distance = 'euclidean', # 'euclidean' (squared, negative) or 'cosine'
@@ -27,7 +30,7 @@ class ProtoNet(FewShotModel):
     ):
         super().__init__(encoder, n_way, n_classes)
         if distance not in get_args(Distance): raise ValueError(f'distance={distance!r}: choose from {get_args(Distance)}')
-        vector_size(encoder, pool)
+        vector_size(encoder.out_shape, pool)
         self.distance, self.scale, self.pool = distance, scale, pool
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Pairs:
@@ -38,8 +41,4 @@ class ProtoNet(FewShotModel):
         "Scores `(n_query, n_way)` of `Pairs`, or of dense pairs `(n_query, n_way, 2C)`"
         support, query = pair_parts(f_p)
         if self.distance == 'cosine': return self.scale * cosine(query, support)
-        with full_precision(query): return -(query - support).float().square().sum(-1)
-
-    def default_loss(self) -> nn.Module:
-        "Cross entropy"
-        return EpisodeCrossEntropy()
+        with full_precision(query): return -(single(query) - single(support)).square().sum(-1)

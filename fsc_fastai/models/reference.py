@@ -2,17 +2,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-
-from .base import FewShotModel
-from .encoder import Encoder
 
 __all__ = ['LoadReport', 'load_reference_state', 'load_encoder_weights', 'read_state']
 
@@ -53,24 +52,39 @@ def read_state(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(weights, Mapping):
         where = str(weights)
         if not Path(weights).is_file(): raise FileNotFoundError(f'No checkpoint file {where}')
-        weights = (load_file(weights) if Path(weights).suffix == '.safetensors'
-                   else torch.load(weights, map_location='cpu', weights_only=True))
+        weights = _read_file(Path(weights))
     for wrapper in ('state', 'state_dict', 'model'):
         if isinstance(weights, Mapping) and isinstance(weights.get(wrapper), Mapping): weights = weights[wrapper]
     tensors = {k: v for k, v in weights.items() if isinstance(v, Tensor)} if isinstance(weights, Mapping) else {}
     if not tensors: raise ValueError(f'{where} holds no state dict with tensors')
-    return {re.sub(r'^(module\.)+', '', k): v for k, v in tensors.items()}
+    return {re.sub(r'^(module\.|_orig_mod\.)+', '', k): v for k, v in tensors.items()}
 
 
-def _encoder_of(model: nn.Module) -> tuple[str, nn.Module]:
-    "The name prefix of the backbone within a model, and the backbone"
-    if isinstance(model, FewShotModel): prefix, inner = _encoder_of(model.encoder); return 'encoder.' + prefix, inner
-    return ('body.', model.body) if isinstance(model, Encoder) else ('', model)
+def _read_file(path: Path) -> Any:
+    if path.suffix == '.safetensors': return load_file(path)
+    try: return torch.load(path, map_location='cpu', weights_only=True)
+    except UnpicklingError as e:
+        raise ValueError(f'{path} holds more than tensors, and could run code of its writer. If you trust it, '
+                         'load it with torch.load(..., weights_only=False) and pass the state dict in it') from e
+
+
+def _some(names: Iterable[str]) -> str:
+    first = list(islice(names, 4))
+    return ', '.join(first[:3]) + ', …' * (len(first) > 3) or 'nothing'
+
+
+def _backbone_of(model: nn.Module) -> tuple[str, nn.Module]:
+    "The name prefix of the backbone within a model or an encoder, and the backbone"
+    prefix = ''
+    for part in ('encoder', 'body'):
+        inner = getattr(model, part, None)
+        if isinstance(inner, nn.Module): prefix, model = f'{prefix}{part}.', inner
+    return prefix, model
 
 
 def _residual_blocks(body: nn.Module) -> list[str]:
     "Names of the residual blocks in order: layer1.0, layer1.1, …"
-    return [f'{stage}.{i}' for stage, m in body.named_children() if re.fullmatch(r'layer\d', stage) for i in range(len(m))]
+    return [name for name, _ in body.named_modules() if re.fullmatch(r'layer\d\.\d+', name)]
 
 
 def _backbone_name(name: str, blocks: list[str]) -> str:
@@ -95,13 +109,14 @@ def _candidates(name: str, prefix: str, blocks: list[str]) -> Iterator[str]:
     "Our names for a tensor, likeliest first"
     yield name
     yield _head_name(name)
-    bare = re.sub(r'^(encoder\.body|encoder|body|feature|base|backbone|0)\.', '', name)
+    bare = re.sub(r'^((encoder|body|feature|base|backbone|model|0)\.)+', '', name)
+    yield prefix + name
     yield prefix + _backbone_name(bare, blocks)
 
 
 def _place(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
     "The tensors of `state` under the names of `model`, and the report"
-    ours, (prefix, body) = model.state_dict(), _encoder_of(model)
+    ours, (prefix, body) = model.state_dict(), _backbone_of(model)
     blocks, placed, report = _residual_blocks(body), {}, LoadReport()
     for name, value in state.items():
         target = next((c for c in _candidates(name, prefix, blocks) if c in ours), None)
@@ -117,7 +132,7 @@ def _place(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Ten
 
 def load_reference_state(
     model: nn.Module, # A few-shot model, an `Encoder`, or a backbone
-    state_dict: str | Path | Mapping[str, Any], # Tensors by name, a wrapper around them (`state`, `state_dict`), or a file of either
+    state_dict: str | Path | Mapping[str, Any], # Tensors by name, a wrapper around them (`state`, `state_dict`), or a file
 ) -> LoadReport:
     """Load weights under the names of the publications' code, or our own, and report what found a place.
 
@@ -126,14 +141,14 @@ def load_reference_state(
     state = read_state(state_dict)
     placed, report = _place(model, state)
     if not placed:
-        raise ValueError(f'No tensor of the checkpoint fits this {type(model).__name__}: it holds {", ".join(list(state)[:3])}, …; '
-                         f'wanted {", ".join(list(model.state_dict())[:3])}, …')
+        raise ValueError(f'The checkpoint has nothing for this {type(model).__name__}: it holds {_some(state)}; '
+                         f'wanted {_some(model.state_dict())}')
     model.load_state_dict(placed, strict=False)
     return report
 
 
 def load_encoder_weights(
-    encoder: Encoder, # Gets the weights
+    encoder: nn.Module, # Gets the weights
     weights: str | Path | Mapping[str, Any], # State dict or checkpoint of an encoder, or of a model that holds one
 ) -> LoadReport:
     """Load an encoder out of a checkpoint, whatever stands around it there.
@@ -142,7 +157,7 @@ def load_encoder_weights(
     """
     placed, report = _place(encoder, read_state(weights))
     if report.missing:
-        raise ValueError(f'The checkpoint lacks {len(report.missing)} tensors of the encoder {encoder.name}, such as '
-                         f'{", ".join(report.missing[:3])}; in it without a place: {", ".join(report.unexpected[:3]) or "none"}')
+        raise ValueError(f'The checkpoint lacks {len(report.missing)} tensors of the encoder, such as '
+                         f'{_some(report.missing)}; it has no place for {_some(report.unexpected)}')
     encoder.load_state_dict(placed, strict=False)
     return report

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import FewShotModel, class_means
+from .encoder import Encoder
 from .losses import EpisodeCrossEntropy, SigmoidMSE
 from .pairs import Pairs
 
@@ -122,7 +123,7 @@ class RelationNet(FewShotModel):
     episode always, as published: a score depends on the other queries of the batch.
     """
     def __init__(self,
-        encoder: nn.Module, # Images to feature maps, with `out_shape`
+        encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Not needed: any way is classified
         n_classes: int = 0, # Not needed
         hidden: int = 8, # Width between the two linear layers
