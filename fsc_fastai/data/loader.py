@@ -207,7 +207,7 @@ class EpisodicDL(_CachedDL):
     def sampler(self) -> EpisodeSampler:
         "Draws the episodes; made at the first use, because an exported loader has no images"
         if self._sampler is None:
-            name = {0: 'the training set', 1: 'the validation set'}.get(getattr(self.dataset, 'split_idx', -1), 'the dataset')
+            name = {0: 'the training set', 1: 'the held-out set'}.get(getattr(self.dataset, 'split_idx', -1), 'the dataset')
             self._sampler = EpisodeSampler(self.labels, self.n_way, self.n_shot, self.n_query, self.seed, self.drop_small,
                                            self.vocab, name)
         return self._sampler

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class EpisodeDataLoaders(DataLoaders):
         images: ImageList, # Images, classes and perhaps sets, as a reader of `fsc_fastai.data.readers` gives them
         path: str | Path = '.', # Where a `Learner` stores things
         *,
-        splitter: ClassSplitter | None = None, # Classes of each set; None: the list's own sets, or else 20 % to validate on
+        splitter: Callable | None = None, # `ClassSplitter(…)`; None: the list's own sets, or else 20 % of the classes to validate on
         size: int = 84, # Side of the images that the model sees
         item_tfms: Any = None, # Instead of the default, see `episode_transforms`
         batch_tfms: Any = None, # Instead of the default
@@ -58,8 +59,8 @@ class EpisodeDataLoaders(DataLoaders):
     ) -> EpisodeDataLoaders:
         "From a list of images. A class is in one set only; broken, missing or too few images raise an error that names them"
         images = images.checked(verify)
-        if splitter is None and images.sets: splits = images.splits()
-        else: splits = (splitter or ClassSplitter(seed=seed)).split_labels(images.labels)
+        if splitter is None: splits = images.splits() if images.sets else ClassSplitter(seed=seed).split_labels(images.labels)
+        else: splits = splitter.split_labels(images.labels) if isinstance(splitter, ClassSplitter) else splitter(images.files)
         default_item, default_batch = episode_transforms(size)
         images_block = TransformBlock(type_tfms=open_image, batch_tfms=IntToFloatTensor)
         block = DataBlock(blocks=(images_block, EpisodeBlock(seed=seed, **kwargs)),
@@ -135,14 +136,23 @@ class EpisodeDataLoaders(DataLoaders):
         "From a `DataBlock`; a third set of its splitter becomes the domain `'novel'`"
         if not issubclass(dblock.dl_type, EpisodicDL):
             raise TypeError('from_dblock needs a DataBlock whose last block is EpisodeBlock(...), in place of CategoryBlock')
-        dls = dblock.dataloaders(source, path=path, device=device, **kwargs)
+        return cls.from_dls(dblock.dataloaders(source, path=path, device=device, **kwargs))
+
+    @classmethod
+    def from_dls(cls,
+        dls: DataLoaders, # Of `EpisodicDL`s, as `DataBlock.dataloaders` returns them
+    ) -> EpisodeDataLoaders:
+        "fastai's plain `DataLoaders` of episodes with what this class adds; a third loader becomes the domain `'novel'`"
+        if isinstance(dls, cls): return dls
+        if not all(isinstance(dl, EpisodicDL) for dl in dls):
+            raise TypeError(f'loaders of episodes are needed, not {", ".join(type(dl).__name__ for dl in dls)}: use EpisodeBlock')
         _draw_all(dls.loaders)
         train, valid, *rest = dls.loaders
-        return cls(train, valid, path=path, device=dls.device, domains={NOVEL: rest[0]} if rest else {})
+        return cls(train, valid, path=dls.path, device=dls.device, domains={NOVEL: rest[0]} if rest else {})
 
     def as_domains(self,
         domains: Any, # {name: source}, or one source: a folder, file list, frame, dataset, `ImageList`, loader or loaders
-        **kwargs, # Other settings of the episodes than in validation: n_way, n_shot, n_query, n_episodes, seed, drop_small, cache
+        **kwargs, # Settings that differ from validation: n_way, n_shot, n_query, n_episodes, seed, drop_small, cache; verify
     ) -> dict[str, EpisodicDL]:
         """Episodes to test on, by name, with the transforms of validation.
 
@@ -151,20 +161,21 @@ class EpisodeDataLoaders(DataLoaders):
         """
         if not isinstance(domains, dict):
             domains = {Path(domains).name if isinstance(domains, str | Path) else 'test': domains}
-        return {name: self._as_domain(source, **kwargs) for name, source in domains.items()}
+        return {name: self._as_domain(name, source, **kwargs) for name, source in domains.items()}
 
-    def _as_domain(self, source: Any, **kwargs) -> EpisodicDL:
+    def _as_domain(self, name: str, source: Any, verify: bool | str = True, **kwargs) -> EpisodicDL:
         if isinstance(source, EpisodeDataLoaders) and NOVEL in source.domains: source = source.domains[NOVEL]
         if isinstance(source, DataLoaders): source = source.valid
         if isinstance(source, EpisodicDL): return source.new(**kwargs) if kwargs else source
         images = read_images(source)
         if 'test' in images.sets: images = images.subset(i for i, o in enumerate(images.sets) if o == 'test')
-        images = images.checked(kwargs.pop('verify', True))
+        images = images.checked(verify)
         items = list(zip(images.files, images.labels, strict=True))
         tfms = [[ItemGetter(0), open_image], [ItemGetter(1), EpisodeCategorize]]
         dsets = Datasets(items, tfms=tfms, splits=[[], range(len(items))])
         dl = self.valid.new(dsets.subset(1), **kwargs)
-        _draw_all([dl])
+        try: _draw_all([dl])
+        except ValueError as e: raise ValueError(f'domain {name!r}: {e}') from e
         return dl
 
     def with_domains(self,
@@ -179,7 +190,7 @@ class EpisodeDataLoaders(DataLoaders):
     def test(self) -> EpisodicDL:
         "Episodes of the source's own held-out classes"
         if NOVEL not in self.domains:
-            raise AttributeError(f'there is no test set: the domains are {", ".join(self.domains) or "none"}')
+            raise LookupError(f'there is no test set: the domains are {", ".join(self.domains) or "none"}')
         return self.domains[NOVEL]
 
     def test_images(self,

@@ -19,7 +19,7 @@ __all__ = ['show_episode']
 RIGHT, WRONG = '#2a9d3a', '#d1342f'
 
 
-def _strip(images: Tensor, colors: Sequence[str] = (), pad: int = 2, edge: int = 2) -> np.ndarray:
+def _strip(images: Tensor, colors: Sequence[str] = (), pad: int = 2, edge: int = 3) -> np.ndarray:
     "Images `(n, C, H, W)` side by side as `(H, W·n, 3)` floats, framed in `colors`"
     a = images.float().clamp(0, 255).numpy().transpose(0, 2, 3, 1) / 255
     n, h, w, _ = a.shape
@@ -48,7 +48,9 @@ def _grid(n_rows: int, n_support: int, n_query: int, figsize: tuple[float, float
 
 def _name_wrong(ax: Axes, names: list[str]) -> None:
     "Write below each image of a strip the name that it was wrongly given"
-    if any(names): ax.set_xticks((np.arange(len(names)) + .5) * ax.get_xlim()[1] / len(names), names, fontsize=7, color=WRONG)
+    if not any(names): return
+    short = [o if len(o) <= 10 else o[:9] + '…' for o in names]
+    ax.set_xticks((np.arange(len(names)) + .5) * ax.get_xlim()[1] / len(names), short, fontsize=7, color=WRONG)
 
 
 def show_episode(
