@@ -81,22 +81,21 @@ def _as_domains(learn: FSCLearner, domains: Any) -> dict[str, EpisodicDL]:
     raise ValueError('evaluate needs domains to test on: pass {name: folder}, or build the loaders with dls.with_domains(...)')
 
 
+def _bar(learn: FSCLearner, named: dict[str, EpisodicDL]) -> Iterable[tuple[str, EpisodicDL]]:
+    "The domains under a progress bar, unless the learner shows none (`with learn.no_bar()`)"
+    return progress_bar(named.items(), total=len(named), leave=False) if hasattr(learn, 'progress') else named.items()
+
+
 def _test_episodes(learn, domains, n_episodes, n_way, n_shot, n_query, seed, transductive=False, candidates=CANDIDATES):
     "Domain by domain: its name, its loader and the iterator of `episode_scores`; the model's mode is as before at the end"
     model, was_training = learn.model, learn.model.training
     named = _as_domains(learn, domains)
     samplers = {name: EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed=seed) for name, dl in named.items()}
     try:
-        for name, dl in learn.progress(named.items(), total=len(named)):
+        for name, dl in _bar(learn, named):
             features = encode_images(model, dl.images())
             yield name, dl, episode_scores(model, features, samplers[name], n_episodes, transductive, candidates)
     finally: model.train(was_training)
-
-
-@patch
-def progress(self: FSCLearner, items: Iterable, total: int) -> Iterable:
-    "`items` with a progress bar, unless the learner is told to show none (`with learn.no_bar()`)"
-    return progress_bar(items, total=total, leave=False) if self.create_mbar else items
 
 
 @patch

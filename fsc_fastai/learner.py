@@ -3,15 +3,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from fastai.callback import fp16, progress, schedule, tracker  # noqa: F401  these add their methods to Learner
 from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastai.optimizer import Adam
-from fastcore.basics import is_listy
 from torch import nn
 
 from .callback.accumulate import EpisodeAccumulation
@@ -75,8 +74,7 @@ class FSCLearner(Learner):
         **kwargs, # For `classification_learner`
     ) -> FSCLearner:
         "Train the encoder by plain classification of the training classes"
-        with self.no_bar() if not self.create_mbar else nullcontext():
-            pretrain_encoder(self.dls, self.model.encoder, epochs, lr, cbs=cbs, **kwargs)
+        pretrain_encoder(self.dls, self.model.encoder, epochs, lr, cbs, show_bar=hasattr(self, 'progress'), **kwargs)
         self.encoder_trained, self.opt = True, None
         return self
 
@@ -129,7 +127,7 @@ def fsc_learner(
     arch: str | nn.Module = 'resnet10', # Backbone: a name of timm's or of ours, or an encoder
     method: type[FewShotModel] | str = RelationNet, # How support and query are compared
     *,
-    pretrained: Any = False, # Encoder weights: True for timm's, a checkpoint file, a state dict, or an encoder already trained
+    pretrained: Any = False, # Encoder weights: True for timm's, a checkpoint, a state dict, or a trained encoder of this arch
     loss_func: Callable | None = None, # Default: the loss of the method
     opt_func: Callable = Adam, # Optimizer
     lr: float = 1e-3, # Default learning rate
@@ -143,11 +141,11 @@ def fsc_learner(
 
     Unknown names raise a `ValueError` that offers the nearest ones.
     """
-    encoder, weights = (pretrained, True) if isinstance(pretrained, nn.Module) else (arch, pretrained)
-    model = create_fsc_model(method, encoder, n_way=dls.train.n_way, n_classes=dls.n_classes, img_size=dls.img_size,
+    weights = pretrained.state_dict() if isinstance(pretrained, nn.Module) else pretrained
+    model = create_fsc_model(method, arch, n_way=dls.train.n_way, n_classes=dls.n_classes, img_size=dls.img_size,
                              pretrained=weights, **(method_kwargs or {}))
     metrics = [EpisodeAccuracy(), EpisodeCI95()] if metrics is None else metrics
     learn = FSCLearner(dls, model.to(dls.device), loss_func=loss_func or model.default_loss(), opt_func=opt_func, lr=lr,
                        cbs=cbs, metrics=metrics, splitter=splitter, **kwargs)
-    learn.encoder_trained = pretrained is not False or not isinstance(arch, str) and not is_listy(arch)
+    learn.encoder_trained = pretrained is not False or isinstance(arch, nn.Module)
     return learn

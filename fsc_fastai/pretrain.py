@@ -1,6 +1,9 @@
 "The first stage of the field: train the encoder by plain classification of the base classes"
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+from fastai.callback import progress, schedule  # noqa: F401  these add `no_bar` and `fit_one_cycle` to Learner
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
@@ -45,9 +48,10 @@ def pretrain_encoder(
     epochs: int = 20, # Passes over the training images
     lr: float = 3e-3, # Peak learning rate of the one-cycle schedule
     cbs=None, # Callbacks of the pre-training
+    show_bar: bool = True, # Show fastai's progress bar and table
     **kwargs, # For `classification_learner`
 ) -> nn.Module:
     "Train `encoder` to classify the training classes and return it; the first stage of Chen et al. 2019 and Tseng et al. 2020"
     learn = classification_learner(dls, encoder, **kwargs)
-    learn.fit_one_cycle(epochs, lr, cbs=cbs)
+    with nullcontext() if show_bar else learn.no_bar(): learn.fit_one_cycle(epochs, lr, cbs=cbs)
     return encoder

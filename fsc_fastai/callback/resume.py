@@ -15,7 +15,7 @@ __all__ = ['ResumeFit', 'rng_state', 'set_rng_state']
 
 def rng_state() -> dict[str, Any]:
     "The state of every random number generator that a training draws from"
-    name, keys, pos, has_gauss, gauss = np.random.get_state()
+    name, keys, pos, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  fastai draws from the legacy generator
     return dict(python=random.getstate(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(),
                 numpy=(name, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss))
 
@@ -23,7 +23,7 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     "Put the generators back to what `rng_state` returned"
     name, keys, *rest = state['numpy']
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     random.setstate(state['python'])
     torch.set_rng_state(state['torch'])
     if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
@@ -54,7 +54,7 @@ class ResumeFit(Callback):
         self.model.load_state_dict(state['model'])
         self.opt.load_state_dict(state['opt'])
         for name, cb in self._others().items(): cb.load_state_dict(state['callbacks'][name])
-        self.dls.train.epoch = state['loader_epoch']
+        if state['loader_epoch'] is not None: self.dls.train.epoch = state['loader_epoch']
         set_rng_state({**state['rng'], 'torch': state['rng']['torch'].cpu()})
         self.start = state['epoch'] + 1
         self.learn.train_iter = self.start * len(self.dls.train)
@@ -65,7 +65,8 @@ class ResumeFit(Callback):
     def after_epoch(self):
         if self.epoch < self.start or (self.epoch + 1) % self.every: return
         state = dict(epoch=self.epoch, model=self.model.state_dict(), opt=self.opt.state_dict(), rng=rng_state(),
-                     loader_epoch=self.dls.train.epoch, callbacks={k: cb.state_dict() for k, cb in self._others().items()})
+                     loader_epoch=getattr(self.dls.train, 'epoch', None),
+                     callbacks={k: cb.state_dict() for k, cb in self._others().items()})
         part = self.file.with_name(self.file.name + '.part')
         torch.save(state, part)
         os.replace(part, self.file)

@@ -172,7 +172,7 @@ class EpisodeDataLoaders(DataLoaders):
         images = images.checked(verify)
         items = list(zip(images.files, images.labels, strict=True))
         tfms = [[ItemGetter(0), open_image], [ItemGetter(1), EpisodeCategorize]]
-        dsets = Datasets(items, tfms=tfms, splits=[[], range(len(items))])
+        dsets = Datasets(items, tfms=tfms, splits=[everything, everything])
         dl = self.valid.new(dsets.subset(1), **kwargs)
         try: _draw_all([dl])
         except ValueError as e: raise ValueError(f'domain {name!r}: {e}') from e

@@ -1,0 +1,124 @@
+"The report of a run: our numbers with their intervals, the paired effect of explanations, the paper's numbers beside them"
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .paper import PUBLISHED
+from .run import write_atomically
+
+__all__ = ['mean_and_ci', 'summarise', 'paired_effects', 'write_report']
+
+PAIRS = (('RN', 'LRP-RN'), ('CAN', 'LRP-CAN'), ('GNN', 'LRP-GNN'), ('RN', 'FT-RN'), ('RN', 'LFT-RN'), ('LFT-RN', 'LFT-LRP-RN'))
+"What each step of the paper adds, and to what"
+
+
+def mean_and_ci(
+    values: Sequence[float], # One value a seed
+) -> tuple[float, float]:
+    "Mean over seeds and half width of its 95 % interval by Student's t; nan for a single seed"
+    n = len(values)
+    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(np.mean(values)), float(half)
+
+
+def summarise(
+    frame: pd.DataFrame, # From `results_frame`
+) -> pd.DataFrame:
+    "Accuracy in % over the seeds: model, shot, transductive, domain, seeds, accuracy, ci95 (over seeds)"
+    keys = ['model', 'shot', 'transductive', 'domain']
+    rows = [dict(zip(keys, key)) | dict(zip(('accuracy', 'ci95'), mean_and_ci(100*group.accuracy))) | dict(seeds=len(group))
+            for key, group in frame.groupby(keys, sort=False)]
+    return pd.DataFrame(rows)
+
+
+def paired_effects(
+    frame: pd.DataFrame, # From `results_frame`
+) -> pd.DataFrame:
+    """What explanations (or transformations) add in percentage points: same seed, same start, same test episodes.
+
+    Columns: baseline, model, shot, transductive, domain, seeds, difference, ci95 (over the seeds, Student's t). The domain
+    `all unseen` averages the targets of each seed first.
+    """
+    keys = ['seed', 'shot', 'transductive', 'domain']
+    rows = []
+    for baseline, model in PAIRS:
+        a, b = (frame[frame.model == m].set_index(keys).accuracy for m in (baseline, model))
+        difference = (100*(b - a)).dropna().reset_index()
+        unseen = difference[difference.domain != frame.attrs.get('seen')]
+        mean = unseen.groupby(['seed', 'shot', 'transductive'], as_index=False).accuracy.mean().assign(domain='all unseen')
+        for key, group in pd.concat([difference, mean]).groupby(keys[1:], sort=False):
+            rows.append(dict(baseline=baseline, model=model) | dict(zip(keys[1:], key))
+                        | dict(zip(('difference', 'ci95'), mean_and_ci(group.accuracy))) | dict(seeds=len(group)))
+    return pd.DataFrame(rows)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    "A frame as a Markdown table"
+    head = '| ' + ' | '.join(map(str, table.columns)) + ' |'
+    rows = ['| ' + ' | '.join(map(str, row)) + ' |' for row in table.itertuples(index=False)]
+    return '\n'.join([head, '|' + '---|'*len(table.columns), *rows])
+
+
+def _wide(summary: pd.DataFrame) -> pd.DataFrame:
+    "Models down, domains across, as the paper prints them"
+    shown = summary.assign(value=[f'{r.accuracy:.2f} ± {r.ci95:.2f}' if r.seeds > 1 else f'{r.accuracy:.2f}'
+                                  for r in summary.itertuples()])
+    wide = shown.pivot_table('value', ['model', 'shot', 'transductive'], 'domain', aggfunc='first', sort=False)
+    return wide.fillna('–').reset_index()
+
+
+def _published(table: str) -> pd.DataFrame:
+    "The paper's table in the same layout"
+    rows = [dict(model=m, shot=s, transductive=t, domain=d, accuracy=acc, ci95=ci, seeds=2)
+            for (m, d, s, t), (acc, ci) in PUBLISHED[table].items()]
+    return _wide(pd.DataFrame(rows))
+
+
+def _plot(effects: pd.DataFrame, path: Path) -> None:
+    "The paired differences with their intervals, one panel a pair of models"
+    shown = effects[~effects.transductive]
+    pairs = list(dict.fromkeys(zip(shown.baseline, shown.model)))
+    fig, axes = plt.subplots(1, len(pairs), figsize=(3.2*len(pairs), 3), sharey=True, squeeze=False, layout='constrained')
+    for ax, (baseline, model) in zip(axes[0], pairs):
+        for i, (shot, rows) in enumerate(shown[shown.model == model].groupby('shot')):
+            ax.errorbar(np.arange(len(rows)) + 0.15*i, rows.difference, yerr=rows.ci95, fmt='o', capsize=3, label=f'{shot}-shot')
+            ax.set_xticks(range(len(rows)), rows.domain, rotation=45, ha='right')
+        ax.axhline(0, c='grey', lw=1)
+        ax.set_title(f'{model} − {baseline}', fontsize=9)
+    axes[0, 0].set_ylabel('percentage points')
+    axes[0, 0].legend(fontsize=8)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def write_report(
+    frame: pd.DataFrame, # From `results_frame`, with `attrs['seen']`
+    table: str, # table2, table3 or table4
+    folder: Path, # Where the report goes
+    command: str, # The command that made it
+    description: str, # Protocol and preset in a sentence
+) -> Path:
+    "Write `<table>.md`, `.csv` and `.png`: our accuracies, the paired effects, the paper's table; returns the Markdown file"
+    summary, effects = summarise(frame), paired_effects(frame)
+    effects_shown = effects.assign(difference=[f'{r.difference:+.2f} ± {r.ci95:.2f}' for r in effects.itertuples()])
+    parts = [f'# {table}: ours beside the paper', f'Made by `{command}`. {description}',
+             '## Ours', "Mean accuracy in % over the seeds, ± its 95 % interval over the seeds (Student's t).",
+             _markdown(_wide(summary)),
+             '## What each step adds',
+             'Percentage points, paired: the same seed gives the same pre-trained encoder, first weights, training and test '
+             'episodes. An interval that holds 0 shows no effect.',
+             _markdown(effects_shown.drop(columns='ci95')), f'![paired differences]({table}.png)',
+             '## The paper', 'Sun et al. 2020, trained on miniImageNet, 2000 episodes; ± over the episodes of one model.',
+             _markdown(_published(table))]
+    summary.to_csv(folder/f'{table}.csv', index=False)
+    effects.to_csv(folder/f'{table}_effects.csv', index=False)
+    if len(effects): _plot(effects, folder/f'{table}.png')
+    write_atomically(folder/f'{table}.md', '\n\n'.join(parts) + '\n')
+    return folder/f'{table}.md'
