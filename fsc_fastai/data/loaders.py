@@ -172,6 +172,7 @@ class EpisodeDataLoaders(DataLoaders):
         images = images.checked(verify)
         items = list(zip(images.files, images.labels, strict=True))
         tfms = [[ItemGetter(0), open_image], [ItemGetter(1), EpisodeCategorize]]
+        everything = range(len(items))  # as both splits: fastai sets up its transforms on the first, whatever we test on
         dsets = Datasets(items, tfms=tfms, splits=[everything, everything])
         dl = self.valid.new(dsets.subset(1), **kwargs)
         try: _draw_all([dl])
