@@ -1,0 +1,63 @@
+"Which rule for which layer"
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from .rules import AlphaBeta, Epsilon, Layer, Rule
+
+__all__ = ['Composite', 'paper_composite']
+
+Selector = str | type | int # A layer's name (with * and ?), its class, or its position (0 first, -1 last)
+
+
+class Composite:
+    """Chooses the rule of a layer by name, by position or by class, in this order; the last entry that matches wins.
+
+        Composite({nn.Linear: Epsilon(1e-3), 'relation_module.layer1.*': Gamma(.25), 0: ZBox(-2., 2.)})
+
+    Names are those of `model.named_modules()` and may hold `*` and `?`; positions count the layers in the order
+    in which they run, from 0 or backwards from -1. Raises TypeError for another kind of selector.
+    """
+    def __init__(self,
+        rules: Mapping[Selector, Rule], # Selector to rule
+        base: Composite | None = None, # Asked for the layers that no entry selects
+    ):
+        for s in rules:
+            if not isinstance(s, (str, type, int)):
+                raise TypeError(f'{s!r} selects no layer: use a name (str), a class or a position (int)')
+        self.rules, self.base = dict(rules), base
+
+    def __call__(self, layer: Layer, n_layers: int) -> Rule | None:
+        "The rule of `layer` among `n_layers`, or None"
+        for matches in (self._by_name, self._by_position, self._by_class):
+            found = [rule for s, rule in self.rules.items() if matches(s, layer, n_layers)]
+            if found: return found[-1]
+        return self.base(layer, n_layers) if self.base is not None else None
+
+    @staticmethod
+    def _by_name(s: Selector, layer: Layer, n_layers: int) -> bool:
+        return isinstance(s, str) and fnmatchcase(layer.name, s)
+
+    @staticmethod
+    def _by_position(s: Selector, layer: Layer, n_layers: int) -> bool:
+        return isinstance(s, int) and layer.position == (s if s >= 0 else n_layers + s)
+
+    @staticmethod
+    def _by_class(s: Selector, layer: Layer, n_layers: int) -> bool:
+        return isinstance(s, type) and layer.kind is not None and issubclass(layer.kind, s)
+
+    def __repr__(self) -> str:
+        return f'Composite({self.rules}' + (f', base={self.base})' if self.base is not None else ')')
+
+
+def paper_composite(
+    eps: float = 1e-3, # ε of linear layers
+    alpha: float = 1., # α of convolutions
+    beta: float | None = None, # None: α − 1
+) -> Composite:
+    "Sun et al. 2020, section III: the ε-rule for linear layers, the α-rule for convolutions"
+    return Composite({nn.Linear: Epsilon(eps), _ConvNd: AlphaBeta(alpha, beta)})

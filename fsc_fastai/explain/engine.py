@@ -1,0 +1,108 @@
+"""The relevance engine: a network is run once, and relevance is passed back through it for any number of classes at once.
+
+The model is used as it is, and left as it was: its buffers, gradients, modes, hooks and the state of the random numbers.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .flow import from_relevance, to_relevance
+from .mode import RelevanceMode, Settings
+
+__all__ = ['Traced', 'trace', 'undisturbed', 'leak_report']
+
+
+@contextmanager
+def undisturbed(
+    device: torch.device, # Where the computation runs
+    model: nn.Module | None = None, # Its buffers are what they were when the block ends, however it ends
+) -> Iterator[None]:
+    "Full precision, gradients on whatever the caller chose, random numbers and buffers restored"
+    buffers = [(b, b._version, b.detach().clone()) for b in model.buffers()] if model is not None else []
+    cuda = [device] if device.type == 'cuda' else []
+    try:
+        with (torch.random.fork_rng(cuda), torch.inference_mode(False), torch.enable_grad(),
+              torch.autocast(device.type, enabled=False)): yield
+    finally:
+        with torch.no_grad():
+            for b, version, before in buffers:
+                if b._version != version: b.copy_(before)
+
+
+@dataclass
+class Traced:
+    "A run whose output can send relevance back to its inputs, as often as wanted"
+    out: Tensor # What the network returned
+    inputs: tuple[Tensor, ...] # What it was given
+
+    def relevance(self,
+        R: Tensor, # Relevance of the output, in its shape, or with a first dimension for several starts at once
+        keep: bool = False, # Keep the trace for another pass?
+    ) -> tuple[Tensor, ...]:
+        "Relevance of every input, with a first dimension where `R` has one; fp32 (fp64 for such inputs) and detached"
+        R = R.detach().to(self.out.dtype)
+        batched = R.ndim > self.out.ndim
+        with torch.inference_mode(False), torch.autocast(R.device.type, enabled=False):
+            found = torch.autograd.grad(self.out, self.inputs, R.clone() if R.is_inference() else R, retain_graph=keep,
+                                        allow_unused=True, is_grads_batched=batched)
+        return tuple(torch.zeros(*R.shape[:batched], *x.shape, dtype=x.dtype, device=x.device) if r is None else r
+                     for x, r in zip(self.inputs, found, strict=True))
+
+
+def _leaf(x: Tensor) -> Tensor:
+    "A copy-free input of its own graph, in single precision at least"
+    x = x.detach().as_subclass(Tensor)
+    if x.is_inference(): x = x.clone()
+    return (x if x.dtype == torch.float64 else x.float()).requires_grad_()
+
+
+def trace(
+    net: Callable[..., Tensor], # A module, or any function of tensors
+    *inputs: Tensor, # What relevance is wanted of
+    settings: Settings | None = None, # How relevance is passed back
+    model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
+    ledger: list | None = None, # Collects the relevance of each layer's output and input
+) -> Traced:
+    """Run `net(*inputs)` so that relevance can be passed back through it.
+
+    Raises `NotImplementedError` for a layer that no rule is known for, and says how to register one.
+    """
+    settings = settings or Settings()
+    if model is None and isinstance(net, nn.Module): model = net
+    with undisturbed(inputs[0].device, model):
+        leaves = tuple(_leaf(x) for x in inputs)
+        starts = [to_relevance(x) if settings.form == 'g' else x.view_as(x) for x in leaves]
+        mode = RelevanceMode(settings, model, ledger)
+        for x, leaf in zip(starts, leaves, strict=True): mode.mark_input(x, leaf)
+        with mode: out = net(*starts)
+        if not out.requires_grad: raise ValueError('the output does not depend on the inputs, so it sends them no relevance')
+        return Traced(from_relevance(out) if settings.form == 'g' else out, leaves)
+
+
+def leak_report(
+    net: Callable[..., Tensor], # A module, or any function of tensors
+    *inputs: Tensor, # Its inputs
+    R: Tensor | None = None, # Relevance of the output; default: the output
+    settings: Settings | None = None, # How relevance is passed back
+    model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
+) -> pd.DataFrame:
+    """How much relevance each layer lost: to stabilisers and biases (`lost`), of which units without any contribution (`dead`).
+
+    One row a layer, in the order of the backward pass; the last row, `(total)`, compares start and inputs.
+    """
+    ledger: list[Any] = []
+    run = trace(net, *inputs, settings=settings, model=model, ledger=ledger)
+    R = run.out.detach() if R is None else R
+    found = run.relevance(R)
+    rows = [(layer.name, repr(rule), out.sum(), into.sum(), sum(layer.dead or [])) for layer, rule, out, into in ledger]
+    rows.append(('(total)', '', R.sum(), sum(r.sum() for r in found), float('nan')))
+    frame = pd.DataFrame([(n, r, float(o), float(i), float(o - i), float(d)) for n, r, o, i, d in rows],
+                         columns=['layer', 'rule', 'relevance_out', 'relevance_in', 'lost', 'dead'])
+    return frame

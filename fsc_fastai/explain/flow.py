@@ -1,0 +1,98 @@
+"""How relevance flows back through autograd: the functions whose backward pass carries it.
+
+Two forms. In the R-form the backward pass carries relevance itself. In the g-form it carries g with R = x·g, so that
+sums, pools, concatenations and padding are plain gradients, and only layers need a rule.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from .rules import Layer, Rule, divide
+
+__all__ = ['to_relevance', 'from_relevance', 'scaled', 'layer_rule']
+
+
+class _ToRelevance(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.x = x
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor: return ctx.x * g
+
+
+class _FromRelevance(Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, eps: float) -> Tensor:
+        ctx.y, ctx.eps = y, eps
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, R: Tensor) -> tuple: return divide(R, ctx.y, ctx.eps), None
+
+
+class _Scaled(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, k: Tensor | float | None) -> Tensor:
+        ctx.k = k
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple: return (g if ctx.k is None else g * ctx.k), None, None
+
+
+class _LayerRule(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, layer: Layer, rule: Callable, g_in: bool, g_out: bool, ledger: Any) -> Tensor:
+        ctx.layer, ctx.rule, ctx.g_in, ctx.y, ctx.ledger = layer, rule, g_in, y if g_out else None, ledger
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, flow: Tensor) -> tuple:
+        layer, rule, x = ctx.layer, ctx.rule(), ctx.layer.x
+        R = flow if ctx.y is None else flow * ctx.y
+        if ctx.ledger is not None: layer.dead = []
+        c = rule(layer, x, R)
+        if ctx.ledger is not None: ctx.ledger.append((layer, rule, R, c if rule.of_input else x * c))
+        if rule.of_input == ctx.g_in: c = divide(c, x) if ctx.g_in else x * c
+        return (c, *[None] * 6)
+
+
+def to_relevance(x: Tensor) -> Tensor:
+    "x; backward turns g into R = x·g"
+    return _ToRelevance.apply(x)
+
+
+def from_relevance(
+    y: Tensor, # The outputs that share R
+    eps: float = 0., # Stabiliser ε
+) -> Tensor:
+    "y; backward turns R into g = R / (y + ε·sign(y))"
+    return _FromRelevance.apply(y, eps)
+
+
+def scaled(
+    x: Tensor, # Where the backward pass goes
+    y: Tensor, # The value, of the same shape
+    k: Tensor | float | None = None, # Factor of the backward pass; None: unchanged
+) -> Tensor:
+    "y; backward passes k·g on to x"
+    return _Scaled.apply(x, y.detach(), k)
+
+
+def layer_rule(
+    x: Tensor, # Where the relevance of the layer's input goes
+    y: Tensor, # Output, of a batch norm behind the layer if the two count as one
+    layer: Layer, # The run
+    rule: Callable[[], Rule], # Asked in the backward pass, when all layers have run
+    g_in: bool, # Is x sent g, or relevance?
+    g_out: bool, # Does y receive g, or relevance?
+    ledger: list | None = None, # Collects (layer, rule, relevance of the output, relevance of the input)
+) -> Tensor:
+    "y; backward applies the rule of the layer"
+    return _LayerRule.apply(x, y.detach(), layer, rule, g_in, g_out, ledger)

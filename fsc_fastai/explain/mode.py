@@ -1,0 +1,241 @@
+"""The context in which a network runs unmodified while each of its operations gets a backward pass that carries relevance.
+
+A `TorchFunctionMode` sees every operation, functional ones too (residual sums, concatenations), so no module is
+edited, hooked or copied.
+"""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from .composite import Composite, paper_composite
+from .flow import from_relevance, layer_rule, scaled, to_relevance
+from .ops import FUNCTION_CLASS, HANDLERS
+from .rules import Layer, divide
+
+__all__ = ['Settings', 'RelevanceMode']
+
+Norm = Literal['identity', 'signed', 'fold']
+Form = Literal['R', 'g']
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How relevance is passed back.
+
+    Batch norm: 'identity' passes relevance unchanged, the choice of Sun et al.; right where no scale γ is negative.
+    'signed' turns the weights of channels with negative γ: equal to merging batch norm and layer without biases.
+    'fold' merges them with their bias, which then absorbs relevance.
+    """
+    composite: Composite = paper_composite()
+    eps: float = 1e-3 # ε of sums
+    norm: Norm = 'identity' # What a batch, instance or group norm does
+    form: Form = 'R' # 'R': relevance is passed back, 'g': g with R = x·g, steadier in deep networks
+
+    def __post_init__(self):
+        if self.norm not in ('identity', 'signed', 'fold'):
+            raise ValueError(f"norm={self.norm!r}: should be 'identity', 'signed' or 'fold'")
+        if self.form not in ('R', 'g'): raise ValueError(f"form={self.form!r}: should be 'R' or 'g'")
+
+
+class RelevanceMode(TorchFunctionMode):
+    """Inside this context every operation on a traced input gets a backward pass that carries relevance.
+
+    Handlers of operations (see `register_op`) build results from four kinds of flow: `move` (plain autograd, as for a
+    reshape), `mix` (shares in proportion to the contributions, as a sum), `pass_on` (unchanged, as an activation)
+    and `layer` (the rule of the composite).
+    """
+    def __init__(self,
+        settings: Settings, # How relevance is passed back
+        model: nn.Module | None = None, # Names and classes of its layers are known to the composite
+        ledger: list | None = None, # Collects the relevance of each layer's output and input
+    ):
+        super().__init__()
+        self.settings, self.eps, self.ledger, self.n_layers = settings, settings.eps, ledger, 0
+        modules = model.named_modules() if model is not None else ()
+        self.owners = {id(p): (name, m) for name, m in modules for p in m._parameters.values() if p is not None}
+        self.owner: tuple[str, nn.Module] | None = None
+        self.overwritten: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def g_form(self) -> bool: return self.settings.form == 'g'
+
+    # What tensors are
+
+    @staticmethod
+    def carries(t: Any) -> bool:
+        "Does relevance flow to `t`?"
+        return isinstance(t, Tensor) and getattr(t, '_carries_relevance', False)
+
+    @staticmethod
+    def is_gate(t: Any) -> bool:
+        "Does `t` count as a constant in a product?"
+        return getattr(t, '_is_gate', False)
+
+    def as_gate(self, t: Tensor) -> Tensor:
+        "`t`, marked as a constant in products"
+        t._is_gate = True  # type: ignore[attr-defined]
+        return t
+
+    def mark_input(self, x: Tensor, leaf: Tensor) -> None:
+        "Relevance flows from here to `leaf`, an input of the network"
+        x._carries_relevance = True  # type: ignore[attr-defined]
+        x._leaf = leaf  # type: ignore[attr-defined]
+
+    def constant(self, args: Any) -> Any:
+        "`args` with every tensor cut off"
+        return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, args)
+
+    # Flows
+
+    def mix(self,
+        func: Callable, # The operation
+        args: Any, # Its arguments
+        kwargs: Any, # Its keyword arguments
+        eps: float = 0., # Stabiliser ε
+    ) -> Any:
+        "Inputs share the relevance in proportion to their contributions to the output: x·∂y/∂x · R/y"
+        if self.g_form: return func(*args, **kwargs)
+        into = lambda t: to_relevance(t) if _has_flow(t) else t
+        out = func(*tree_map(into, args), **tree_map(into, kwargs))
+        return tree_map(lambda y: from_relevance(y, eps) if _has_flow(y) else y, out)
+
+    def share(self,
+        x: Tensor, # Where the relevance goes
+        y: Tensor, # The value, with as many dimensions as x
+        weights: Tensor, # Constant shares, in the shape of x
+        dim: int | tuple[int, ...], # Dimensions of x that y has reduced to 1
+    ) -> Tensor:
+        "Inputs share the relevance by constant weights"
+        factor = divide(weights, x.detach()) if self.g_form else weights
+        return scaled((x * factor).sum(dim, keepdim=True), y, y.detach() if self.g_form else None)
+
+    def pass_on(self, x: Tensor, y: Tensor) -> Tensor:
+        "An elementwise operation: y gets its relevance from x alone"
+        return scaled(x, y, divide(y, x.detach()) if self.g_form else None)
+
+    def layer(self, x: Tensor, layer: Layer, bias: Tensor | None, out_dim: int = 0) -> Tensor:
+        "The output of a layer, whose rule the composite chooses once all layers have run"
+        name, module = self.owner or (self.op, None)
+        layer.name, layer.kind = name, type(module) if module is not None else FUNCTION_CLASS.get(self.op)
+        layer.position, self.n_layers = self.n_layers, self.n_layers + 1
+        y = layer.z
+        if bias is not None: y = y + (bias if self.op == 'linear' or y.ndim < 3 else bias.reshape(-1, *[1]*(y.ndim - 2)))
+        out = self._with_rule(x, y, layer)
+        if x.ndim > 1: out._layer = (x, layer, bias, out_dim)  # type: ignore[attr-defined]
+        return out
+
+    def _with_rule(self, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
+        def rule():
+            found = self.settings.composite(layer, self.n_layers)
+            if found is None:
+                raise NotImplementedError(f'no relevance rule for layer {layer.name!r} ({layer.kind}): add one, as in '
+                                          f'LRP(composite={{{layer.name!r}: Epsilon()}})')
+            return found
+        leaf = getattr(x, '_leaf', None)
+        return layer_rule(x if leaf is None else leaf, y, layer, rule, self.g_form and leaf is None, self.g_form, self.ledger)
+
+    def affine(self, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        "y = scale·x + shift of a norm; `shift` None: not a constant of the channel, so that it cannot be folded"
+        behind = getattr(x, '_layer', None)
+        if behind is not None and (self.settings.norm == 'identity' or shift is not None):
+            source, layer, bias, out_dim = behind
+            return self._with_rule(source, y, self._folded(layer, bias, scale, shift, out_dim))
+        if self.settings.norm == 'identity': return scaled(x, y, divide(y, x.detach(), self.eps) if self.g_form else None)
+        return scaled(x, y, scale if self.g_form else divide(scale * x.detach(), y, self.eps))
+
+    def _folded(self, layer: Layer, bias: Tensor | None, scale: Tensor, shift: Tensor | None, out_dim: int) -> Layer:
+        "The layer and the batch norm behind it as one layer"
+        if self.settings.norm == 'identity': return layer
+        k = scale if self.settings.norm == 'fold' else scale.sign()
+        shape = [1]*layer.weight.ndim
+        shape[out_dim] = -1
+        b = shift if bias is None or shift is None else shift + scale * bias.reshape(scale.shape)
+        return replace(layer, z=layer.z * k, weight=layer.weight * k.reshape(shape),
+                       bias=b if self.settings.norm == 'fold' else None)
+
+    def keep_float(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+        "A change of type or device, but never to low precision"
+        out = func(*args, **kwargs)
+        return args[0].to(out.device) if out.is_floating_point() and out.element_size() < 4 else out
+
+    # The dispatch
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        flat = tree_flatten((args, kwargs))[0]
+        self.owner = next((self.owners[id(t)] for t in flat if id(t) in self.owners), None)
+        self.op = func.__name__.strip('_')
+        in_place = _is_in_place(func.__name__, kwargs)
+        args, now = tree_map(self._current, args), tree_map(self._current, kwargs)
+        if in_place: return self._overwrite(func, flat[0], args, now)
+        return self._run(func, args, now)
+
+    def _current(self, t: Any) -> Any:
+        "A tensor as this run sees it: overwritten ones replaced, those from outside cut off and in full precision"
+        if not isinstance(t, Tensor): return t
+        if id(t) in self.overwritten: t = self.overwritten[id(t)][1]
+        if self.carries(t): return t
+        if t.requires_grad: t = t.detach()
+        return t.float() if t.dtype in (torch.half, torch.bfloat16) else t
+
+    def _run(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        flat = [t for t in tree_flatten((args, kwargs))[0] if self.carries(t)]
+        if not flat: return func(*args, **kwargs)
+        handler = HANDLERS.get(self.op)
+        out = handler(self, func, args, kwargs) if handler else self._unknown(func, args, kwargs)
+        gate = all(self.is_gate(t) for t in flat) and self.op not in FUNCTION_CLASS
+        for t in tree_flatten(out)[0]:
+            if isinstance(t, Tensor) and t.requires_grad:
+                t._carries_relevance = True
+                if gate: t._is_gate = True
+        return out
+
+    def _overwrite(self, func: Callable, target: Tensor, args: tuple, kwargs: dict) -> Any:
+        "An in-place operation, without writing: who uses `target` from now on gets the result"
+        if 'inplace' in kwargs: out = self._run(func, args, kwargs | {'inplace': False})
+        elif self.op == 'setitem':
+            out = args[0].clone()
+            func(out, *args[1:])
+            out._carries_relevance = out.requires_grad
+        elif any(self.carries(t) for t in tree_flatten((args, kwargs))[0]):
+            name = func.__name__
+            func = getattr(Tensor, _OUT_OF_PLACE.get(name, name.rstrip('_')), func)
+            out = self._run(func, args, kwargs)
+        else: out = func(args[0].clone(), *args[1:], **kwargs)
+        self.overwritten[id(target)] = (target, out)
+        return out
+
+    def _unknown(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        if self.owner is not None:
+            name, module = self.owner
+            raise NotImplementedError(
+                f'no relevance rule for {self.op!r} of layer {name!r} ({type(module).__name__}): write one and register it '
+                f"with `@register_op({self.op!r})` (fsc_fastai.explain.ops)")
+        out = func(*args, **kwargs)
+        if not any(_has_flow(t) for t in tree_flatten(out)[0]): return out
+        if self.op not in _WARNED:
+            _WARNED.add(self.op)
+            warnings.warn(f'relevance through the unknown operation {self.op!r} follows its gradient; register another way '
+                          f"with `@register_op({self.op!r})` (fsc_fastai.explain.ops)", stacklevel=4)
+        return out if self.g_form else self.mix(func, args, kwargs, self.eps)
+
+
+_WARNED: set[str] = set()
+_OUT_OF_PLACE = {'__iadd__': '__add__', '__isub__': '__sub__', '__imul__': '__mul__', '__itruediv__': '__truediv__',
+                 '__idiv__': '__truediv__', '__imatmul__': '__matmul__'}
+
+
+def _has_flow(t: Any) -> bool: return isinstance(t, Tensor) and t.requires_grad
+
+
+def _is_in_place(name: str, kwargs: dict) -> bool:
+    if name in _OUT_OF_PLACE or name == '__setitem__' or kwargs.get('inplace'): return True
+    return name.endswith('_') and not name.startswith('_') and name != 'requires_grad_'

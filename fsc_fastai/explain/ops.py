@@ -1,0 +1,299 @@
+"""What the engine does with each operation: the tables, and the few operations that need more than a table.
+
+Operations are known by name, so that `torch.relu`, `Tensor.relu`, `F.relu` and their in-place forms are one entry.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .flow import scaled
+from .rules import Layer, divide
+
+if TYPE_CHECKING: from .engine import RelevanceMode
+
+__all__ = ['register_op', 'HANDLERS']
+
+Handler = Callable[['RelevanceMode', Callable, tuple, dict], Any]
+HANDLERS: dict[str, Handler] = {}
+
+
+def register_op(*names: str) -> Callable[[Handler], Handler]:
+    """Decorator: `handler(mode, func, args, kwargs)` returns what the operation called one of `names` returns.
+
+    The backward pass of its result must carry relevance (see `RelevanceMode`); `mode.move`, `mode.mix`,
+    `mode.pass_on` and `mode.layer` build such results. A later registration replaces an earlier one.
+    """
+    def add(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, handler))
+        return handler
+    return add
+
+
+MOVES = '''view reshape flatten unflatten ravel permute transpose t T mT movedim moveaxis swapaxes swapdims squeeze
+    unsqueeze expand expand_as broadcast_to repeat repeat_interleave tile cat concat concatenate stack hstack vstack dstack
+    split split_with_sizes tensor_split chunk unbind narrow select index_select gather take_along_dim getitem setitem
+    contiguous clone to type type_as float double half bfloat16 cpu cuda pad roll flip rot90 unfold pixel_shuffle
+    pixel_unshuffle channel_shuffle view_as reshape_as masked_fill where diagonal as_subclass alias get
+    relu threshold'''
+MIXES = '''add radd iadd sub subtract rsub isub sum interpolate upsample cumsum lerp fold tensordot max amax min amin
+    maximum minimum topk sort'''
+POOLS = '''avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d max_pool1d max_pool2d
+    max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d'''
+PASSES = '''leaky_relu rrelu prelu relu6 elu celu selu gelu silu mish hardswish hardtanh tanh hardshrink softshrink tanhshrink
+    softplus softsign logsigmoid clamp clamp_min clamp_max pow square sqrt exp log log1p abs neg negative sign'''
+GATES = 'softmax log_softmax sigmoid hardsigmoid softmin sparsemax'
+CONSTANTS = 'norm vector_norm matrix_norm var std var_mean std_mean rsqrt detach'
+DROPOUTS = '''dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout'''
+
+
+@register_op(*MOVES.split())
+def _move(mode, func, args, kwargs):
+    if func.__name__ in ('half', 'bfloat16', 'float', 'type', 'to', 'type_as'): return mode.keep_float(func, args, kwargs)
+    return func(*args, **kwargs)
+
+
+@register_op(*MIXES.split())
+def _mix(mode, func, args, kwargs): return mode.mix(func, args, kwargs, mode.eps)
+
+
+@register_op(*POOLS.split())
+def _pool(mode, func, args, kwargs): return mode.mix(func, args, kwargs)
+
+
+@register_op('mean')
+def _mean(mode, func, args, kwargs):
+    "ε on the scale of the sum"
+    y = func(args[0].detach(), *args[1:], **kwargs)
+    return mode.mix(func, args, kwargs, mode.eps * y.numel() / args[0].numel())
+
+
+@register_op(*PASSES.split())
+def _pass(mode, func, args, kwargs): return mode.pass_on(args[0], func(args[0].detach(), *args[1:], **kwargs))
+
+
+@register_op('logsumexp')
+def _logsumexp(mode, func, args, kwargs):
+    "The softmax of the inputs are the shares: the largest gets most"
+    def bind(input, dim, keepdim=False):
+        x = input.detach()
+        y = mode.share(input, x.logsumexp(dim, keepdim=True), torch.softmax(x, dim), dim)
+        return y if keepdim else y.squeeze(dim)
+    return bind(*args, **kwargs)
+
+
+@register_op(*GATES.split())
+def _gate(mode, func, args, kwargs):
+    "Passes relevance on, but counts as a constant in a product: attention weights, squeeze-and-excitation"
+    return mode.as_gate(_pass(mode, func, args, kwargs))
+
+
+@register_op(*CONSTANTS.split())
+def _constant(mode, func, args, kwargs): return func(*mode.constant(args), **mode.constant(kwargs))
+
+
+@register_op(*DROPOUTS.split())
+def _dropout(mode, func, args, kwargs): return args[0].view_as(args[0])
+
+
+# Products
+
+def _as_constants(mode, a: Any, b: Any) -> tuple[Any, Any]:
+    "The factors of a product: a gate is a constant; of two that carry relevance each gets half"
+    if mode.carries(a) and mode.carries(b):
+        if mode.is_gate(a): a = a.detach()
+        elif mode.is_gate(b): b = b.detach()
+        else: a, b = (scaled(t, t, .5) for t in (a, b))
+    return a, b
+
+
+@register_op('mul', 'rmul', 'imul', 'multiply')
+def _mul(mode, func, args, kwargs):
+    return mode.mix(func, (*_as_constants(mode, *args[:2]), *args[2:]), kwargs)
+
+
+@register_op('matmul', 'rmatmul', 'bmm', 'mm', 'mv', 'dot', 'inner')
+def _matmul(mode, func, args, kwargs):
+    return mode.mix(func, (*_as_constants(mode, *args[:2]), *args[2:]), kwargs, mode.eps)
+
+
+@register_op('einsum')
+def _einsum(mode, func, args, kwargs):
+    operands = args[1:] if len(args) > 2 else tuple(args[1])
+    if len(operands) == 2: operands = _as_constants(mode, *operands)
+    return mode.mix(func, (args[0], *operands), kwargs, mode.eps)
+
+
+@register_op('div', 'truediv', 'itruediv', 'idiv', 'true_divide', 'divide', 'rtruediv', 'rdiv')
+def _div(mode, func, args, kwargs):
+    return mode.mix(func, (args[0], *mode.constant(args[1:])), kwargs)
+
+
+# Layers
+
+@register_op('linear')
+def _linear(mode, func, args, kwargs):
+    def run(input, weight, bias=None):
+        layer = Layer(F.linear, lambda s, w, x: s @ w, input.detach(), F.linear(input.detach(), weight), weight)
+        return mode.layer(input, layer, bias)
+    return run(*args, **kwargs)
+
+
+def _convolution(mode, func, input, weight, bias, stride, padding, dilation, groups, output_padding=0):
+    n, transposed = weight.ndim - 2, func.__name__.startswith('conv_transpose')
+    if input.ndim == n + 1:
+        return _convolution(mode, func, input[None], weight, bias, stride, padding, dilation, groups, output_padding)[0]
+    many = lambda v: [v]*n if isinstance(v, int) else list(v)*(n if len(v) == 1 else 1)
+    stride, dilation, output_padding = many(stride), many(dilation), many(output_padding)
+    if isinstance(padding, str):
+        extra = [d*(k - 1) if padding == 'same' else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        if any(e % 2 for e in extra): input = F.pad(input, [p for e in extra[::-1] for p in (0, e % 2)])
+        padding = [e//2 for e in extra]
+    padding = many(padding)
+
+    def run(x, w): return torch.convolution(x, w, None, stride, padding, dilation, transposed, output_padding, groups)
+    def transpose(s, w, x):
+        return torch.ops.aten.convolution_backward(s, x, w, None, stride, padding, dilation, transposed, output_padding,
+                                                   groups, [True, False, False])[0]
+    layer = Layer(run, transpose, input.detach(), run(input.detach(), weight), weight)
+    return mode.layer(input, layer, bias, out_dim=1 if transposed else 0)
+
+
+@register_op('conv1d', 'conv2d', 'conv3d')
+def _conv(mode, func, args, kwargs):
+    def bind(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        return _convolution(mode, func, input, weight, bias, stride, padding, dilation, groups)
+    return bind(*args, **kwargs)
+
+
+@register_op('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d')
+def _conv_transpose(mode, func, args, kwargs):
+    def bind(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+        return _convolution(mode, func, input, weight, bias, stride, padding, dilation, groups, output_padding)
+    return bind(*args, **kwargs)
+
+
+# Norms
+
+def _channels(v: Tensor | float, like: Tensor) -> Tensor | float:
+    "A vector over channels in the shape that broadcasts to `like`"
+    return v.reshape(1, -1, *[1]*(like.ndim - 2)) if isinstance(v, Tensor) else v
+
+
+@register_op('batch_norm')
+def _batch_norm(mode, func, args, kwargs):
+    def bind(input, running_mean=None, running_var=None, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):
+        x = input.detach()
+        dims = [d for d in range(x.ndim) if d != 1]
+        batch = training or running_mean is None
+        mean, var = (x.mean(dims), x.var(dims, unbiased=False)) if batch else (running_mean, running_var)
+        scale = (var + eps).rsqrt() * (1. if weight is None else weight)
+        y = F.batch_norm(x, mean, var, weight, bias, False, 0., eps)
+        shift = (0. if bias is None else bias) - mean * scale
+        return mode.affine(input, y, _channels(scale, x), _channels(shift, x))
+    return bind(*args, **kwargs)
+
+
+@register_op('instance_norm', 'group_norm')
+def _group_norm(mode, func, args, kwargs):
+    x = args[0].detach()
+    if func.__name__ == 'instance_norm':
+        def bind(input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=.1, eps=1e-5):
+            y = func(x, running_mean, running_var, weight, bias, True, 0., eps) if use_input_stats else None
+            if y is None: return _batch_norm(mode, func, (input, running_mean, running_var, weight, bias, False, 0., eps), {})
+            return y, weight, x.shape[1], eps
+    else:
+        def bind(input, num_groups, weight=None, bias=None, eps=1e-5, **_):
+            return func(x, num_groups, weight, bias, eps), weight, num_groups, eps
+    out = bind(*args, **kwargs)
+    if isinstance(out, Tensor): return out
+    y, weight, groups, eps = out
+    std = (x.reshape(x.shape[0], groups, -1).var(-1, unbiased=False) + eps).sqrt()
+    per_channel = std.repeat_interleave(x.shape[1]//groups, 1).reshape(*x.shape[:2], *[1]*(x.ndim - 2))
+    scale = (1. if weight is None else _channels(weight, x)) / per_channel
+    return mode.affine(args[0], y, scale, None)
+
+
+@register_op('layer_norm', 'rms_norm')
+def _layer_norm(mode, func, args, kwargs):
+    "The mean is subtracted, the standard deviation is a constant (Ali et al. 2022)"
+    def bind(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+        dims = tuple(range(-len(normalized_shape), 0))
+        eps = torch.finfo(input.dtype).eps if eps is None else eps
+        centred = func.__name__ == 'layer_norm'
+        x = input.detach()
+        power = x.var(dims, unbiased=False, keepdim=True) if centred else (x**2).mean(dims, keepdim=True)
+        scale = (power + eps).rsqrt() * (1. if weight is None else weight)
+        norm = lambda x: (x - x.mean(dims, keepdim=True) if centred else x) * scale + (0. if bias is None else bias)
+        return mode.mix(norm, (input,), {}, mode.eps)
+    return bind(*args, **kwargs)
+
+
+# Similarities
+
+@register_op('normalize')
+def _normalize(mode, func, args, kwargs):
+    def bind(input, p=2., dim=1, eps=1e-12, **_):
+        return mode.mix(torch.div, (input, input.detach().norm(p, dim, keepdim=True).clamp_min(eps)), {})
+    return bind(*args, **kwargs)
+
+
+@register_op('cosine_similarity')
+def _cosine(mode, func, args, kwargs):
+    "Norms are constants; ε-rule over the sum of the products"
+    def bind(x1, x2, dim=1, eps=1e-8):
+        a, b = _as_constants(mode, x1, x2)
+        norms = (a.detach().norm(2, dim, keepdim=True) * b.detach().norm(2, dim, keepdim=True)).clamp_min(eps)
+        product = mode.mix(lambda a, b: a * b / norms, (a, b), {})
+        return mode.mix(torch.sum, (product, dim), {}, mode.eps)
+    return bind(*args, **kwargs)
+
+
+# Attention
+
+@register_op('scaled_dot_product_attention')
+def _attention(mode, func, args, kwargs):
+    "The weights are constants: relevance flows through the values (Ali et al. 2022)"
+    def bind(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+        q, k = query.detach(), key.detach()
+        if enable_gqa:
+            k = k.repeat_interleave(q.shape[-3]//k.shape[-3], -3)
+            value = value.repeat_interleave(q.shape[-3]//value.shape[-3], -3)
+        eye = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device).expand(*k.shape[:-2], -1, -1)
+        weights = func(q, k, eye, attn_mask, 0., is_causal, scale=scale or 1/math.sqrt(q.shape[-1]))
+        return mode.mix(torch.matmul, (weights, value), {}, mode.eps)
+    return bind(*args, **kwargs)
+
+
+@register_op('multi_head_attention_forward')
+def _multi_head_attention(mode, func, args, kwargs):
+    names = ('query key value embed_dim num_heads in_proj_weight in_proj_bias bias_k bias_v add_zero_attn dropout_p '
+             'out_proj_weight out_proj_bias').split()
+    call = dict(zip(names, args, strict=False)) | kwargs
+    if call['bias_k'] is not None or call['add_zero_attn']:
+        raise NotImplementedError('relevance through nn.MultiheadAttention with bias_kv or add_zero_attn')
+    value, heads = call['value'], call['num_heads']
+    call |= dict(dropout_p=0., need_weights=True, average_attn_weights=False)
+    _, weights = func(**{k: mode.constant(v) for k, v in call.items()})
+    w, b = call['in_proj_weight'], call['in_proj_bias']
+    w_value = call['v_proj_weight'] if w is None else w.chunk(3)[2]
+    v = _linear(mode, F.linear, (value, w_value, None if b is None else b.chunk(3)[2]), {})
+    batched = v.ndim == 3
+    if not batched: v, weights = v[:, None], weights[None]
+    v = v.unflatten(2, (heads, -1)).permute(1, 2, 0, 3)
+    mixed = mode.mix(torch.matmul, (weights, v), {}, mode.eps).permute(2, 0, 1, 3).flatten(2)
+    out = _linear(mode, F.linear, (mixed if batched else mixed[:, 0], call['out_proj_weight'], call['out_proj_bias']), {})
+    weights = weights if batched else weights[0]
+    return out, (weights.mean(-3) if kwargs.get('average_attn_weights', True) else weights)
+
+
+# Layer classes of functions that run outside a module
+FUNCTION_CLASS = {'linear': nn.Linear, 'conv1d': nn.Conv1d, 'conv2d': nn.Conv2d, 'conv3d': nn.Conv3d,
+                  'conv_transpose1d': nn.ConvTranspose1d, 'conv_transpose2d': nn.ConvTranspose2d,
+                  'conv_transpose3d': nn.ConvTranspose3d, 'multi_head_attention_forward': nn.Linear}

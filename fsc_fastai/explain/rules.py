@@ -1,0 +1,163 @@
+"""Relevance rules of layers, each as its formula.
+
+A rule is called as `rule(layer, x, R)`: the layer, its input and the relevance of its output. It returns c with
+R(x_i) = x_i c_i, so that the engine may multiply by x now or later; a rule with `of_input = True` returns R(x_i) itself.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = ['Layer', 'Rule', 'divide', 'Epsilon', 'AlphaBeta', 'ZPlus', 'Gamma', 'ZBox', 'Flat', 'WSquare']
+
+
+def divide(
+    R: Tensor, # Relevance of the outputs
+    z: Tensor, # The outputs, in whose proportion it is shared
+    eps: float = 0., # ε of equation (4)
+) -> Tensor:
+    "R / (z + ε·sign(z)), and 0 where z is 0: there every contribution is 0 as well"
+    return torch.where(z != 0, R / (z + eps * z.sign() if eps else z), 0)
+
+
+@dataclass
+class Layer:
+    """A linear or convolutional layer in one run: what a rule needs to know of it.
+
+    A batch norm behind the layer may be folded into it: then `weight`, `z` and `bias` are those of the folded layer.
+    """
+    run: Callable[[Tensor, Tensor], Tensor] # (x, weight) to the output without bias
+    transpose: Callable[[Tensor, Tensor, Tensor], Tensor] # (s, weight, x) to Σ_j w_ij s_j, in the shape of x
+    x: Tensor # Input
+    z: Tensor # Output without bias
+    weight: Tensor
+    bias: Tensor | None = None # Takes part in the denominators; None, as in the published rules: does not
+    name: str = '' # Name in the model, or of the function
+    kind: type | None = None # The module's class
+    position: int = 0 # 0 for the first layer that ran
+    dead: list[Tensor] | None = field(default=None, repr=False) # Relevance that met a denominator of 0, if recorded
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        "Output for another input or weight, without bias"
+        return self.run(x, weight)
+
+    def T(self, s: Tensor, weight: Tensor) -> Tensor:
+        "The transposed layer: c_i = Σ_j w_ij s_j"
+        return self.transpose(s, weight, self.x)
+
+    @cached_property
+    def signed(self) -> bool:
+        "Has the input negative values? Behind a ReLU it has none, and half the work of most rules is saved"
+        return bool((self.x < 0).any())
+
+    def share(self, R: Tensor, z: Tensor, eps: float = 0., bias: Tensor | None = None) -> Tensor:
+        "s_j = R_j / z_j, stabilised"
+        if bias is not None: z = z + bias
+        if self.dead is not None: self.dead.append(torch.where(z == 0, R, 0).sum())
+        return divide(R, z, eps)
+
+
+Rule = Callable[[Layer, Tensor, Tensor], Tensor]
+
+
+def _pos(x: Tensor | None) -> Tensor | None: return None if x is None else x.clamp(min=0)
+def _neg(x: Tensor | None) -> Tensor | None: return None if x is None else x.clamp(max=0)
+
+
+def _by_sign(layer: Layer, x: Tensor, R: Tensor, w_pos, w_neg, eps: float = 0., bias: Tensor | None = None) -> Tensor:
+    "c for a rule whose weight is `w_pos` for positive inputs and `w_neg` for negative ones"
+    if not layer.signed: return layer.T(layer.share(R, layer(x, w_pos), eps, bias), w_pos)
+    z = layer(x.clamp(min=0), w_pos) + layer(x.clamp(max=0), w_neg)
+    s = layer.share(R, z, eps, bias)
+    return torch.where(x > 0, layer.T(s, w_pos), layer.T(s, w_neg))
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    "The ε-rule, Sun et al. 2020, equation (4): R(x_i) = x_i Σ_j w_ij R_j / (z_j + ε·sign(z_j))"
+    eps: float = 1e-3
+    of_input: ClassVar[bool] = False
+
+    def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
+        return layer.T(layer.share(R, layer.z, self.eps, layer.bias), layer.weight)
+
+
+@dataclass(frozen=True)
+class AlphaBeta:
+    """The α-β-rule, Sun et al. 2020, equation (5): α shares of the positive and β = α − 1 of the negative contributions.
+
+    Positive contributions are x⁺w⁺ and x⁻w⁻. With α = 1 only they are computed; an input without negative values
+    then costs one pass with w⁺ and one transposed pass.
+    """
+    alpha: float = 1.
+    beta: float | None = None # None: α − 1
+    of_input: ClassVar[bool] = False
+
+    def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
+        beta = self.alpha - 1 if self.beta is None else self.beta
+        pos, neg = _pos(layer.weight), _neg(layer.weight)
+        c = _by_sign(layer, x, R, pos, neg, bias=_pos(layer.bias))
+        if not beta: return c if self.alpha == 1 else self.alpha * c
+        return self.alpha * c - beta * _by_sign(layer, x, R, neg, pos, bias=_neg(layer.bias))
+
+
+class ZPlus(AlphaBeta):
+    "The z⁺-rule (Montavon et al. 2017): only positive contributions, the α-β-rule with α = 1"
+    def __init__(self): super().__init__(1., 0.)
+
+
+@dataclass(frozen=True)
+class Gamma:
+    "The γ-rule (Montavon et al. 2019): positive contributions count (1 + γ)-fold; γ = 0 is the ε-rule, γ → ∞ is z⁺"
+    gamma: float = .25
+    eps: float = 1e-6
+    of_input: ClassVar[bool] = False
+
+    def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
+        w, bias = layer.weight, layer.bias
+        favoured = None if bias is None else bias + self.gamma * bias.clamp(min=0)
+        return _by_sign(layer, x, R, w + self.gamma * w.clamp(min=0), w + self.gamma * w.clamp(max=0), self.eps, favoured)
+
+
+@dataclass(frozen=True)
+class ZBox:
+    """The z^B-rule (Montavon et al. 2017) for pixels between `low` and `high`, numbers or tensors that broadcast:
+    R(x_i) ∝ x_i w_ij − l_i w⁺_ij − h_i w⁻_ij"""
+    low: float | Tensor
+    high: float | Tensor
+    eps: float = 1e-6
+    of_input: ClassVar[bool] = True
+
+    def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
+        w, pos, neg = layer.weight, layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x) for b in (self.low, self.high))
+        s = layer.share(R, layer(x, w) - layer(low, pos) - layer(high, neg), self.eps)
+        return x * layer.T(s, w) - low * layer.T(s, pos) - high * layer.T(s, neg)
+
+
+@dataclass(frozen=True)
+class Flat:
+    "The flat rule (Lapuschkin et al. 2019): an output's relevance goes to its inputs in equal parts"
+    of_input: ClassVar[bool] = True
+
+    def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
+        return _by_weight(layer, x, R, torch.ones_like(layer.weight))
+
+
+@dataclass(frozen=True)
+class WSquare:
+    "The w²-rule (Montavon et al. 2017): an output's relevance goes to its inputs in proportion to w²"
+    of_input: ClassVar[bool] = True
+
+    def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
+        return _by_weight(layer, x, R, layer.weight**2)
+
+
+def _by_weight(layer: Layer, x: Tensor, R: Tensor, w: Tensor) -> Tensor:
+    "Relevance in proportion to the weights `w` alone, whatever the input"
+    return layer.T(layer.share(R, layer(torch.ones_like(x), w)), w)
