@@ -115,7 +115,7 @@ def residual_norms(
     handles = [_output_of(m).register_forward_hook(partial(note, prefix + name)) for name, m in encoder.named_modules()
                if _is_norm(m) and not re.search(r'(^|\.)[qk]_norm$', name)]
     try:
-        with _evaluating(encoder), torch.enable_grad(): result = encoder(images.clone().requires_grad_())
+        with evaluating(encoder), torch.enable_grad(): result = encoder(images.clone().requires_grad_())
     except (RuntimeError, ValueError, AssertionError) as e:
         raise ValueError(f'{type(encoder).__name__} cannot run on images of shape {tuple(images.shape)} ({e}): '
                          'pass `images=` that it takes, or `names=` of its normalisation layers') from e
@@ -195,7 +195,7 @@ def _blank_images(encoder: nn.Module) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     "Eval mode inside, every module's own mode back afterwards"
     modes = [(m, m.training) for m in model.modules()]
     model.eval()

@@ -1,0 +1,292 @@
+"""Training with feature-wise transformations, fixed (FT) or learned on pseudo-unseen domains (LFT).
+
+Section IV.C of Sun et al. 2020, after Tseng et al. 2020. With `LRPGuidedCallback` beside it in `cbs`, in either order, the loss
+of the pseudo-seen episode is the explanation-guided one: LFT-LRP.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.torch_core import get_model, to_detach, to_device
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..models.layers import pool_vectors
+from ..models.transformation import FeatureWiseTransformation, add_ft, evaluating, remove_ft
+from .pseudo_unseen import Every, PseudoUnseen, world_size
+from .second_order import Gradients, gradient, second_order_step, with_gradient
+
+__all__ = ['FTCallback', 'LFTCallback']
+
+
+class FTCallback(Callback):
+    """Train with feature-wise transformations of fixed γ, β in the encoder (FT of Table IV).
+
+    The transformations are in the model from the start of a training step to its end: whatever saves, exports, validates or
+    optimises the model does not meet them. Does nothing under `lr_find`. Raises `ValueError` for a compiled model.
+    """
+    # after LRPGuidedCallback (MixedPrecision − 5) has merged the loss, before gradient accumulation (− 4) divides it
+    order, run_valid = MixedPrecision.order - 4.5, False
+    _stateattrs: tuple[str, ...] = ('transformations', '_step')
+    transformations: dict[str, FeatureWiseTransformation] = {} # made on the first batch
+    _step: ExitStack | None = None
+
+    def __init__(self,
+        gamma: float = 0.3, # Every channel's γ at the start
+        beta: float = 0.5, # Every channel's β at the start
+        names: list[str] | None = None, # Normalisation layers to follow; None: `residual_norms`
+    ):
+        self.gamma, self.beta, self.names = gamma, beta, names
+
+    @property
+    def raw_model(self) -> nn.Module:
+        "The model without the wrapper of distributed training"
+        return get_model(self.learn.model)
+
+    @property
+    def idle(self) -> bool: return hasattr(self.learn, 'lr_finder')
+
+    def before_fit(self):
+        self._leave()  # an error may have ended the last fit in the middle of a step
+        if sum(isinstance(cb, FTCallback) for cb in self.learn.cbs) > 1:
+            raise ValueError(f'{type(self).__name__}: the learner has two callbacks with feature-wise transformations, use one')
+        if any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in self.learn.model.modules()):
+            raise ValueError(f'{type(self).__name__}: a compiled model overlooks hooks and has no second derivative. Train the '
+                             'plain model (`learn.model = learn.model._orig_mod`), and compile it afterwards')
+
+    def before_batch(self):
+        self._leave()
+        if self.idle: return
+        if not self.transformations: self._build()
+        self._step = ExitStack()
+        self._enter(self._step)
+
+    def _build(self) -> None:
+        "Find the places of the transformations by the first batch, and make them"
+        self.transformations = add_ft(self.raw_model, self.gamma, self.beta, self.names, self.xb[0].as_subclass(Tensor))
+        remove_ft(self.raw_model)
+        for layer in self.transformations.values(): layer.requires_grad_(False)
+
+    def _enter(self, step: ExitStack) -> None:
+        "What holds during a training step; closing `step` undoes it"
+        model = self.raw_model
+        step.callback(remove_ft, model)
+        for name, layer in self.transformations.items(): layer.follow(model.get_submodule(name))
+        def leave_if_failed(module: nn.Module, args: tuple, output: Any) -> None:
+            if output is None: self._leave()
+        step.callback(model.register_forward_hook(leave_if_failed, always_call=True).remove)
+
+    def _leave(self) -> None:
+        step, self._step = self._step, None
+        if step is not None: step.close()
+
+    def before_train(self):
+        device = next(self.raw_model.parameters()).device
+        for layer in self.transformations.values(): layer.to(device)
+
+    def after_cancel_batch(self): self._leave()
+    def after_batch(self): self._leave()
+
+
+class LFTCallback(FTCallback):
+    """Learn γ, β of the feature-wise transformations on pseudo-unseen domains (LFT of Table IV; Tseng et al. 2020, Algorithm 1).
+
+    Each step: the loss of the pseudo-seen episode (of `learn.dls.train`) with the transformations on; fast weights by one step
+    of gradient descent; the loss of a pseudo-unseen episode with the fast weights, in eval mode, transformations off. γ and β
+    descend the gradient of the latter through the fast weights, the model that of the former, plus `aux`: classification of the
+    episode's images among all classes, with weight 0.9^(20·epoch // epochs).
+
+    γ, β, the classifier of `aux` and their optimizer live here, outlast a fit, and go into `state_dict`. The losses of the last
+    step are in `losses`. Raises `ValueError` for pseudo-unseen domains that are none, that are the one trained on or that have
+    too few classes, for a compiled model, and for synchronised batch norm, which has no second derivative.
+    """
+    _stateattrs = (*FTCallback._stateattrs, 'domains', 'ft_opt', 'aux_head', 'losses', '_saved', '_maps', '_kept')
+    domains: Any = None # PseudoUnseen; None after an export
+    ft_opt: Any = None # torch.optim.Adam; made on the first batch
+    aux_head: Any = None # nn.Linear; made on the first batch
+    losses: Mapping[str, Tensor] = {}
+    _saved: Mapping[str, Any] | None = None
+    _maps: Any = None # of the encoder, in this step
+    _kept: list[list[Any]] = []
+
+    def __init__(self,
+        pseudo_unseen: Any, # `DataLoaders` or loaders of episodes of other domains, in a list or in a dict by name
+        ft_lr: float = 1e-3, # Learning rate of γ, β
+        ft_wd: float = 1e-8, # Weight decay of γ, β
+        inner_lr: float | None = None, # Learning rate of the fast weights; None: each weight's own of the moment
+        aux: bool | int = True, # Auxiliary classification among the classes of `dls.vocab`, or among so many; False: without
+        every: Every = 'epoch', # Draw the domain each 'epoch' or each 'step', or use 'all' in every step
+        seed: int = 0, # Of the choice of domains
+        **kwargs: Any, # `gamma`, `beta`, `names` of `FTCallback`
+    ):
+        super().__init__(**kwargs)
+        self.domains = PseudoUnseen(pseudo_unseen, every, seed)
+        self.ft_lr, self.ft_wd, self.inner_lr, self.aux = ft_lr, ft_wd, inner_lr, aux
+
+    @property
+    def ft_parameters(self) -> list[nn.Parameter]:
+        "γ and β of every transformation"
+        return [p for layer in self.transformations.values() for p in layer.parameters()]
+
+    @property
+    def aux_parameters(self) -> list[nn.Parameter]:
+        "The weights of the auxiliary classifier"
+        return [] if self.aux_head is None else list(self.aux_head.parameters())
+
+    def before_fit(self):
+        super().before_fit()
+        self._kept = []
+        if self.domains is None:
+            raise ValueError('LFTCallback: an exported learner has no pseudo-unseen domains: replace its callback by a new one')
+        self.domains.check(self.dls)
+
+    def before_train(self):
+        super().before_train()
+        self.domains.start_epoch()
+        if self.aux_head is not None: self.aux_head.to(next(self.raw_model.parameters()).device)
+        if self.ft_opt is not None: self.ft_opt.load_state_dict(self.ft_opt.state_dict())  # its state follows the device
+        if world_size() > 1 and any(isinstance(m, nn.SyncBatchNorm) for m in self.raw_model.modules()):
+            raise ValueError('LFTCallback: synchronised batch norm has no second derivative, train with sync_bn=False')
+
+    def after_train(self):
+        if not self.idle: self.domains.end_epoch()
+
+    def after_fit(self): self.domains.start_epoch()
+
+    def _build(self) -> None:
+        super()._build()
+        groups = [dict(params=[p.requires_grad_() for p in self.ft_parameters], lr=self.ft_lr, weight_decay=self.ft_wd)]
+        if self.aux:
+            self.aux_head = _classifier(self.raw_model, len(self.dls.vocab) if self.aux is True else self.aux)
+            groups.append(dict(params=self.aux_parameters, lr=self.ft_lr, weight_decay=0.))
+        self.ft_opt = torch.optim.Adam(groups)
+        if self._saved is not None: self.load_state_dict(self._saved)
+
+    def _enter(self, step: ExitStack) -> None:
+        super()._enter(step)
+        step.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has no second derivative
+        if self.aux_head is None: return
+        def keep_maps(encoder: nn.Module, args: tuple, maps: Tensor) -> None: self._maps = maps
+        step.callback(self.raw_model.get_submodule('encoder').register_forward_hook(keep_maps).remove)
+        step.callback(setattr, self, '_maps', None)
+
+    def after_loss(self):
+        if self.idle or not self.loss_grad.requires_grad: return
+        loss, scale = self.loss_grad.as_subclass(Tensor), self._loss_scale()
+        lrs = self._learning_rates()
+        aux_loss, aux, head = self._auxiliary(list(lrs), scale)
+        seen, ft = second_order_step(loss, list(lrs), list(lrs.values()), self.ft_parameters, self._unseen_losses, scale)
+        # where only the second derivative left the range of half precision, mixed precision does not skip the step
+        if scale is not None: ft = [g.nan_to_num(0., 0., 0.) for g in ft]
+        self._kept.append([*ft, *head])
+        total = [a if b is None else b if a is None else a + b for a, b in zip(seen, aux, strict=True)]
+        # fastai's backward hands these gradients on; the graph is done with
+        self.learn.loss_grad = with_gradient(loss.detach() + aux_loss, list(lrs), total)
+        self.learn.loss = self.learn.loss.detach()
+        self.learn.pred = to_detach(self.learn.pred, cpu=False, gather=False)
+        self.losses = {**self.losses, 'seen': loss.detach(), 'aux': aux_loss}
+
+    def _learning_rates(self) -> dict[nn.Parameter, float]:
+        "The weights that are trained now, with their learning rates of this moment"
+        return {p: h['lr'] if self.inner_lr is None else self.inner_lr
+                for group, h in zip(self.opt.param_lists, self.opt.hypers, strict=True) for p in group if p.requires_grad}
+
+    def _loss_scale(self) -> Tensor | None:
+        "Mixed precision's loss scale as a tensor on the device, None in single precision"
+        scaler = getattr(self.learn, 'scaler', None)
+        if scaler is None or not scaler.is_enabled(): return None
+        return scaler.scale(torch.ones((), device=self.loss_grad.device))
+
+    def _auxiliary(self, weights: list[nn.Parameter], scale: Tensor | None) -> tuple[Tensor | float, Gradients, Gradients]:
+        "The auxiliary loss, and its gradients by the model's weights and by its classifier's"
+        if self.aux_head is None: return 0., [None] * len(weights), []
+        labels = [self._class_numbers(y) for y in (self.xb[1], self.yb[0])]
+        scores = self.aux_head(pool_vectors(self._maps.as_subclass(Tensor)))
+        loss = 0.9**(20 * self.epoch // self.n_epoch) * F.cross_entropy(scores, torch.cat(labels))
+        grads = gradient(loss, [*weights, *self.aux_parameters], scale, retain_graph=True)
+        return loss.detach(), grads[:len(weights)], grads[len(weights):]
+
+    def _class_numbers(self, y: Tensor) -> Tensor:
+        "Labels within the episode to those among all classes"
+        classes, known = getattr(y, 'classes', None), self.aux_head.out_features
+        if not classes:
+            raise ValueError('LFTCallback: the auxiliary classification needs labels that carry the classes of their episode, as '
+                             'those of EpisodeDataLoaders do. Found plain labels: train with aux=False')
+        if max(classes) >= known:
+            raise ValueError(f'LFTCallback: aux knows {known} classes, an episode has number {max(classes)}: pass aux= their number')
+        return torch.tensor(classes).to(y.device, non_blocking=True)[y.as_subclass(Tensor)]
+
+    def _unseen_losses(self, fast: list[Tensor]) -> Iterator[Tensor]:
+        "The loss of each pseudo-unseen episode of this step under the fast weights, shares of their mean"
+        model = self.raw_model
+        names = {p: name for name, p in model.named_parameters()}
+        state = {names[p]: w for p, w in zip(self._learning_rates(), fast, strict=True) if p in names}
+        total = torch.zeros((), device=self.loss_grad.device)
+        for batch in self.domains.episodes(self.iter):
+            *xb, y = to_device(batch, total.device)
+            with evaluating(model): scores = functional_call(model, state, tuple(xb))
+            loss = self.loss_func(scores, y).as_subclass(Tensor) / len(self.domains)
+            total = total + loss.detach()
+            yield loss
+        self.losses = {**self.losses, 'unseen': total}
+
+    def after_cancel_step(self):
+        self._kept = []  # mixed precision found an overflow: these gradients are as useless as the model's
+
+    def after_step(self):
+        kept, self._kept = self._kept, []
+        if not kept: return
+        grads = [torch.stack(parts).mean(0) for parts in zip(*kept, strict=True)]
+        if world_size() > 1: grads = _mean_over_ranks(grads)
+        params = [*self.ft_parameters, *self.aux_parameters]
+        for p, g in zip(params, grads, strict=True): p.grad = g
+        for group in self.ft_opt.param_groups[1:]: group['lr'] = self.opt.hypers[-1]['lr']
+        self.ft_opt.step()
+        self.ft_opt.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        "γ, β, the auxiliary classifier, their optimizer, and where the pseudo-unseen domains are"
+        if not self.transformations: return {**(self._saved or {}), 'domains': self.domains.state_dict()}
+        return dict(transformations={name: layer.state_dict() for name, layer in self.transformations.items()},
+                    aux_head=self.aux_head.state_dict() if self.aux else None,
+                    opt=self.ft_opt.state_dict(), domains=self.domains.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Go on from what `state_dict` returned; `ValueError` if it is of other transformations or another `aux`"
+        self.domains.load_state_dict(state['domains'])
+        self._saved = state
+        if not self.transformations or 'transformations' not in state: return  # until they are made
+        if list(state['transformations']) != list(self.transformations):
+            raise ValueError(f'LFTCallback: the saved transformations follow {", ".join(state["transformations"])}; '
+                             f'this model has them after {", ".join(self.transformations)}')
+        if (state['aux_head'] is None) == bool(self.aux):
+            raise ValueError(f'LFTCallback(aux={self.aux}): the state was saved {"without" if self.aux else "with"} aux')
+        for name, layer in self.transformations.items(): layer.load_state_dict(state['transformations'][name])
+        if self.aux: self.aux_head.load_state_dict(state['aux_head'])
+        self.ft_opt.load_state_dict(state['opt'])
+        self._saved = None
+
+
+def _classifier(model: nn.Module, n_classes: int) -> nn.Linear:
+    "A linear layer on the encoder's channels that starts at zero, and so alike in every process"
+    n_features: Any = getattr(getattr(model, 'encoder', None), 'num_features', None)
+    if n_features is None:
+        raise ValueError(f'LFTCallback: {type(model).__name__} has no `encoder` with `num_features` for the auxiliary '
+                         'classification: train with aux=False')
+    p = next(model.parameters())
+    head = nn.Linear(n_features, n_classes, device=p.device, dtype=p.dtype)
+    for p in head.parameters(): nn.init.zeros_(p)
+    return head
+
+
+def _mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
+    flat = torch.cat([t.flatten() for t in tensors])
+    torch.distributed.all_reduce(flat)
+    return [part.view_as(t) for part, t in zip((flat / world_size()).split([t.numel() for t in tensors]), tensors, strict=True)]

@@ -1,0 +1,80 @@
+"A gradient through a step of gradient descent, and a loss whose gradient is known already"
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ['Gradients', 'gradient', 'second_order_step', 'with_gradient']
+
+Gradients = list[Tensor | None]
+"One gradient for each of several tensors; None for a tensor that does not matter"
+
+
+def gradient(
+    loss: Tensor | Sequence[Tensor], # What to differentiate, a scalar or several tensors
+    wrt: Sequence[Tensor], # By what
+    scale: Tensor | None = None, # Keeps gradients in the range of half precision on the way; the result is without it
+    weights: Sequence[Tensor] | None = None, # Of the entries of `loss`, where it is not a scalar
+    **kwargs: Any, # For `torch.autograd.grad`
+) -> Gradients:
+    "The gradient of `loss`, with None where `loss` does not depend on a tensor"
+    if scale is not None:
+        if weights is None: loss = loss * scale  # type: ignore[operator]
+        else: weights = [w * scale for w in weights]
+    found = torch.autograd.grad(loss, wrt, weights, allow_unused=True, **kwargs)
+    return list(found) if scale is None else [None if g is None else g / scale for g in found]
+
+
+def second_order_step(
+    loss: Tensor, # Of the pseudo-seen episode, a function of `weights` and `outer`
+    weights: Sequence[Tensor], # The model's weights
+    lrs: Sequence[float], # A learning rate for each of them
+    outer: Sequence[Tensor], # What is learned by the second loss: γ, β
+    next_losses: Callable[[list[Tensor]], Iterable[Tensor]], # Fast weights to losses, whose sum is what `outer` is to reduce
+    scale: Tensor | None = None, # Loss scale of mixed precision
+) -> tuple[Gradients, list[Tensor]]:
+    """Gradient of `loss` by `weights`, and by `outer` of the losses after one step of gradient descent on it.
+
+    ∂L'(w − lr·g)/∂γ = −lr·(∂L'/∂w)ᵀ ∂g/∂γ. The losses are differentiated one by one at the fast weights as leaves, so that no
+    two of their graphs are alive at once. Frees the graph of `loss`.
+    """
+    g = gradient(loss, weights, scale, create_graph=True)
+    with torch.no_grad():
+        fast = [(w if d is None else w - lr * d).requires_grad_() for w, lr, d in zip(weights, lrs, g, strict=True)]
+    downhill: Gradients = [None] * len(fast)
+    for next_loss in next_losses(fast):
+        downhill = [_sum(a, b) for a, b in zip(downhill, gradient(next_loss, fast, scale), strict=True)]
+    paths = [(d, -lr * u) for d, lr, u in zip(g, lrs, downhill, strict=True)
+             if d is not None and u is not None and d.requires_grad]
+    through = gradient([d for d, _ in paths], outer, scale, [u for _, u in paths]) if paths else [None] * len(outer)
+    return ([None if d is None else d.detach() for d in g],
+            [torch.zeros_like(p) if d is None else d for p, d in zip(outer, through, strict=True)])
+
+
+def with_gradient(
+    value: Tensor, # Value of the loss
+    wrt: Sequence[Tensor], # Tensors
+    gradients: Gradients, # Its gradient by each of them
+) -> Tensor:
+    "A loss that hands these gradients on when it is differentiated"
+    known = [(w, g) for w, g in zip(wrt, gradients, strict=True) if g is not None]
+    return _KnownGradient.apply(value, [g for _, g in known], *(w for w, _ in known))
+
+
+class _KnownGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *wrt: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple:
+        return None, None, *(g * upstream for g in ctx.gradients)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None: return b if a is None else a if b is None else a + b
