@@ -35,8 +35,8 @@ class Script:
     prefix: str
 
 
-# Chosen by comparing renderings in all fonts: within a domain no two look the same, mirrored neither (but for
-# syllabics and Braille, where that is the script), and no unseen glyph looks like a Latin class.
+# Chosen by comparing renderings in all fonts: within a domain no two look the same, mirrored neither (but for syllabics
+# and Braille, whose signs are mirrored ones of each other), and no unseen glyph looks like a Latin class.
 SCRIPTS = {
     'latin': Script('printed', prefix='LATIN ', glyphs=dict(
         base='EFGHJKLOQSTUVWXYZgknrtyÆØæðŋŒƈƊƌƕƛƜƝƩƷƻȡȴȵȾɀɁɕɗɜɧɮɱɸɻʁʉʊʍʐʑʔʚʞʤʩʬⱮⱵⱷꞐꞪ',
@@ -155,7 +155,8 @@ def untar_glyphs(
 
     A glyph is a class; an image is a random font, pose and colours. `latin` is the seen domain, with the folders
     `base`, `val` and `novel` (70, 20 and 20 classes); the other scripts, in other styles, have their class folders directly.
-    `digits` are real handwritten ones, scikit-learn's scans. The same arguments give the same pixels anywhere.
+    `digits` are real handwritten ones, scikit-learn's scans. The same arguments give the same pixels with the same
+    releases of matplotlib's fonts, Pillow and numpy. Syllabics and Braille are no place for augmentation by flips.
 
     Several processes may ask at once: one renders, the others wait. The folder appears when it is complete.
     Raises ValueError for an unknown domain (with the nearest names) or an argument out of range.
