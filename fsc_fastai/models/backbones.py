@@ -42,18 +42,23 @@ class Backbone(nn.Module):
     "timm's interface around `forward_features`: the head and the attributes that timm's tools read"
     def __init__(self,
         num_features: int, # Channels of the feature map
-        num_classes: int = 1000, # Outputs of the classifier; 0: without
         in_chans: int = 3, # Channels of the images
-        global_pool: str = 'avg', # How the classifier pools the map
-        drop_rate: float = 0., # Dropout before the classifier
     ):
         super().__init__()
         self.num_features = self.head_hidden_size = num_features
-        self.in_chans, self.drop_rate, self.num_classes = in_chans, drop_rate, num_classes
-        self.global_pool, self.fc = create_classifier(num_features, num_classes, pool_type=global_pool)
+        self.in_chans = in_chans
 
-    def init_weights(self) -> None:
-        "The field's start: He's normal by fan-out for convolutions, 1 and 0 for batch norms"
+    def add_head(self,
+        num_classes: int = 1000, # Outputs of the classifier; 0: without
+        global_pool: str = 'avg', # How the classifier pools the map
+        drop_rate: float = 0., # Dropout before the classifier
+    ) -> None:
+        """The classifier, and the field's start: He's normal by fan-out for convolutions, 1 and 0 for batch norms.
+
+        A subclass calls it last: timm's `features_only` runs the modules in the order in which they came.
+        """
+        self.drop_rate, self.num_classes = drop_rate, num_classes
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
@@ -116,12 +121,12 @@ class ConvNet(Backbone):
         in_chans: int = 3, # Channels of the images
         **kwargs: Any, # `num_classes`, `global_pool`, `drop_rate`
     ):
-        super().__init__(width, in_chans=in_chans, **kwargs)
+        super().__init__(width, in_chans)
         self.stages = nn.Sequential(*[
             ConvBlock(width if i else in_chans, width, int(pad_pooled or i >= n_pool), i < n_pool) for i in range(depth)])
         self.feature_info = [{'num_chs': width, 'reduction': 2**min(i + 1, n_pool), 'module': f'stages.{i}'}
                              for i in range(depth)]
-        self.init_weights()
+        self.add_head(**kwargs)
 
     def forward_features(self, x: Tensor) -> Tensor:
         "Images to feature maps `(n, width, H, W)`"
@@ -158,7 +163,7 @@ class ResNet12(Backbone):
         in_chans: int = 3, # Channels of the images
         **kwargs: Any, # `num_classes`, `global_pool`, `drop_rate`
     ):
-        super().__init__(widths[-1], in_chans=in_chans, **kwargs)
+        super().__init__(widths[-1], in_chans)
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.act1 = nn.ReLU(inplace=True)
@@ -166,7 +171,7 @@ class ResNet12(Backbone):
             nn.Sequential(ResNet12Block(n_in, n_out)) for n_in, n_out in pairwise((widths[0], *widths)))
         self.feature_info = [{'num_chs': n, 'reduction': 2**i, 'module': f'layer{i}' if i else 'act1'}
                              for i, n in enumerate((widths[0], *widths))]
-        self.init_weights()
+        self.add_head(**kwargs)
 
     def forward_features(self, x: Tensor) -> Tensor:
         "Images to feature maps `(n, C, H/16, W/16)`"

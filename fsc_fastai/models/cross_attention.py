@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .base import FewShotModel, Processed, class_means
 from .encoder import Encoder
-from .layers import cosine, full_precision, unit
+from .layers import cosine, full_precision, single, unit
 from .losses import CrossAttentionLoss
 
 __all__ = ['CrossAttentionNet', 'CrossAttention', 'Attended']
@@ -56,7 +56,8 @@ class CrossAttention(nn.Module):
         "1 + softmax over the positions of `a`, for each pair: `(n_a, n_b, H·W)`"
         n = a.shape[2]
         correlation = torch.einsum('ac,bcj->abj', a.mean(2), b)
-        kernel = self.expand(F.relu(self.norm(self.shrink(correlation.reshape(-1, n, 1, 1))))).view_as(correlation)
+        x = correlation.reshape(-1, n, 1, 1).to(self.shrink.weight.dtype)
+        kernel = single(self.expand(F.relu(self.norm(self.shrink(x))))).view_as(correlation)
         fused = torch.einsum('aci,abc->abi', a, torch.einsum('bcj,abj->abc', b, kernel) / n)
         return 1 + F.softmax(fused / self.temperature, -1)
 

@@ -122,8 +122,8 @@ class GNNNet(FewShotModel):
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
     ):
         super().__init__(encoder, n_way, n_classes)
-        self.pool = pool
-        self.fc = nn.Sequential(nn.Linear(vector_size(encoder.out_shape, pool), n_features),
+        self.pool, self.vector_size = pool, vector_size(encoder.out_shape, pool)
+        self.fc = nn.Sequential(nn.Linear(self.vector_size, n_features),
                                 nn.BatchNorm1d(n_features, track_running_stats=False))
         self.gnn = GraphNet(n_features + n_way, n_way, width)
 
@@ -133,7 +133,7 @@ class GNNNet(FewShotModel):
         if way != self.n_way:
             raise ValueError(f'This GNNNet classifies {self.n_way}-way episodes, found {way}-way: its label width is fixed by '
                              f'training. Train with n_way={way}, or use a method without this limit (RelationNet, ProtoNet)')
-        z = self.fc(torch.cat([pool_vectors(f_support, self.pool), pool_vectors(f_query, self.pool)]))
+        z = self.fc(torch.cat([pool_vectors(f, self.pool, self.vector_size) for f in (f_support, f_query)]))
         n_graphs = -(-n_query // way)
         n_per_graph = -(-n_query // n_graphs)
         member = torch.arange(n_graphs * n_per_graph, device=z.device).view(n_per_graph, n_graphs).T % n_query

@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from fastai.torch_core import TensorBase
 from torch import Tensor
-from torch.overrides import has_torch_function
 
 __all__ = ['Pool', 'pool_vectors', 'vector_size', 'plain', 'single', 'full_precision', 'unit', 'cosine']
 
@@ -27,14 +27,19 @@ def vector_size(
 def pool_vectors(
     f: Tensor, # Feature maps `(n, C, H, W)`, or vectors already `(n, C)`
     pool: Pool = 'avg', # 'avg': the spatial mean, for maps of any size; 'flatten': every position is a feature
+    size: int | None = None, # Length of the vectors that the layers after it take; None: any
 ) -> Tensor:
-    "Maps to vectors"
-    return f.mean((-2, -1)) if pool == 'avg' and f.ndim == 4 else f.flatten(1)
+    "Maps to vectors `(n, C)` or `(n, C·H·W)`; `ValueError` for another length than `size`"
+    vectors = f.mean((-2, -1)) if pool == 'avg' and f.ndim == 4 else f.flatten(1)
+    if size is not None and vectors.shape[1] != size:
+        raise ValueError(f'Features of shape {tuple(f.shape[1:])} make vectors of {vectors.shape[1]}, '
+                         f"but the model was built for {size}: use images of the encoder's img_size, or build the model with pool='avg'")
+    return vectors
 
 
 def plain(x: Tensor) -> Tensor:
     "`x` without fastai's subclass, which would send every operation through Python"
-    return x.as_subclass(Tensor) if type(x) is not Tensor and has_torch_function((x,)) else x
+    return x.as_subclass(Tensor) if isinstance(x, TensorBase) else x
 
 
 def single(x: Tensor) -> Tensor:

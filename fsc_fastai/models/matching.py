@@ -54,12 +54,13 @@ class MatchingNet(FewShotModel):
     ):
         super().__init__(encoder, n_way, n_classes)
         self.scale, self.pool = scale, pool
-        n_features = vector_size(encoder.out_shape, pool)
-        self.context = FullContext(n_features) if fce else None
+        size = vector_size(encoder.out_shape, pool)
+        self.context = FullContext(size) if fce else None
+        self.vector_size = size if fce else None
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> LabelledPairs:
         "Support samples and queries as vectors, in context where asked, with the samples' labels"
-        support, query = pool_vectors(f_support, self.pool), pool_vectors(f_query, self.pool)
+        support, query = (pool_vectors(f, self.pool, self.vector_size) for f in (f_support, f_query))
         if self.context is not None: support, query = self.context(support, query)
         return LabelledPairs(support[None], query[:, None], one_hot(support_y))
 
