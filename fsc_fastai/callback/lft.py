@@ -34,9 +34,9 @@ class FTCallback(Callback):
     """
     # after LRPGuidedCallback (MixedPrecision − 5) has merged the loss, before gradient accumulation (− 4) divides it
     order, run_valid = MixedPrecision.order - 4.5, False
-    _stateattrs: tuple[str, ...] = ('transformations', '_step')
+    _stateattrs: tuple[str, ...] = ('transformations', '_in_step')
     transformations: dict[str, FeatureWiseTransformation] = {} # made on the first batch
-    _step: ExitStack | None = None
+    _in_step: ExitStack | None = None
 
     def __init__(self,
         gamma: float = 0.3, # Every channel's γ at the start
@@ -65,8 +65,8 @@ class FTCallback(Callback):
         self._leave()
         if self.idle: return
         if not self.transformations: self._build()
-        self._step = ExitStack()
-        self._enter(self._step)
+        self._in_step = ExitStack()
+        self._enter(self._in_step)
 
     def _build(self) -> None:
         "Find the places of the transformations by the first batch, and make them"
@@ -84,7 +84,7 @@ class FTCallback(Callback):
         step.callback(model.register_forward_hook(leave_if_failed, always_call=True).remove)
 
     def _leave(self) -> None:
-        step, self._step = self._step, None
+        step, self._in_step = self._in_step, None
         if step is not None: step.close()
 
     def before_train(self):
@@ -220,7 +220,8 @@ class LFTCallback(FTCallback):
             raise ValueError('LFTCallback: the auxiliary classification needs labels that carry the classes of their episode, as '
                              'those of EpisodeDataLoaders do. Found plain labels: train with aux=False')
         if max(classes) >= known:
-            raise ValueError(f'LFTCallback: aux knows {known} classes, an episode has number {max(classes)}: pass aux= their number')
+            raise ValueError(f'LFTCallback: aux knows {known} classes, an episode has number {max(classes)}: '
+                             'pass aux=the number of all classes')
         return torch.tensor(classes).to(y.device, non_blocking=True)[y.as_subclass(Tensor)]
 
     def _unseen_losses(self, fast: list[Tensor]) -> Iterator[Tensor]:
