@@ -103,6 +103,5 @@ def leak_report(
     found = run.relevance(R)
     rows = [(layer.name, repr(rule), out.sum(), into.sum(), sum(layer.dead or [])) for layer, rule, out, into in ledger]
     rows.append(('(total)', '', R.sum(), sum(r.sum() for r in found), float('nan')))
-    frame = pd.DataFrame([(n, r, float(o), float(i), float(o - i), float(d)) for n, r, o, i, d in rows],
-                         columns=['layer', 'rule', 'relevance_out', 'relevance_in', 'lost', 'dead'])
-    return frame
+    return pd.DataFrame([(n, r, float(o), float(i), float(o - i), float(d)) for n, r, o, i, d in rows],
+                        columns=['layer', 'rule', 'relevance_out', 'relevance_in', 'lost', 'dead'])

@@ -129,7 +129,8 @@ class RelevanceMode(TorchFunctionMode):
         y = layer.z
         if bias is not None: y = y + (bias if self.op == 'linear' or y.ndim < 3 else bias.reshape(-1, *[1]*(y.ndim - 2)))
         out = self._with_rule(x, y, layer)
-        if x.ndim > 1: out._layer = (x, layer, bias, out_dim)  # type: ignore[attr-defined]
+        # behind a linear layer of more dimensions a norm runs over another one than the layer's output
+        if self.op != 'linear' or x.ndim == 2: out._layer = (x, layer, bias, out_dim)  # type: ignore[attr-defined]
         return out
 
     def _with_rule(self, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
@@ -194,8 +195,8 @@ class RelevanceMode(TorchFunctionMode):
         gate = all(self.is_gate(t) for t in flat) and self.op not in FUNCTION_CLASS
         for t in tree_flatten(out)[0]:
             if isinstance(t, Tensor) and t.requires_grad:
-                t._carries_relevance = True
-                if gate: t._is_gate = True
+                t._carries_relevance = True  # type: ignore[attr-defined]
+                if gate: self.as_gate(t)
         return out
 
     def _overwrite(self, func: Callable, target: Tensor, args: tuple, kwargs: dict) -> Any:

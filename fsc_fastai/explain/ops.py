@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .flow import scaled
-from .rules import Layer, divide
+from .rules import Layer
 
-if TYPE_CHECKING: from .engine import RelevanceMode
+if TYPE_CHECKING:
+    from .mode import RelevanceMode
 
 __all__ = ['register_op', 'HANDLERS']
 
@@ -41,7 +42,7 @@ MOVES = '''view reshape flatten unflatten ravel permute transpose t T mT movedim
     contiguous clone to type type_as float double half bfloat16 cpu cuda pad roll flip rot90 unfold pixel_shuffle
     pixel_unshuffle channel_shuffle view_as reshape_as masked_fill where diagonal as_subclass alias get
     relu threshold'''
-MIXES = '''add radd iadd sub subtract rsub isub sum interpolate upsample cumsum lerp fold tensordot max amax min amin
+MIXES = '''sub subtract rsub isub sum interpolate upsample cumsum lerp fold tensordot max amax min amin
     maximum minimum topk sort'''
 POOLS = '''avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d max_pool1d max_pool2d
     max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
@@ -61,6 +62,20 @@ def _move(mode, func, args, kwargs):
 
 @register_op(*MIXES.split())
 def _mix(mode, func, args, kwargs): return mode.mix(func, args, kwargs, mode.eps)
+
+
+@register_op('add', 'radd', 'iadd')
+def _add(mode, func, args, kwargs):
+    "A sum; but a mask of 0 and −∞ takes no share"
+    carrying = [t for t in args[:2] if mode.carries(t)]
+    other = args[0] if carrying[0] is args[1] else args[1]
+    if mode.g_form or len(carrying) == 2 or not _is_mask(other): return mode.mix(func, args, kwargs, mode.eps)
+    y = func(*mode.constant(args), **kwargs)
+    return mode.pass_on(carrying[0].expand_as(y), y)
+
+
+def _is_mask(t: Any) -> bool:
+    return isinstance(t, Tensor) and bool(((t == 0) | (t == float('-inf'))).all())
 
 
 @register_op(*POOLS.split())
@@ -200,24 +215,27 @@ def _batch_norm(mode, func, args, kwargs):
     return bind(*args, **kwargs)
 
 
-@register_op('instance_norm', 'group_norm')
+def _norm_of_groups(mode, input: Tensor, n_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    x = input.detach()
+    std = (x.reshape(x.shape[0], n_groups, -1).var(-1, unbiased=False) + eps).sqrt()
+    std = std.repeat_interleave(x.shape[1]//n_groups, 1).reshape(*x.shape[:2], *[1]*(x.ndim - 2))
+    scale = (1. if weight is None else _channels(weight, x)) / std
+    return mode.affine(input, F.group_norm(x, n_groups, weight, bias, eps), scale, None)
+
+
+@register_op('group_norm')
 def _group_norm(mode, func, args, kwargs):
-    x = args[0].detach()
-    if func.__name__ == 'instance_norm':
-        def bind(input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=.1, eps=1e-5):
-            y = func(x, running_mean, running_var, weight, bias, True, 0., eps) if use_input_stats else None
-            if y is None: return _batch_norm(mode, func, (input, running_mean, running_var, weight, bias, False, 0., eps), {})
-            return y, weight, x.shape[1], eps
-    else:
-        def bind(input, num_groups, weight=None, bias=None, eps=1e-5, **_):
-            return func(x, num_groups, weight, bias, eps), weight, num_groups, eps
-    out = bind(*args, **kwargs)
-    if isinstance(out, Tensor): return out
-    y, weight, groups, eps = out
-    std = (x.reshape(x.shape[0], groups, -1).var(-1, unbiased=False) + eps).sqrt()
-    per_channel = std.repeat_interleave(x.shape[1]//groups, 1).reshape(*x.shape[:2], *[1]*(x.ndim - 2))
-    scale = (1. if weight is None else _channels(weight, x)) / per_channel
-    return mode.affine(args[0], y, scale, None)
+    def bind(input, num_groups, weight=None, bias=None, eps=1e-5):
+        return _norm_of_groups(mode, input, num_groups, weight, bias, eps)
+    return bind(*args, **kwargs)
+
+
+@register_op('instance_norm')
+def _instance_norm(mode, func, args, kwargs):
+    def bind(input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=.1, eps=1e-5):
+        if use_input_stats: return _norm_of_groups(mode, input, input.shape[1], weight, bias, eps)
+        return _batch_norm(mode, func, (input, running_mean, running_var, weight, bias, False, momentum, eps), {})
+    return bind(*args, **kwargs)
 
 
 @register_op('layer_norm', 'rms_norm')
@@ -273,8 +291,8 @@ def _attention(mode, func, args, kwargs):
 
 @register_op('multi_head_attention_forward')
 def _multi_head_attention(mode, func, args, kwargs):
-    names = ('query key value embed_dim num_heads in_proj_weight in_proj_bias bias_k bias_v add_zero_attn dropout_p '
-             'out_proj_weight out_proj_bias').split()
+    names = ['query', 'key', 'value', 'embed_dim', 'num_heads', 'in_proj_weight', 'in_proj_bias', 'bias_k', 'bias_v',
+             'add_zero_attn', 'dropout_p', 'out_proj_weight', 'out_proj_bias']
     call = dict(zip(names, args, strict=False)) | kwargs
     if call['bias_k'] is not None or call['add_zero_attn']:
         raise NotImplementedError('relevance through nn.MultiheadAttention with bias_kv or add_zero_attn')

@@ -1,0 +1,178 @@
+"""Relevance passes written out for the classifiers of this library, layer by layer on the trace of the first pass.
+
+Each equals what the engine finds on the same classifier, several times faster. `head(cls)` registers such a pass.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
+
+from ..models.cross_attention import Attended, CrossAttentionNet
+from ..models.graph import GNNNet, GraphLayer, GraphLayerTrace, GraphNodes
+from ..models.layers import single, unit
+from ..models.matching import MatchingNet
+from ..models.pairs import LabelledPairs, Pairs, pair_parts
+from ..models.proto import ProtoNet
+from ..models.relation import BlockTrace, RelationNet
+from .rules import divide
+from .start import relevance_start
+
+__all__ = ['Head', 'head', 'head_of']
+
+Pass = Callable[[Any, Any, Tensor, Any, float], Tensor | None]
+
+
+class Head(NamedTuple):
+    "The relevance pass of a classifier"
+    relevance: Pass # `(model, f_p, scores, trace, eps)` to the relevance of `f_p.features`, or None where it does not fit
+    has_layers: bool # Does the classifier have layers, whose rules may be chosen?
+
+
+_HEADS: dict[type, Head] = {}
+
+
+def head(
+    cls: type, # Class of the model
+    has_layers: bool = False, # Does the classifier have layers, whose rules may be chosen?
+) -> Callable[[Pass], Pass]:
+    "Decorator: the function is the relevance pass of the classifier of `cls` (see `Head`)"
+    def add(f: Pass) -> Pass:
+        _HEADS[cls] = Head(f, has_layers)
+        return f
+    return add
+
+
+def head_of(model: nn.Module) -> Head | None:
+    "The relevance pass written for this very class; a subclass may classify in another way"
+    return _HEADS.get(type(model))
+
+
+def _epsilon(x: Tensor, R: Tensor, weight: Tensor, eps: float) -> Tensor:
+    "ε-rule of a linear layer, without bias: equation (4)"
+    return x * (divide(R, F.linear(x, weight), eps) @ weight)
+
+
+def _terms(terms: Tensor, R: Tensor, eps: float) -> Tensor:
+    "ε-rule of a sum over the last dimension"
+    return terms * divide(R, terms.sum(-1), eps)[..., None]
+
+
+# RelationNet: fc2, fc1, two convolutions
+
+@head(RelationNet, has_layers=True)
+def _relation(model: RelationNet, f_p: Pairs, scores: Tensor, trace: Any, eps: float) -> Tensor | None:
+    relation = model.relation
+    if not isinstance(f_p, Pairs) or trace.layer2.pooled[0].numel() != trace.flat.shape[1]: return None
+    R = relevance_start(scores, eps).view(-1, 1)
+    R = _epsilon(single(trace.hidden), R, single(relation.fc2.weight), eps)
+    R = _epsilon(single(trace.flat), R, single(relation.fc1.weight), eps)
+    R = _unpool(R.view_as(trace.layer2.pooled), trace.layer2)
+    R = _alpha_conv(single(trace.layer1.pooled), R, relation.layer2.conv)
+    return _alpha_conv_of_pairs(f_p, _unpool(R, trace.layer1), relation.layer1.conv).unflatten(0, scores.shape)
+
+
+def _unpool(R: Tensor, block: BlockTrace) -> Tensor:
+    "Through the max-pool to the winners, and through ReLU and batch norm unchanged"
+    return F.max_unpool2d(R, block.where, [2, 2], output_size=block.active.shape[-2:])
+
+
+def _transposed(s: Tensor, size: torch.Size, weight: Tensor, conv: nn.Conv2d) -> Tensor:
+    return conv2d_input(size, weight, s, padding=conv.padding)
+
+
+def _alpha_conv(x: Tensor, R: Tensor, conv: nn.Conv2d) -> Tensor:
+    "α = 1 rule of a convolution behind a ReLU: equation (5)"
+    positive = single(conv.weight).clamp(min=0)
+    return x * _transposed(divide(R, F.conv2d(x, positive, padding=conv.padding)), x.shape, positive, conv)
+
+
+def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d) -> Tensor:
+    "α = 1 rule where conv(cat(a, b)) = conv_a(a) + conv_b(b): the denominators are computed on single maps, not on pairs"
+    a, b, weight = single(pairs.support), single(pairs.query), single(conv.weight)
+    positive, signed = weight.clamp(min=0), bool((a < 0).any() | (b < 0).any())
+    z = _conv_parts(a.clamp(min=0), b.clamp(min=0), positive, conv)
+    if signed: z = z + _conv_parts(a.clamp(max=0), b.clamp(max=0), weight.clamp(max=0), conv)
+    s = divide(R, z)
+    size = torch.Size((s.shape[0], weight.shape[1], *a.shape[-2:]))
+    x = torch.cat(torch.broadcast_tensors(a[None], b[:, None]), 2).flatten(0, 1)
+    c = _transposed(s, size, positive, conv)
+    if signed: c = torch.where(x > 0, c, _transposed(s, size, weight.clamp(max=0), conv))
+    return x * c
+
+
+def _conv_parts(a: Tensor, b: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
+    w_a, w_b = weight.chunk(2, 1)
+    z_a, z_b = F.conv2d(a, w_a, padding=conv.padding), F.conv2d(b, w_b, padding=conv.padding)
+    return (z_a[None] + z_b[:, None]).flatten(0, 1)
+
+
+# GNNNet: graph layers, whose inputs are the outputs of all layers before
+
+@head(GNNNet, has_layers=True)
+def _graph(model: GNNNet, f_p: GraphNodes, scores: Tensor, trace: Any, eps: float) -> Tensor:
+    layers: list[Any] = [*model.gnn.layers, model.gnn.last]
+    last, n_new = layers[-1].fc, layers[0].fc.out_features
+    R_new = relevance_start(F.linear(single(trace[-1].gathered), single(last.weight), single(last.bias)), eps)
+    R = torch.zeros_like(single(trace[-1].x))
+    for layer, seen in zip(reversed(layers), reversed(trace), strict=True):
+        R = R[..., :seen.x.shape[2]] + _graph_layer(layer, seen, R_new, eps)
+        # the last features of these nodes are the output of the layer before
+        R_new = R[..., -n_new:]
+    return R[..., :f_p.features.shape[2]]
+
+
+def _graph_layer(layer: GraphLayer, seen: GraphLayerTrace, R: Tensor, eps: float) -> Tensor:
+    "ε-rule for the linear layer and for both operators, the identity and the adjacency, which counts as a constant"
+    x, gathered = single(seen.x), single(seen.gathered)
+    itself, neighbours = _epsilon(gathered, R, single(layer.fc.weight), eps).chunk(2, 2)
+    product = gathered[..., x.shape[2]:]
+    return x * (divide(itself, x, eps) + single(seen.adjacency).transpose(1, 2) @ divide(neighbours, product, eps))
+
+
+# Similarities
+
+@head(CrossAttentionNet)
+def _cross_attention(model: CrossAttentionNet, f_p: Attended, scores: Tensor, trace: Any, eps: float) -> Tensor:
+    query, support = single(f_p.query), single(f_p.support)
+    total = query.sum((-2, -1))
+    terms = unit(total) * unit(support.mean((-2, -1)))
+    R = _terms(terms, relevance_start(scores, eps), eps)
+    return query * divide(R, total, eps)[..., None, None]
+
+
+@head(ProtoNet)
+def _proto(model: ProtoNet, f_p: Pairs | Tensor, scores: Tensor, trace: Any, eps: float) -> Tensor:
+    support, query = (single(part) for part in pair_parts(f_p))
+    terms = unit(query) * unit(support) if model.distance == 'cosine' else _nearer(query, support)
+    return _of_both(_terms(terms, relevance_start(scores, eps), eps))
+
+
+def _nearer(query: Tensor, support: Tensor) -> Tensor:
+    """How much each dimension says that class c is nearer than the others: Σ_k≠c π_k [(q_i − p_ki)² − (q_i − p_ci)²].
+
+    π is the softmax of the negative distances of the other classes, so that the sum is log(P_c / (1 − P_c)) but for its
+    entropy. Terms have both signs, which those of a single distance have not (Kauffmann et al. 2020, on k-means).
+    """
+    squares = (query - support).square()
+    itself = torch.eye(squares.shape[1], dtype=torch.bool, device=squares.device)
+    others = (-squares.sum(-1))[:, None].expand(-1, len(itself), -1).masked_fill(itself, float('-inf')).softmax(-1)
+    return others @ squares - squares
+
+
+@head(MatchingNet)
+def _matching(model: MatchingNet, f_p: LabelledPairs, scores: Tensor, trace: Any, eps: float) -> Tensor:
+    terms = unit(f_p.query) * unit(f_p.support)
+    attention = (model.scale * terms.sum(-1)).softmax(1)
+    labels = f_p.labels.to(terms.dtype)
+    share = divide(relevance_start(scores, eps), attention @ labels) @ labels.T
+    return _of_both(_terms(terms, attention * share, eps))
+
+
+def _of_both(R: Tensor) -> Tensor:
+    "The relevance of a product or a difference, half for the support's side and half for the query's"
+    return torch.cat([R, R], -1) / 2

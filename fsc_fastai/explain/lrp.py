@@ -1,0 +1,145 @@
+"Layer-wise relevance propagation as an explainer: any model with `classify`, any network"
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..models.base import Processed
+from ..models.graph import GNNNet
+from .composite import Composite, Selector, paper_composite
+from .engine import Traced, trace, undisturbed
+from .heads import Head, head_of
+from .mode import Form, Norm, Settings
+from .rules import Rule
+from .start import relevance_start
+
+__all__ = ['LRP', 'features_of', 'with_features', 'explained_scores']
+
+Start = Literal['log-odds', 'logits']
+
+
+def features_of(f_p: Any) -> Tensor:
+    "The tensor of processed features that is explained: `f_p` itself, or its `features`"
+    return f_p if isinstance(f_p, Tensor) else f_p.features
+
+
+def with_features(
+    f_p: Any, # Processed features, a tensor or a `Processed`
+    features: Tensor, # Takes the place of its features
+) -> Any:
+    "What `classify` accepts in the place of `f_p`"
+    return features if isinstance(f_p, Tensor) else f_p.with_features(features)
+
+
+class LRP:
+    """Layer-wise relevance propagation (Sun et al. 2020, section III): ε-rule for linear layers, α-rule for convolutions.
+
+        R = LRP()(model, f_p)                               # of the processed features, as training needs it
+        R = LRP().relevance(net, x)                         # of the input of any network, for its output
+        LRP(composite={0: ZBox(-2., 2.), 'head.*': Gamma()})  # other rules for some layers
+
+    The model stays as it is. A layer without a rule raises `NotImplementedError`, which tells how to add one.
+    """
+    def __init__(self,
+        eps: float = 1e-3, # ε of linear layers and sums, equation (4), and of the start, equation (2)
+        alpha: float = 1., # α of convolutions, equation (5)
+        beta: float | None = None, # Default: α − 1
+        composite: Composite | Mapping[Selector, Rule] | None = None, # Rules that differ from these
+        start: Start = 'log-odds', # Of equation (2), or 'logits': the scores as they are
+        norm: Norm = 'identity', # What norms do: 'identity', 'signed' or 'fold' (see `Settings`)
+        form: Form | None = None, # 'R' or 'g' (see `Settings`); default: 'R' for classifiers, 'g' for encoders
+        engine: bool = False, # Run the engine, even where a classifier has a pass of its own
+    ):
+        if start not in get_args(Start): raise ValueError(f'start={start!r}: choose from {get_args(Start)}')
+        self.eps, self.start, self.form, self.engine = eps, start, form, engine
+        self.published = composite is None and alpha == 1 and not beta and norm == 'identity' and form != 'g'
+        rules = paper_composite(eps, alpha, beta)
+        if isinstance(composite, Composite): rules = composite if composite.base else Composite(composite.rules, rules)
+        elif composite is not None: rules = Composite(composite, rules)
+        self.settings = Settings(rules, eps, norm, form or 'R')
+
+    def __call__(self,
+        model: nn.Module, # Has `classify`
+        f_p: Any, # Processed features, a tensor or a `Processed`
+        traced: tuple[Tensor, Any] | None = None, # What `model.classify_with_trace(f_p)` returned, to save that pass
+    ) -> Tensor:
+        "Relevance of the processed features for the scores of every class, in the shape of `f_p`'s features; detached"
+        head = head_of(model)
+        if head is not None and self._fits(head):
+            with undisturbed(device_of(model, f_p), model), torch.no_grad():
+                R = head.relevance(model, f_p, *(traced or scores_and_trace(model, f_p)), self.eps)
+            if R is not None: return R
+        run = trace(explained_scores(model, f_p), features_of(f_p).detach(), settings=self.settings, model=model)
+        return run.relevance(self.start_of(run.out))[0]
+
+    def _fits(self, head: Head) -> bool:
+        "Are these the rules that the written-out pass follows?"
+        return not self.engine and self.start == 'log-odds' and (self.published or not head.has_layers)
+
+    def start_of(self, scores: Tensor) -> Tensor:
+        "Relevance of the scores"
+        return relevance_start(scores, self.eps) if self.start == 'log-odds' else scores.detach()
+
+    def trace(self,
+        net: Callable[..., Tensor], # A module, or any function of tensors
+        *inputs: Tensor, # What relevance is wanted of
+        model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
+        deep: bool = False, # A deep network: the g-form, unless another was asked for
+    ) -> Traced:
+        "Run `net`, so that relevance can be passed back through it"
+        form = self.form or ('g' if deep else 'R')
+        return trace(net, *inputs, settings=replace(self.settings, form=form), model=model)
+
+    def relevance(self,
+        net: Callable[..., Tensor], # A module, or any function of a tensor
+        x: Tensor, # Its input
+        R: Tensor | None = None, # Relevance of the output, one start, or several along a first dimension; default: see `start`
+    ) -> Tensor:
+        "Relevance of the input of any network, with a first dimension where `R` has one; detached"
+        run = self.trace(net, x, deep=True)
+        return run.relevance(self.start_of(run.out) if R is None else R)[0]
+
+    def finish(self, x: Tensor, flow: Tensor) -> Tensor:
+        "Relevance of `x` from what arrived there"
+        return flow
+
+
+def device_of(
+    model: nn.Module, # Asked where `f_p` does not tell
+    f_p: Any, # Processed features
+) -> torch.device:
+    "Where the classifier runs, without materialising features"
+    parts = [f_p] if isinstance(f_p, Tensor) else list(vars(f_p).values())
+    return next(t.device for t in (*parts, *model.parameters()) if isinstance(t, Tensor))
+
+
+def scores_and_trace(
+    model: Any, # Has `classify`, and perhaps `classify_with_trace`
+    f_p: Any, # Processed features
+) -> tuple[Tensor, Any]:
+    "Scores, and the trace of the pass if the model keeps one; in the model's own precision"
+    f_p = _as_parameters(model, f_p)
+    if hasattr(model, 'classify_with_trace'): return model.classify_with_trace(f_p)
+    return model.classify(f_p), None
+
+
+def _as_parameters(model: nn.Module, f_p: Any) -> Any:
+    "Processed features that autocast made, in the precision of the parameters"
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    cast = lambda t: t.to(dtype) if isinstance(t, Tensor) and t.dtype in (torch.half, torch.bfloat16) else t
+    if isinstance(f_p, Tensor): return cast(f_p)
+    if not isinstance(f_p, Processed): return f_p
+    return replace(f_p, **{k: cast(v) for k, v in vars(f_p).items()})  # type: ignore[type-var]
+
+
+def explained_scores(
+    model: Any, # Has `classify`
+    f_p: Any, # Processed features
+) -> Callable[[Tensor], Tensor]:
+    "The scores that an explanation starts from, as a function of the features: of a graph network, those of all nodes"
+    if isinstance(model, GNNNet): return lambda x: model.gnn(torch.cat([x, f_p.labels.to(x.dtype)], 2))[0]
+    return lambda x: model.classify(with_features(f_p, x))

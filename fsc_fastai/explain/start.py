@@ -1,0 +1,42 @@
+"Where an explanation starts, the relevance of the scores, and what training makes of it, the weights of the features"
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ['relevance_start', 'relevance_weights', 'Over']
+
+Over = Literal['channels', 'map']
+
+
+def relevance_start(
+    scores: Tensor, # Scores `(..., n_way)`
+    eps: float = 1e-3, # Keeps the logarithm finite
+) -> Tensor:
+    """The relevance of every class, R_c = log((K−1)(P_c + ε) / (1 − P_c + ε)) with P the softmax of the scores.
+
+    Positive where a class is likelier than chance (Sun et al. 2020, equations (1) and (2)). Same shape as `scores`, detached.
+    Raises `ValueError` for a single class, which nothing speaks for or against.
+    """
+    n_way = scores.shape[-1]
+    if n_way < 2: raise ValueError(f'relevance needs two classes to compare, found scores of shape {tuple(scores.shape)}')
+    p = scores.detach().as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
+    return ((n_way - 1) * (p + eps) / (1 - p + eps)).log()
+
+
+def relevance_weights(
+    R: Tensor, # Relevance of features: pairs `(n_query, n_way, C, ...)` or nodes `(n_graphs, n_nodes, C)`
+    over: Over = 'channels', # The maximum of |R| is taken at each position over the channels, or over the whole map
+) -> Tensor:
+    """LRP weights 1 + R/max|R|, between 0 and 2, in the shape of `R`, detached (Sun et al. 2020, equation (7)).
+
+    Where nothing is relevant the weight is 1. Raises `ValueError` for an unknown `over`.
+    """
+    if over not in get_args(Over): raise ValueError(f'over={over!r}: choose from {get_args(Over)}')
+    R = R.detach()
+    # the first two dimensions count pairs or nodes, the third is the channel
+    dims = (2,) if over == 'channels' else tuple(range(2, R.ndim))
+    largest = R.abs().amax(dims, keepdim=True)
+    return 1 + R / largest.masked_fill(largest == 0, 1)
