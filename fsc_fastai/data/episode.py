@@ -17,7 +17,13 @@ class EpisodeLabel(TensorCategory):
 
     `classes` goes along when the labels are sliced, copied, moved to a device or sent between processes.
     """
-    classes: tuple[int, ...] = ()
+    classes: tuple[int, ...]
+
+    def clone(self, **kwargs):
+        "A copy with the same `classes`, which fastai's own would drop"
+        res = super().clone(**kwargs)
+        res.__dict__.update(self.__dict__)
+        return res
 
 
 class Episode(fastuple):
@@ -67,11 +73,11 @@ class EpisodeSplit(ItemTransform):
 
     Until then the images are one batch, as fastai's augmentations need. Any other batch stays as it is.
     """
-    order, _retain = 1000, False
+    order = 1000
 
     def encodes(self, b: list):
         y = b[-1]
-        return Episode.from_flat(b[0], y) if hasattr(y, 'n_support') else tuple(b)
+        return Episode.from_flat(b[0], y) if hasattr(y, 'n_support') else b
 
 
 @dispatch  # type: ignore[no-redef]

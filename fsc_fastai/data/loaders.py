@@ -47,7 +47,7 @@ class EpisodeDataLoaders(DataLoaders):
         images: ImageList, # Images, classes and perhaps sets, as a reader of `fsc_fastai.data.readers` gives them
         path: str | Path = '.', # Where a `Learner` stores things
         *,
-        splitter: Callable | None = None, # `ClassSplitter(…)`; None: the list's own sets, or else 20 % of the classes to validate on
+        splitter: Callable | None = None, # `ClassSplitter(…)`; None: the list's own sets, or 20 % of the classes to validate on
         size: int = 84, # Side of the images that the model sees
         item_tfms: Any = None, # Instead of the default, see `episode_transforms`
         batch_tfms: Any = None, # Instead of the default

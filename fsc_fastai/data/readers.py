@@ -86,6 +86,10 @@ def read_folder(
     if loose := [f for f in files if f.parent == path]:
         raise ValueError(f'{len(loose)} images lie in {path} itself, such as {loose[0].name}: '
                          'each class needs a folder of its own')
+    class_folders: dict[str, Path] = {}
+    for f in files:
+        first = class_folders.setdefault(f.parent.name, f.parent)
+        if first != f.parent: raise ValueError(f'two folders for the class {first.name!r}: {first} and {f.parent}')
     return ImageList(files, [f.parent.name for f in files])
 
 

@@ -1,0 +1,201 @@
+"Episodes and images as batches"
+import pickle
+import warnings
+
+import pytest
+import torch
+from fastai.data.load import SkipItemException
+from fastai.vision.augment import RandomResizedCrop, Resize
+from fastai.vision.core import PILImage
+from PIL import Image
+
+from fsc_fastai.data.cache import ImageCache
+from fsc_fastai.data.loader import EpisodicDL, ImageDL
+
+from .trees import identity
+
+
+def episodes(dl):
+    "(class, number) of the images of each episode, support and queries"
+    return [(identity(b.support_x).tolist(), identity(b.query_x).tolist()) for b in dl]
+
+
+def test_labels_belong_to_the_images(make_dls):
+    dls = make_dls()
+    for dl in (dls.train, dls.valid):
+        for b in dl:
+            names = [int(dl.vocab[c][1:]) for c in b.classes]
+            for x, y in ((b.support_x, b.support_y), (b.query_x, b.query_y)):
+                assert identity(x)[:, 0].tolist() == [names[label] for label in y]
+
+
+def test_support_and_queries_share_no_file(make_dls):
+    for support, query in episodes(make_dls(n_episodes=30).train):
+        assert len({tuple(o) for o in support + query}) == 3*2 + 3*3
+
+
+def test_training_goes_on_to_new_episodes_and_validation_repeats_its_own(make_dls):
+    dls = make_dls()
+    assert episodes(dls.valid) == episodes(dls.valid)
+    first, second = episodes(dls.train), episodes(dls.train)
+    assert not any(o in second for o in first)
+    assert first + second == episodes(make_dls().train) + episodes(dls.train.new(epoch=1))
+
+
+def test_looking_at_an_episode_changes_nothing(make_dls):
+    dls = make_dls()
+    dls.one_batch(), dls.train.episode(3)
+    assert episodes(dls.train) == episodes(make_dls().train)
+
+
+@pytest.mark.parametrize('cache', [None, False])
+def test_workers_change_nothing(make_dls, cache):
+    alone, two = make_dls(num_workers=0, cache=cache), make_dls(num_workers=2, cache=cache)
+    for _ in range(2): assert episodes(alone.train) == episodes(two.train)
+    assert episodes(alone.valid) == episodes(two.valid)
+
+
+def test_labels_from_workers_keep_their_classes(make_dls):
+    b, = make_dls(num_workers=1, n_episodes=1).train
+    assert len(b.classes) == 3 and b.classes == b.query_y.classes
+
+
+def test_seed_changes_the_episodes(make_dls):
+    dls = make_dls()
+    assert episodes(dls.train) != episodes(dls.train.new(seed=1, epoch=0))
+
+
+def test_way_shot_and_queries_of_a_copy_can_differ(make_dls):
+    b = make_dls().valid.new(n_way=1, n_shot=4, n_query=1).one_batch()
+    assert (b.n_way, b.n_shot, b.n_query) == (1, 4, 1)
+
+
+def test_counts_can_vary_from_episode_to_episode(make_dls):
+    shapes = {(b.n_way, b.n_shot) for b in make_dls(n_way=(2, 3), n_shot=(1, 2), n_episodes=40).train}
+    assert shapes == {(w, s) for w in (2, 3) for s in (1, 2)}
+
+
+def test_images_come_in_order_whatever_the_set(make_dls):
+    dls = make_dls()
+    for dl in (dls.train, dls.valid):
+        batches = list(dl.images(bs=5))
+        names = [f'c{c:02}' for x, _ in batches for c, _ in identity(x)]
+        assert names == [item[1] for item in dl.items] == [dl.vocab[c] for _, y in batches for c in y]
+        assert torch.cat([y for _, y in batches]).tolist() == dl.labels
+
+
+def test_training_classes_come_first(make_dls):
+    dls = make_dls()
+    assert set(dls.train.labels) == set(range(dls.n_classes)) and min(dls.valid.labels) == dls.n_classes
+
+
+def test_image_split_holds_out_a_share_of_every_class(make_dls):
+    train, valid = make_dls().train.image_split(bs=4, valid_pct=.25)
+    held_out = [tuple(o) for x, _ in valid for o in identity(x)]
+    kept = [tuple(o) for x, _ in train for o in identity(x)]
+    assert not set(held_out) & set(kept) and len(held_out) == len({c for c, _ in kept}) * 2
+    assert kept != [tuple(o) for x, _ in train for o in identity(x)], 'not shuffled'
+
+
+def test_cached_episodes_equal_uncached_ones(make_dls):
+    cached, plain = make_dls(cache=True).train, make_dls(cache=False, num_workers=0).train
+    assert isinstance(cached.cache, ImageCache) and plain.cache is None
+    for _ in range(2): assert episodes(cached) == episodes(plain)
+
+
+def test_cache_decodes_each_image_once(make_dls, tree):
+    dls = make_dls()
+    list(dls.train.images())
+    for f in tree.rglob('*.png'): f.write_bytes(b'gone')
+    assert len(dls.train.cache) == len(dls.train.items) and len(episodes(dls.train)) == 6
+
+
+def test_workers_fill_the_cache_for_all(make_dls):
+    dl = make_dls(num_workers=2).train
+    list(dl)
+    assert len(dl.cache) > 10
+
+
+def test_images_that_do_not_fit_are_decoded_anew_and_it_says_so(make_dls):
+    dls = make_dls(cache=1e-6)
+    with pytest.warns(UserWarning, match='more than the cache of 1e-06 GB'): got = episodes(dls.train)
+    assert got == episodes(make_dls().train)
+
+
+def test_random_crops_of_items_are_not_frozen(make_dls):
+    crop = RandomResizedCrop(8)
+    assert make_dls(item_tfms=crop).train.cache is None
+    with pytest.raises(ValueError, match='cache=True would freeze .*RandomResizedCrop'): make_dls(item_tfms=crop, cache=True)
+
+
+def test_images_of_several_sizes_are_named(make_dls, tree):
+    Image.new('RGB', (9, 12)).save(tree/'c00'/'00.png')
+    with pytest.raises(ValueError, match='item_tfms must bring all to one size'): list(make_dls().train.images())
+
+
+def test_skipped_image_is_an_error_that_names_it(make_dls):
+    def skip_some(x: PILImage):
+        if x.getpixel((0, 0))[1] == 5: raise SkipItemException
+        return x
+    for cache in (None, False):
+        dl = make_dls(item_tfms=skip_some, cache=cache, num_workers=0).train
+        with pytest.raises(RuntimeError, match=r'c\d\d.05\.png.*leave it out'): list(dl)
+
+
+def test_broken_image_is_named_in_mid_epoch(make_dls, tree):
+    for folder in tree.iterdir():
+        f = folder/'03.png'
+        f.write_bytes(f.read_bytes()[:50])
+    with pytest.raises(OSError, match=r'c\d\d.03\.png can not be read'): list(make_dls(verify=False, n_episodes=30).train)
+
+
+def test_a_typing_error_is_not_swallowed(make_dls):
+    with pytest.raises(TypeError, match='no argument n_ways'): make_dls().train.new(n_ways=3)
+
+
+def test_no_episodes_is_an_error(make_dls):
+    with pytest.raises(ValueError, match='n_episodes=0'): make_dls(n_episodes=0)
+
+
+def test_empty_copy_has_no_images_and_still_takes_new_ones(make_dls, tree):
+    dls = make_dls()
+    size = dls.img_size
+    empty = pickle.loads(pickle.dumps(dls.new_empty()))
+    assert len(empty.train) == 0 and (empty.img_size, empty.train.n_way, empty.n_inp) == (size, 3, 3)
+    assert list(empty.vocab) == list(dls.vocab) and str(tree).encode() not in pickle.dumps(dls.new_empty())
+    (x,), = empty.test_dl([tree/'c03'/'05.png'])
+    assert identity(x).tolist() == [[3, 5]]
+
+
+def test_test_dl_without_labels_gives_images_and_with_labels_episodes(make_dls):
+    dls = make_dls()
+    items = list(dls.valid.items)
+    assert isinstance(dls.test_dl([f for f, _ in items]), ImageDL)
+    labelled = dls.test_dl(items, with_labels=True)
+    assert isinstance(labelled, EpisodicDL) and labelled.one_batch().n_way == 2
+
+
+def test_plain_dataset_without_fastai_transforms():
+    class Pairs(list):
+        classes = ['a', 'b', 'c']
+    pairs = Pairs((torch.full((3, 4, 4), 10*c + i, dtype=torch.uint8), c) for c in range(3) for i in range(5))
+    dl = EpisodicDL(pairs, n_way=3, n_shot=1, n_query=2, num_workers=0)
+    b = dl.one_batch()
+    assert (b.query_x[:, 0, 0, 0] // 10).tolist() == [b.classes[label] for label in b.query_y]
+    assert [dl.vocab[c] for c in dl.labels] == ['a']*5 + ['b']*5 + ['c']*5
+
+
+def test_no_warnings_in_a_plain_pass(make_dls):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        list(make_dls().train)
+
+
+def test_image_size_is_what_the_model_sees(make_dls):
+    assert make_dls().img_size == 12
+    assert make_dls(item_tfms=None, batch_tfms=None, size=20).img_size == 20
+
+
+def test_transform_without_randomness_is_cached(make_dls):
+    dl = make_dls(item_tfms=Resize(6, method='squish')).train
+    assert dl.cache is not None and dl.one_batch().query_x.shape[-2:] == (6, 6)

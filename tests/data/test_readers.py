@@ -1,0 +1,156 @@
+"Layouts on disk as lists of images"
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fsc_fastai.data.readers import (
+    ImageList,
+    read_csvs,
+    read_dataset,
+    read_df,
+    read_easyfsl,
+    read_filelists,
+    read_folder,
+    read_images,
+)
+
+from .trees import write_splits, write_tree
+
+
+def write_json(path, **content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def filelist(root, fname, folder, relative=True):
+    "The field's list of a folder of class folders"
+    files = sorted(folder.rglob('*.png'))
+    names = sorted({f.parent.name for f in files})
+    return write_json(root/fname, label_names=names, image_names=[str(f.relative_to(root) if relative else f) for f in files],
+                      image_labels=[names.index(f.parent.name) for f in files])
+
+
+def table(images): return {(f.parent.name, f.name, label) for f, label in zip(images.files, images.labels, strict=True)}
+
+
+def test_class_folders(tree):
+    images = read_folder(tree)
+    assert len(images) == 64 and not images.sets
+    assert [f.parent.name for f in images.files] == images.labels
+
+
+@pytest.mark.parametrize('names', [('base', 'val', 'novel'), ('train', 'valid', 'test'), ('train', 'val')])
+def test_folders_of_class_folders(tmp_path, names):
+    images = read_folder(write_splits(tmp_path/'s', names=names))
+    assert [len(s) for s in images.splits()] == [32] * len(names) and images.labels[0] == 'c00'
+
+
+def test_folders_without_images_say_so(tmp_path, tree):
+    with pytest.raises(FileNotFoundError, match='no such folder: .*none'): read_folder(tmp_path/'none')
+    (tmp_path/'empty'/'cat').mkdir(parents=True)
+    (tmp_path/'empty'/'cat'/'notes.txt').touch()
+    with pytest.raises(FileNotFoundError, match='no images in .*empty: it needs a folder'): read_folder(tmp_path/'empty')
+    (tree/'c00'/'00.png').rename(tree/'loose.png')
+    with pytest.raises(ValueError, match='1 images lie in .* itself, such as loose.png'): read_folder(tree)
+
+
+def test_two_folders_of_one_name_are_not_one_class(tmp_path):
+    write_tree(tmp_path/'t'/'birds', 2)
+    write_tree(tmp_path/'t'/'beasts', 1)
+    with pytest.raises(ValueError, match="two folders for the class 'c00': .*beasts.*birds"): read_folder(tmp_path/'t')
+
+
+@pytest.mark.parametrize('relative', [True, False])
+def test_file_lists_of_the_field(split_tree, relative):
+    for s in ('base', 'val', 'novel'): filelist(split_tree, f'{s}.json', split_tree/s, relative)
+    images, folder = read_filelists(split_tree), read_folder(split_tree)
+    assert table(images) == table(folder) and images.sets == folder.sets
+    assert table(read_images(split_tree)) == table(images)
+    one = read_images(split_tree/'val.json')
+    assert len(one) == 32 and not one.sets
+    assert read_filelists({'train': split_tree/'base.json', 'test': split_tree/'novel.json'}).sets.count('test') == 32
+
+
+def test_file_list_from_another_root(tmp_path, tree):
+    (tmp_path/'lists').mkdir()
+    file = filelist(tree, 'all.json', tree).rename(tmp_path/'lists'/'all.json')
+    assert table(read_filelists(file, root=tree).checked()) == table(read_folder(tree))
+    with pytest.raises(FileNotFoundError, match='64 of 64 images are missing: .*lists'): read_filelists(file).checked()
+
+
+@pytest.mark.parametrize('content, message', [
+    ('{"label_names": [', 'is not JSON'),
+    ('[1, 2]', 'lacks the list label_names and image_names and image_labels'),
+    ('{"label_names": ["a"], "image_names": "x", "image_labels": [0]}', 'lacks the list image_names'),
+    ('{"label_names": ["a"], "image_names": ["x", "y"], "image_labels": [0]}', '2 image_names, but 1 image_labels'),
+    ('{"label_names": ["a"], "image_names": ["x"], "image_labels": [1]}', 'image_labels has 1, which is no position'),
+])
+def test_wrong_file_lists(tmp_path, content, message):
+    (tmp_path/'base.json').write_text(content)
+    with pytest.raises(ValueError, match=f'base.json.*{message}'): read_filelists(tmp_path/'base.json')
+
+
+def test_csvs_of_ravi(tmp_path):
+    images = write_tree(tmp_path/'all', 6)
+    (tmp_path/'images').mkdir()
+    for f in images.rglob('*.png'): f.rename(tmp_path/'images'/f'{f.parent.name}{f.name}')
+    for k, s in enumerate(('train', 'val', 'test')):
+        rows = [f'{f.name},n0{f.name[:3]}' for f in sorted((tmp_path/'images').glob(f'c0[{2*k}{2*k + 1}]*'))]
+        (tmp_path/f'{s}.csv').write_text('\n'.join(['filename,label', *rows]))
+    read = read_csvs(tmp_path).checked()
+    assert [len(s) for s in read.splits()] == [16, 16, 16] and read.labels[0] == 'n0c00'
+    assert read_images(tmp_path).files == read.files and len(read_images(tmp_path/'val.csv')) == 16
+
+
+def test_csv_without_its_columns(tmp_path):
+    (tmp_path/'a.csv').write_text('name,label\nx.png,a')
+    with pytest.raises(ValueError, match='a.csv has no column filename; it has name, label'): read_csvs(tmp_path/'a.csv')
+
+
+def test_easyfsl_specs(tmp_path, tree):
+    names = [f'c{i:02}' for i in range(8)]
+    specs = write_json(tmp_path/'specs.json', class_names=names, class_roots=[f'images/{n}' for n in names])
+    assert table(read_easyfsl(specs)) == table(read_images(specs)) == table(read_folder(tree))
+    write_json(specs, class_names=names, class_roots=['images/c00'])
+    with pytest.raises(ValueError, match='8 class_names, but 1 class_roots'): read_easyfsl(specs)
+    write_json(specs, class_names=['owl'], class_roots=['images/owl'])
+    with pytest.raises(FileNotFoundError, match='no such class folder: .*owl'): read_easyfsl(specs)
+
+
+def test_frame_with_sets(tree):
+    df = pd.DataFrame(dict(file=['c00/00.png', 'c01/00.png', 'c02/00.png'], kind=['a', 'b', 'c'], set=['base', 'val', 'novel']))
+    images = read_df(df, tree, set_col='set').checked()
+    assert images.labels == ['a', 'b', 'c'] and images.splits() == [[0], [1], [2]]
+    with pytest.raises(ValueError, match='no column sort; it has file, kind, set'): read_df(df, label_col='sort')
+    with pytest.raises(ValueError, match="column kind has 'a'; known are base"): read_df(df, set_col='kind')
+
+
+def test_datasets_with_and_without_targets():
+    pairs = [(np.full((4, 4, 3), i, np.uint8), i % 3) for i in range(9)]
+
+    class Targets(list):
+        targets, classes = np.arange(9) % 3, ['a', 'b', 'c']
+
+        def __getitem__(self, i): raise AssertionError('loads an image to learn its label')
+    assert read_dataset(pairs).labels == [0, 1, 2] * 3 and read_dataset(Targets(pairs)).labels == ['a', 'b', 'c'] * 3
+
+
+def test_lengths_must_match():
+    with pytest.raises(ValueError, match='3 images, but 2 labels'): ImageList(['a', 'b', 'c'], [0, 1])
+
+
+def test_classes_in_two_sets_are_named(tree):
+    files = sorted(tree.rglob('*.png'))[:10]
+    with pytest.raises(ValueError, match='train and valid must not share classes, but do: c00'):
+        ImageList(files, [f.parent.name for f in files], ['train'] * 5 + ['valid'] * 5).checked()
+
+
+def test_sources_that_are_nothing_of_all_this(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no such file or folder: .*none'): read_images(tmp_path/'none')
+    (tmp_path/'a.txt').touch()
+    with pytest.raises(ValueError, match='a.txt is neither a folder'): read_images(tmp_path/'a.txt')
+    with pytest.raises(TypeError, match='from a int'): read_images(3)
+    with pytest.raises(ValueError, match='no set bass: one of base'): read_filelists({'bass': tmp_path})
+    with pytest.raises(FileNotFoundError, match='has no base.json'): read_filelists(tmp_path)
