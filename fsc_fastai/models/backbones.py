@@ -84,7 +84,8 @@ class Backbone(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         "Feature maps to class scores, or to the pooled features with `pre_logits`"
-        x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
+        x = self.global_pool(x)
+        if self.drop_rate: x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:

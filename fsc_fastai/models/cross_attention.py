@@ -57,7 +57,7 @@ class CrossAttention(nn.Module):
         n = a.shape[2]
         correlation = torch.einsum('ac,bcj->abj', a.mean(2), b)
         x = correlation.reshape(-1, n, 1, 1).to(self.shrink.weight.dtype)
-        kernel = single(self.expand(F.relu(self.norm(self.shrink(x))))).view_as(correlation)
+        kernel = single(self.expand(F.relu(self.norm(self.shrink(x))))).reshape(correlation.shape)
         fused = torch.einsum('aci,abc->abi', a, torch.einsum('bcj,abj->abc', b, kernel) / n)
         return 1 + F.softmax(fused / self.temperature, -1)
 

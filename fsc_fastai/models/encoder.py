@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from . import backbones  # noqa: F401  registers the field's backbones with timm
 from .reference import load_encoder_weights
 
-__all__ = ['Encoder', 'Weights', 'create_encoder']
+__all__ = ['Encoder', 'ImageSize', 'Weights', 'create_encoder']
 
+ImageSize = int | tuple[int, int] | list[int]
 Weights = bool | str | Path | Mapping[str, Any]
 
 
@@ -30,12 +31,12 @@ class Encoder(nn.Module):
 
     def __init__(self,
         body: nn.Module, # A timm model, or any module from images to maps or vectors
-        img_size: int = 84, # Side of the training images
+        img_size: ImageSize = 84, # Side of the training images, or (height, width)
         in_chans: int = 3, # Channels of the images
         name: str = '', # What errors call the backbone; default: its class
     ):
         super().__init__()
-        self.body, self.img_size, self.in_chans = body, img_size, in_chans
+        self.body, self.img_size, self.in_chans = body, _square(img_size), in_chans
         self.name = name or type(body).__name__
         self.channels_last = getattr(body, 'output_fmt', 'NCHW') == 'NHWC'
         self.out_shape = self._probe()
@@ -65,9 +66,10 @@ class Encoder(nn.Module):
         "The shape of the map of one training image; leaves the modes of the modules as they are"
         modes = {m: m.training for m in self.body.modules()}
         like = next(self.body.parameters(), torch.empty(0))
-        size = f'{self.img_size}×{self.img_size} px'
+        height, width = (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+        size = f'{height}×{width} px'
         try:
-            shape = tuple(self.eval()(like.new_zeros(1, self.in_chans, self.img_size, self.img_size)).shape[1:])
+            shape = tuple(self.eval()(like.new_zeros(1, self.in_chans, height, width)).shape[1:])
         except Exception as e:
             raise ValueError(f'{self.name} cannot encode images of {size}: {e}. Another image size may suit it, '
                              'or a backbone that shrinks images less') from e
@@ -78,6 +80,13 @@ class Encoder(nn.Module):
             raise ValueError(f'{self.name} reduces images of {size} to a map of shape {shape}: '
                              'use larger images, or a backbone that shrinks them less')
         return shape
+
+
+def _square(img_size: ImageSize) -> int | tuple[int, int]:
+    "The side of a square, or (height, width)"
+    if isinstance(img_size, int): return img_size
+    height, width = img_size
+    return height if height == width else (height, width)
 
 
 def _check_name(arch: str, pretrained: bool) -> None:
@@ -92,7 +101,7 @@ def _check_name(arch: str, pretrained: bool) -> None:
                          'pass `pretrained=` a checkpoint file or a state dict, or pre-train the encoder first')
 
 
-def _timm_model(arch: str, pretrained: bool, img_size: int, in_chans: int, **kwargs: Any) -> nn.Module:
+def _timm_model(arch: str, pretrained: bool, img_size: int | tuple[int, int], in_chans: int, **kwargs: Any) -> nn.Module:
     "The timm model of that name without its classifier, built for `img_size` if it asks for a size at all"
     size = {'img_size': img_size, 'dynamic_img_size': True, 'dynamic_img_pad': True}
     while True:
@@ -107,7 +116,7 @@ def _timm_model(arch: str, pretrained: bool, img_size: int, in_chans: int, **kwa
 def create_encoder(
     arch: str | nn.Module, # A timm name (`timm.list_models()`), or a module from images to maps
     pretrained: Weights = False, # True: timm's weights; or a checkpoint file or a state dict with those of the encoder
-    img_size: int = 84, # Side of the training images
+    img_size: ImageSize = 84, # Side of the training images, or (height, width)
     in_chans: int = 3, # Channels of the images
     **kwargs: Any, # For `timm.create_model`
 ) -> Encoder:
@@ -116,6 +125,7 @@ def create_encoder(
     An `Encoder` for this image size is returned as it is. Raises `ValueError` for an unknown name (nearest names offered),
     for weights that do not exist or do not fit, and for an image size that the backbone cannot encode.
     """
+    img_size = _square(img_size)
     if isinstance(arch, Encoder) and (arch.img_size, arch.in_chans) == (img_size, in_chans): encoder = arch
     elif isinstance(arch, Encoder):
         encoder = Encoder(arch.body, img_size, in_chans, arch.name)

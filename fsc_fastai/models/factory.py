@@ -10,7 +10,7 @@ from torch import nn
 
 from .base import FewShotModel
 from .cross_attention import CrossAttentionNet
-from .encoder import Encoder, Weights, create_encoder
+from .encoder import Encoder, ImageSize, Weights, create_encoder
 from .graph import GNNNet
 from .matching import MatchingNet
 from .proto import ProtoNet
@@ -50,7 +50,7 @@ def get_method(method: str | type[FewShotModel]) -> type[FewShotModel]:
     if isinstance(method, str):
         if method.lower() in _methods: return _methods[method.lower()]
         near = difflib.get_close_matches(method.lower(), _methods, 3, 0.4) or list_methods()
-        raise ValueError(f'No method is called {method!r}. Nearest names: {", ".join(near)}')
+        raise ValueError(f'No method is called {method!r}. Nearest names: {", ".join(near)}; `register_method` adds your own')
     if isinstance(method, type) and issubclass(method, FewShotModel): return method
     raise TypeError(f'A method is a name or a subclass of FewShotModel, found {method!r}')
 
@@ -60,7 +60,7 @@ def create_fsc_model(
     arch: str | nn.Module, # Backbone: a timm name, or a module from images to maps
     n_way: int = 5, # Classes of a training episode
     n_classes: int = 0, # Classes of the training domain, for methods with a global classifier
-    img_size: int = 84, # Side of the training images
+    img_size: ImageSize = 84, # Side of the training images, or (height, width)
     pretrained: Weights = False, # True: timm's weights; or a checkpoint file or a state dict with those of the encoder
     in_chans: int = 3, # Channels of the images
     encoder_kwargs: Mapping[str, Any] | None = None, # For `create_encoder`

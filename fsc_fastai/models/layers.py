@@ -32,8 +32,8 @@ def pool_vectors(
     "Maps to vectors `(n, C)` or `(n, C·H·W)`; `ValueError` for another length than `size`"
     vectors = f.mean((-2, -1)) if pool == 'avg' and f.ndim == 4 else f.flatten(1)
     if size is not None and vectors.shape[1] != size:
-        raise ValueError(f'Features of shape {tuple(f.shape[1:])} make vectors of {vectors.shape[1]}, '
-                         f"but the model was built for {size}: use images of the encoder's img_size, or build the model with pool='avg'")
+        raise ValueError(f'Features of shape {tuple(f.shape[1:])} make vectors of {vectors.shape[1]}, the model was built for '
+                         f"{size}: use images of the encoder's img_size, or a model with pool='avg'")
     return vectors
 
 

@@ -1,4 +1,6 @@
 "Encoders from any backbone"
+import json
+
 import pytest
 import timm
 import torch
@@ -36,6 +38,15 @@ def test_channels_last_is_permuted():
 @pytest.mark.parametrize('arch', ['conv4', 'resnet10', 'vit_tiny_patch16_224'])
 def test_other_image_sizes_than_in_training(arch):
     with torch.no_grad(): assert create_encoder(arch, img_size=64).eval()(torch.randn(1, 3, 96, 80)).shape[1:] != (64, 4, 4)
+
+
+@pytest.mark.parametrize('arch', ['conv4', 'vit_tiny_patch16_224'])
+def test_images_that_are_not_square(arch):
+    model = create_fsc_model('relation', arch, img_size=(32, 64))
+    assert model.encoder.out_shape[1:] == (2, 4)
+    again = create_fsc_model(**json.loads(json.dumps(model.config)))
+    assert again.encoder.out_shape == model.encoder.out_shape and again.encoder.img_size == (32, 64)
+    assert create_encoder('conv4', img_size=(32, 32)).img_size == 32
 
 
 def test_a_module_of_ones_own():

@@ -166,7 +166,8 @@ def test_methods_by_name():
     assert isinstance(create_fsc_model(ProtoNet, nn.Identity(), img_size=4), ProtoNet)
 
 
-def test_a_method_of_ones_own():
+def test_a_method_of_ones_own(monkeypatch):
+    monkeypatch.setattr('fsc_fastai.models.factory._methods', {})
     class NearestSum(ProtoNet): pass
     assert isinstance(create_fsc_model(NearestSum, nn.Identity(), img_size=4), NearestSum)
     register_method(NearestSum, 'sum')
@@ -191,3 +192,21 @@ def test_names_of_timm_for_the_steps():
     f_support, f_query = model.forward_features(support_x), model.forward_features(query_x)
     assert_close(model.forward_head(f_support, support_y, f_query), model(support_x, support_y, query_x))
     assert isinstance(model, FewShotModel) and EpisodeLabel is type(support_y)
+
+
+class Head(nn.Module):
+    "Prototypes and queries to scores: what a deployed classifier runs"
+    def __init__(self, model): super().__init__(); self.model = model
+
+    def forward(self, prototypes, queries):
+        return self.model.forward_head(prototypes, torch.eye(prototypes.shape[0]), queries)
+
+
+@pytest.mark.parametrize('method', ['relation', 'proto'])
+def test_heads_export_with_any_way_and_queries(method):
+    head = Head(feature_model(method)).eval()
+    n_way, n_query = torch.export.Dim('n_way', min=2, max=99), torch.export.Dim('n_query', min=2, max=999)
+    exported = torch.export.export(head, (torch.randn(5, 6, 5, 5), torch.randn(9, 6, 5, 5)),
+                                   dynamic_shapes={'prototypes': {0: n_way}, 'queries': {0: n_query}})
+    other = torch.randn(7, 6, 5, 5), torch.randn(13, 6, 5, 5)
+    assert_close(exported.module()(*other), head(*other))
