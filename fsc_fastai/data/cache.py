@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,12 +21,14 @@ class ImageCache:
     """Keeps each image of a dataset as uint8 after its first use, so that an episode costs one gather.
 
     The memory is allocated at once, filled as images are asked for (several at a time in threads), and shared with forked
-    workers: what a worker decodes, all have. Images that need more than `limit_gb`, or that are not uint8, stay uncached,
+    workers: what a worker decodes, all have. Images that need more than the limit, or that are not uint8, stay uncached,
     with a warning. Pickled it is empty.
     """
+    budget_gb, _used = 4., 0
+
     def __init__(self,
         n: int, # Images in the dataset
-        limit_gb: float = 4., # Memory that it may take
+        limit_gb: float | None = None, # Memory that it may take; None: what all others have left of `budget_gb`
     ):
         self.n, self.limit_gb, self.usable = n, limit_gb, True
         self.store, self.filled = torch.empty(0, dtype=torch.uint8), torch.zeros(0, dtype=torch.bool)
@@ -34,7 +37,7 @@ class ImageCache:
     def __len__(self) -> int: return int(self.filled.sum())
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}({len(self)} of {self.n} images, {self.store.nbytes/GB:.2f} of {self.limit_gb:g} GB)'
+        return f'{type(self).__name__}({len(self)} of {self.n} images in memory, {self.store.nbytes/GB:.2f} GB)'
 
     def prepare(self,
         load: Callable[[int], Tensor], # Position to image `(C, H, W)`
@@ -44,17 +47,23 @@ class ImageCache:
         return len(self.store) > 0
 
     def _allocate(self, image: Tensor) -> None:
+        self.usable = image.dtype is torch.uint8
+        if not self.usable:
+            warnings.warn(f'images of type {image.dtype} are not cached, only uint8', stacklevel=2)
+            return
         size = self.n * image.nbytes
-        self.usable = image.dtype is torch.uint8 and size <= self.limit_gb * GB
-        if image.dtype is not torch.uint8: warnings.warn(f'images of type {image.dtype} are not cached, only uint8', stacklevel=2)
-        elif not self.usable:
-            warnings.warn(f'{self.n} images of {"×".join(map(str, image.shape))} need {size/GB:.1f} GB, more than the cache of '
-                          f'{self.limit_gb:g} GB: they are decoded anew for every episode. cache={size/GB + .1:.1f} would keep '
-                          'them, cache=False silences this', stacklevel=2)
-        else:
-            self.type = type(image)
-            self.store = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(self.n, *image.shape)
-            self.filled = torch.frombuffer(mmap.mmap(-1, self.n), dtype=torch.bool)
+        limit = ImageCache.budget_gb - ImageCache._used/GB if self.limit_gb is None else self.limit_gb
+        self.usable = size <= limit * GB
+        if not self.usable:
+            warnings.warn(f'{self.n} images of {"×".join(map(str, image.shape))} need {size/GB:.1f} GB, more than the '
+                          f'{limit:.2g} GB that their cache may take: they are decoded anew for every episode. '
+                          f'cache={size/GB + .1:.1f} would keep them, cache=False silences this', stacklevel=2)
+            return
+        self.type = type(image)
+        self.store = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(self.n, *image.shape)
+        self.filled = torch.frombuffer(mmap.mmap(-1, self.n), dtype=torch.bool)
+        _count(size)
+        weakref.finalize(self, _count, -size)
 
     def get(self,
         idxs: Sequence[int], # Positions in the dataset
@@ -74,3 +83,8 @@ class ImageCache:
                                      'item_tfms must bring all to one size')
                 self.store[i] = image.as_subclass(Tensor)
                 self.filled[i] = True
+
+
+def _count(size: int) -> None:
+    "Add `size` bytes to what all caches take"
+    ImageCache._used += size

@@ -67,7 +67,7 @@ class _CachedDL(TfmdDL):
             raise ValueError(f'cache=True would freeze the random item_tfms {", ".join(random_tfms)}: '
                              'use Resize(size, method="squish"), and augment in batch_tfms')
         if cache is False or random_tfms or any(f.name != 'noop' for f in self.before_batch.fs): return None
-        return ImageCache(len(self.dataset), *([] if cache in (None, True) else [float(cache)]))
+        return ImageCache(len(self.dataset), None if cache is None or cache is True else float(cache))
 
     @property
     def labels(self) -> list[int]:
@@ -251,7 +251,8 @@ class EpisodicDL(_CachedDL):
         held_out = np.zeros(len(labels), dtype=bool)
         for c in np.unique(labels):
             members = np.flatnonzero(labels == c)
-            held_out[rng.choice(members, round(valid_pct * len(members)), replace=False)] = True
+            n_held_out = max(round(valid_pct * len(members)), int(valid_pct > 0 and len(members) > 1))
+            held_out[rng.choice(members, n_held_out, replace=False)] = True
         train, valid = (np.flatnonzero(o).tolist() for o in (~held_out, held_out))
         return (self._image_dl(self.dataset, bs=bs, idxs=train, split_idx=0, shuffle=True, drop_last=len(train) > bs),
                 self._image_dl(self.dataset, bs=bs, idxs=valid))
@@ -263,7 +264,10 @@ class EpisodicDL(_CachedDL):
 
     def new(self, dataset=None, cls=None, **kwargs):
         "The same on another dataset or with other settings; on one without labels an `ImageDL`, as there are no episodes to draw"
-        if dataset is not None and not _has_labels(dataset): return self._image_dl(dataset, **(dict(bs=64) | kwargs))
+        if dataset is not None and not _has_labels(dataset):
+            # Images seen once are not worth a cache, and a few not worth workers.
+            once = dict(bs=64, cache=False) | (dict(num_workers=0) if len(dataset) <= 256 else {})
+            return self._image_dl(dataset, **(once | kwargs))
         settings = ('n_way', 'n_shot', 'n_query', 'n_episodes', 'seed', 'epoch', 'drop_small')
         return super().new(dataset, cls, **(self._shared(dataset) | {k: getattr(self, k) for k in settings} | kwargs))
 

@@ -118,7 +118,7 @@ def test_workers_fill_the_cache_for_all(make_dls):
 
 def test_images_that_do_not_fit_are_decoded_anew_and_it_says_so(make_dls):
     dls = make_dls(cache=1e-6)
-    with pytest.warns(UserWarning, match='more than the cache of 1e-06 GB'): got = episodes(dls.train)
+    with pytest.warns(UserWarning, match='more than the 1e-06 GB that their cache may take'): got = episodes(dls.train)
     assert got == episodes(make_dls().train)
 
 
