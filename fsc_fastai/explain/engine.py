@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .flow import from_relevance, to_relevance
 from .mode import RelevanceMode, Settings
 
-__all__ = ['Traced', 'trace', 'undisturbed', 'leak_report']
+__all__ = ['Traced', 'trace', 'leaf', 'undisturbed', 'leak_report']
 
 
 @contextmanager
@@ -56,7 +56,7 @@ class Traced:
                      for x, r in zip(self.inputs, found, strict=True))
 
 
-def _leaf(x: Tensor) -> Tensor:
+def leaf(x: Tensor) -> Tensor:
     "A copy-free input of its own graph, in single precision at least"
     x = x.detach().as_subclass(Tensor)
     if x.is_inference(): x = x.clone()
@@ -77,10 +77,10 @@ def trace(
     settings = settings or Settings()
     if model is None and isinstance(net, nn.Module): model = net
     with undisturbed(inputs[0].device, model):
-        leaves = tuple(_leaf(x) for x in inputs)
+        leaves = tuple(leaf(x) for x in inputs)
         starts = [to_relevance(x) if settings.form == 'g' else x.view_as(x) for x in leaves]
         mode = RelevanceMode(settings, model, ledger)
-        for x, leaf in zip(starts, leaves, strict=True): mode.mark_input(x, leaf)
+        for x, source in zip(starts, leaves, strict=True): mode.mark_input(x, source)
         with mode: out = net(*starts)
         if not out.requires_grad: raise ValueError('the output does not depend on the inputs, so it sends them no relevance')
         return Traced(from_relevance(out) if settings.form == 'g' else out, leaves)

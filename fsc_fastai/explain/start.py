@@ -37,6 +37,6 @@ def relevance_weights(
     if over not in get_args(Over): raise ValueError(f'over={over!r}: choose from {get_args(Over)}')
     R = R.detach()
     # the first two dimensions count pairs or nodes, the third is the channel
-    dims = (2,) if over == 'channels' else tuple(range(2, R.ndim))
+    dims = (min(2, R.ndim - 1),) if over == 'channels' else tuple(range(min(2, R.ndim - 1), R.ndim))
     largest = R.abs().amax(dims, keepdim=True)
     return 1 + R / largest.masked_fill(largest == 0, 1)

@@ -1,0 +1,176 @@
+"Explanation-guided training (Sun et al. 2020, section III)"
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.learner import Metric
+from fastai.torch_core import get_model
+from torch import Tensor, nn
+
+from ..explain.heads import head_of
+from ..explain.lrp import LRP
+from ..explain.start import Over, relevance_weights
+from ..models.cross_attention import CrossAttentionNet
+
+__all__ = ['LRPGuidedCallback', 'StepLoss']
+
+Explainer = Callable[[nn.Module, Any], Tensor]
+
+
+class StepLoss(Metric):
+    "Mean of a part of the training loss over the epoch: a column of the recorder beside the metrics"
+    def __init__(self, name: str): self._name, self.total, self.count = name, torch.zeros(()), 0
+
+    @property
+    def name(self) -> str: return self._name
+
+    @property
+    def value(self) -> Tensor | None: return self.total / self.count if self.count else None
+
+    def add(self, loss: Tensor) -> None:
+        "Count the loss of one more step"
+        self.total, self.count = self.total.to(loss.device) + loss.detach().as_subclass(Tensor), self.count + 1
+
+    def start_epoch(self) -> None:
+        "Forget the epoch before"
+        self.total, self.count = torch.zeros(()), 0
+
+    # the recorder resets and accumulates in validation, where nothing is explained
+    def reset(self) -> None: pass
+    def accumulate(self, learn) -> None: pass
+
+
+class LRPGuidedCallback(Callback):
+    """Train with L = ξ·L(y, p) + λ·L(y, p_lrp), where p_lrp = classify(w ⊙ f_p) and w = 1 + R/max|R| (equations 7 to 9).
+
+    For any model whose forward pass calls `classify(f_p)`, or `training_output(f_p)`. Defaults of ξ and λ are the published
+    ones: cross attention 0 and 1; all others 1 and 0.5 for one shot, 1 and 1 for more. Both losses are columns of the
+    recorder (`plain_loss`, `guided_loss`) and, step by step, in `losses`. It does nothing in validation, under `lr_find` and
+    for predictions. Raises `TypeError` for a model without `classify`, and `ValueError` for a compiled model.
+    """
+    # within autocast, before the gradient accumulation divides the loss and before the loss is scaled
+    order, run_valid = MixedPrecision.order - 5, False
+    _stateattrs = ('losses', '_seen', '_guided', '_watch')
+
+    def __init__(self,
+        xi: float | None = None, # ξ, weight of the plain loss; default: by method
+        lam: float | None = None, # λ, weight of the explanation-guided loss; default: by method and shot
+        explainer: Explainer | None = None, # `explainer(model, f_p)` to the relevance of f_p's features; default: `LRP()`
+        over: Over = 'channels', # The maximum of |R| is taken over 'channels', or over the whole 'map'
+    ):
+        self.xi, self.lam, self.explainer, self.over = xi, lam, LRP() if explainer is None else explainer, over
+        self._clear()
+        self.losses: list[tuple[Tensor, Tensor]] = []
+
+    def _clear(self) -> None:
+        self._seen: dict[str, Any] = {}
+        self._guided: Any = None
+        self._watch: ExitStack | None = None
+
+    @property
+    def raw_model(self) -> Any:
+        "The model without the wrapper of distributed training"
+        return get_model(self.learn.model)
+
+    def before_fit(self):
+        self._leave()  # an error may have ended the last fit in the middle of a step
+        self._drop_columns()
+        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        if not self.run: return
+        model = self.raw_model
+        if any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in self.learn.model.modules()):
+            raise ValueError('LRPGuidedCallback: in a compiled model the processed features are out of reach. Train the plain '
+                             'model (`learn.model = learn.model._orig_mod`), and compile it afterwards')
+        if not callable(getattr(model, 'classify', None)):
+            raise TypeError(f'LRPGuidedCallback needs a model with `classify(f_p)`, found {type(model).__name__}')
+        self.losses = []
+        self.learn.metrics = self.learn.metrics + [StepLoss('plain_loss'), StepLoss('guided_loss')]
+
+    def before_train(self):
+        for m in self._columns(): m.start_epoch()
+
+    def before_batch(self):
+        self._leave()
+        model, self._watch = self.raw_model, (watch := ExitStack())
+        watch.enter_context(_watching(model, self._seen))
+        # called however the forward pass ends: an error leaves nothing on the model
+        watch.callback(model.register_forward_hook(lambda *_: watch.close(), always_call=True).remove)
+
+    def after_pred(self):
+        "Steps 1 to 4 of section III"
+        model, f_p = self.raw_model, self._seen.get('f_p')
+        if f_p is None:
+            raise TypeError(f'LRPGuidedCallback: the forward pass of {type(model).__name__} called neither '
+                            '`training_output(f_p)` nor `classify(f_p)`, so there are no processed features to explain')
+        traced = {'traced': self._seen['traced']} if isinstance(self.explainer, LRP) and 'traced' in self._seen else {}
+        w = relevance_weights(self.explainer(model, f_p, **traced), self.over)
+        guided = getattr(model, 'training_output', model.classify)(w * f_p)
+        # what a method gives its loss besides the scores is that of the first pass
+        self._guided = guided if isinstance(guided, Tensor) else (guided[0], *self.learn.pred[1:])
+        self._seen.clear()
+
+    def after_loss(self):
+        if self._guided is None: return
+        plain, guided = self.learn.loss_grad, self.learn.loss_func(_single(self._guided), *self.learn.yb)
+        self._guided = None
+        xi, lam = self.weights
+        # with ξ = 0 the backward pass leaves the plain loss out
+        self.learn.loss_grad = lam * guided + xi * plain if xi else lam * guided
+        self.learn.loss = self.learn.loss_grad.clone()
+        self.losses.append((plain.detach(), guided.detach()))
+        for m, loss in zip(self._columns(), self.losses[-1], strict=True): m.add(loss)
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        "ξ and λ for this episode: the given ones, or the published ones of its method and shot"
+        scores = self.learn.pred if isinstance(self.learn.pred, Tensor) else self.learn.pred[0]
+        one_shot = self.learn.xb[1].shape[0] <= scores.shape[1]
+        xi, lam = (0., 1.) if isinstance(self.raw_model, CrossAttentionNet) else (1., .5 if one_shot else 1.)
+        return xi if self.xi is None else self.xi, lam if self.lam is None else self.lam
+
+    def after_cancel_batch(self): self._leave()
+    def after_fit(self): self._drop_columns()
+
+    def _leave(self) -> None:
+        if self._watch is not None: self._watch.close()
+        self._clear()
+
+    def _columns(self) -> list[StepLoss]: return [m for m in self.learn.metrics if isinstance(m, StepLoss)]
+
+    def _drop_columns(self) -> None:
+        self.learn.metrics = [m for m in self.learn.metrics if not isinstance(m, StepLoss)]
+
+
+@contextmanager
+def _watching(model: Any, seen: dict[str, Any]) -> Iterator[None]:
+    "Inside, the processed features that `model` classifies come into `seen`, with the trace of the pass where it keeps one"
+    outer, inner = getattr(model, 'training_output', None), model.classify
+    keeps_trace = head_of(model) is not None and hasattr(model, 'classify_with_trace')
+
+    def classify(f_p: Any) -> Tensor:
+        seen.setdefault('f_p', f_p)
+        if not keeps_trace or f_p is not seen['f_p']: return inner(f_p)
+        seen['traced'] = model.classify_with_trace(f_p)
+        return seen['traced'][0]
+
+    def training_output(f_p: Any) -> Any:
+        seen.setdefault('f_p', f_p)
+        return outer(f_p)  # type: ignore[misc]
+
+    model.classify = classify
+    if outer is not None: model.training_output = training_output
+    try: yield
+    finally:
+        model.__dict__.pop('classify', None)
+        model.__dict__.pop('training_output', None)
+
+
+def _single(output: Any) -> Any:
+    "Scores, or a tuple of them, in single precision, which is what mixed precision gives the loss"
+    if isinstance(output, Tensor): return output if output.dtype == torch.float64 else output.float()
+    return tuple(_single(o) for o in output)

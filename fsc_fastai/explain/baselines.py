@@ -1,0 +1,99 @@
+"Explainers without rules, in the place of `LRP`: gradient × input, integrated gradients"
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from .engine import Traced, leaf, undisturbed
+from .lrp import explained_scores, features_of
+from .start import relevance_start
+
+__all__ = ['GradientXInput', 'IntegratedGradients']
+
+
+class _ConstantStatistics(TorchFunctionMode):
+    """Parameters are constants in full precision, and so are batch statistics.
+
+    A score of a batch norm on batch statistics depends on the whole batch: the gradient of the sum of all scores would be that
+    of a constant.
+    """
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args, kwargs = tree_map(self._constant, args), tree_map(self._constant, kwargs or {})
+        if func.__name__ == 'batch_norm': return self._batch_norm(*args, **kwargs)
+        if func.__name__ == 'add_' and not args[0].requires_grad: return torch.add(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _constant(t: Any) -> Any:
+        if not isinstance(t, Tensor): return t
+        if isinstance(t, nn.Parameter): t = t.detach()
+        return t.float() if t.dtype in (torch.half, torch.bfloat16) else t
+
+    @staticmethod
+    def _batch_norm(x, mean=None, var=None, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):
+        if training or mean is None:
+            dims = [d for d in range(x.ndim) if d != 1]
+            mean, var = x.detach().mean(dims), x.detach().var(dims, unbiased=False)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0., eps)
+
+
+class GradientXInput:
+    """Gradient × input (Shrikumar et al. 2016): R = Σ_c R_c · x ∂s_c/∂x, with R_c of equation (2) of Sun et al. 2020.
+
+        R = GradientXInput()(model, f_p)    # of the processed features, detached
+
+    Batch statistics count as constants. The model stays as it is.
+    """
+    fractions: tuple[float, ...] = (1.,) # Of the input, where gradients are taken
+
+    def __init__(self, eps: float = 1e-3): # Keeps the logarithm of equation (2) finite
+        self.eps = eps
+
+    def __call__(self,
+        model: nn.Module, # Has `classify`
+        f_p: Any, # Processed features, a tensor or a `Processed`
+    ) -> Tensor:
+        "Relevance of the processed features, in the shape of `f_p`'s features; detached"
+        net, x = explained_scores(model, f_p), features_of(f_p).detach()
+        run = self.trace(net, x, model=model)
+        R = self.start_of(run.out)
+        if self.fractions == (1.,): return self.finish(run.inputs[0].detach(), run.relevance(R)[0])
+        flows = [self.trace(net, f * x, model=model).relevance(R)[0] for f in self.fractions]
+        return self.finish(run.inputs[0].detach(), torch.stack(flows).mean(0))
+
+    def start_of(self, scores: Tensor) -> Tensor:
+        "R_c of every score"
+        return relevance_start(scores, self.eps)
+
+    def trace(self,
+        net: Callable[..., Tensor], # A module, or any function of tensors
+        *inputs: Tensor, # What relevance is wanted of
+        model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
+        deep: bool = False, # The same for deep networks
+    ) -> Traced:
+        "Run `net`, so that gradients can be passed back through it"
+        if model is None and isinstance(net, nn.Module): model = net
+        with undisturbed(inputs[0].device, model):
+            leaves = tuple(leaf(x) for x in inputs)
+            with _ConstantStatistics(): return Traced(net(*(x.clone() for x in leaves)), leaves)
+
+    def finish(self, x: Tensor, flow: Tensor) -> Tensor:
+        "Relevance of `x` from the gradient that arrived there"
+        return x * flow
+
+
+class IntegratedGradients(GradientXInput):
+    "Integrated gradients (Sundararajan et al. 2017) from zero, by the midpoint rule: the mean gradient on the way, × input"
+    def __init__(self,
+        steps: int = 8, # Gradients on the way
+        eps: float = 1e-3, # Keeps the logarithm of equation (2) finite
+    ):
+        if steps < 1: raise ValueError(f'IntegratedGradients(steps={steps}): at least 1')
+        super().__init__(eps)
+        self.fractions = tuple((k + .5) / steps for k in range(steps))
