@@ -1,0 +1,225 @@
+"`FewShotClassifier`: a few examples of each class in, labels and probabilities out, with scikit-learn's habits"
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..learner import FSCLearner
+from ..models import FewShotModel
+from .bundle import Bundle
+from .heads import deployed_head
+from .hub import download, upload
+from .preprocess import Preprocess
+from .support import Label, Support, as_items, is_single, labelled_items, thumbnails_of
+
+__all__ = ['FewShotClassifier', 'Prediction', 'NotFittedError']
+
+BATCH = 64
+
+
+class NotFittedError(ValueError, AttributeError):
+    "A classifier without examples was asked for an answer; the bases are those of scikit-learn's error of this name"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    "The answer for one image; `label` is None where the threshold says that it is none of the classes"
+    label: Label | None
+    confidence: float # Probability of the likeliest class
+    probabilities: dict[Label, float]
+
+    @property
+    def nearest(self) -> Label:
+        "The likeliest class, rejected or not"
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+
+class FewShotClassifier:
+    """Labels new images by a few examples of each class.
+
+        classifier = FewShotClassifier.from_learner(learn)          # or .from_pretrained(folder)
+        classifier.fit(files, labels)                               # or .fit(folder_of_class_folders)
+        classifier.predict('new.jpg').label
+
+    Images are files, bytes, PIL images, arrays or tensors. An answer depends on the image and the examples alone, not on
+    what else is asked: batch statistics of the published methods are replaced by those of the examples, fixed in `fit`.
+    """
+    def __init__(self,
+        model: FewShotModel, # Copied: training it on changes nothing here
+        preprocess: Preprocess, # From an image to what the encoder takes
+        reject: float | None = None, # Below this probability an image is none of the classes; None: never
+    ):
+        self.preprocess, self.reject, self.temperature = preprocess, reject, 1.
+        self._head = deployed_head(model)
+        self._support: Support | None = None
+
+    @classmethod
+    def from_learner(cls,
+        learn: FSCLearner, # Trained
+        preprocess: Preprocess | None = None, # None: the validation transforms of its loaders
+        reject: float | None = None, # Below this probability an image is none of the classes; None: never
+    ) -> FewShotClassifier:
+        "The model of a learner as it is now, without examples. Raises `ValueError` for transforms that a bundle can not hold"
+        return cls(learn.model, preprocess or Preprocess.from_dls(learn.dls), reject)
+
+    @classmethod
+    def from_pretrained(cls,
+        folder: str | PathLike, # Folder of a saved classifier, or `owner/name` of one on the Hugging Face Hub
+        arch: nn.Module | None = None, # The backbone, where it was a module of your own
+        **kwargs, # For `huggingface_hub.snapshot_download`, such as `revision` and `token`
+    ) -> FewShotClassifier:
+        """A saved classifier. Nothing in the folder is executed.
+
+        Raises `FileNotFoundError` where there is none, and `BundleError` for one that is corrupt or not what it says.
+        """
+        bundle = Bundle.read(folder if Path(folder).exists() else download(str(folder), **kwargs), arch)
+        classifier = cls(bundle.model, bundle.preprocess, bundle.reject)
+        classifier.temperature = bundle.temperature
+        return classifier if bundle.support is None else classifier._take(bundle.support)
+
+    def save(self,
+        folder: str | PathLike, # Made if it is not there; an older classifier in it is replaced, at once or not at all
+        thumbnails: bool = False, # Small pictures of the examples as well?
+    ) -> Path:
+        "Write the model and the examples (as features) as JSON and safetensors, for `from_pretrained`"
+        support = self._support
+        if support is not None and not thumbnails: support = replace(support, thumbnails=None)
+        return Bundle(self.model, self.preprocess, self.reject, self.temperature, support).write(folder)
+
+    def push_to_hub(self,
+        repo_id: str, # `owner/name`
+        thumbnails: bool = False, # Small pictures of the examples as well?
+        **kwargs, # For `HfApi.create_repo`, such as `private` and `token`
+    ) -> str:
+        "Save to the Hugging Face Hub; returns the address of the commit"
+        with TemporaryDirectory() as folder: return upload(self.save(folder, thumbnails), repo_id, **kwargs)
+
+    @property
+    def model(self) -> FewShotModel: return self._head.model
+
+    @property
+    def device(self) -> torch.device: return next((p.device for p in self.model.parameters()), torch.device('cpu'))
+
+    def to(self, device: torch.device | str) -> FewShotClassifier:
+        "Move to a device"
+        self._head.to(device)
+        return self if self._support is None else self._take(self._support.to(device))
+
+    @property
+    def support(self) -> Support:
+        "The examples. Raises `NotFittedError` where there are none"
+        if self._support is None: raise NotFittedError('This classifier has no examples yet: call fit(images, labels) first')
+        return self._support
+
+    @property
+    def classes_(self) -> np.ndarray:
+        "The classes, sorted: the columns of `predict_proba`"
+        return np.array(self.support.classes)
+
+    @property
+    def shots_(self) -> dict[Label, int]:
+        "Examples of each class"
+        return {c: self.support.labels.count(c) for c in self.support.classes}
+
+    def __repr__(self) -> str:
+        known = f'{len(self.classes_)} classes' if self._support else 'no examples'
+        return f'{type(self).__name__}({type(self.model).__name__}, {self.preprocess.size} px, {known})'
+
+    def fit(self,
+        items: Any, # Images, or a folder with a folder of images per class
+        labels: Sequence[Any] | None = None, # Label of each, text or whole numbers; None: the names of the folders
+    ) -> FewShotClassifier:
+        """Learn the classes by these examples, in the place of any before; classes may have unequal numbers of them.
+
+        Raises `ValueError` for fewer than two classes, for a number of classes that the method can not do (a graph network does
+        that of its training only), and for images and labels that do not match; `OSError` names a broken file.
+        """
+        return self._take(self._examples(items, labels), strict=True)
+
+    def add_class(self,
+        items: Any, # Images
+        label: Label, # Their class, a new one or one to add examples to
+    ) -> FewShotClassifier:
+        """Learn one more class, or more examples of one. Starting from none, answers come as soon as there are enough classes.
+
+        Raises `ValueError` where the method can not do so many; the classifier then stays as it was.
+        """
+        items = as_items(items)
+        new = self._examples(items, [label] * len(items))
+        return self._take(new if self._support is None else self._support.joined(new))
+
+    def remove_class(self, label: Label) -> FewShotClassifier:
+        "Forget a class. Raises `ValueError` for an unknown class, and where too few would be left"
+        if label not in self.support.labels:
+            raise ValueError(f'no class {label!r}: there are {", ".join(map(str, self.classes_))}')
+        return self._take(self.support.without(label))
+
+    def predict(self, item: Any) -> Prediction:
+        "The answer for one image. Raises `NotFittedError` before `fit`, `TypeError` for several images"
+        if not is_single(item): raise TypeError('predict takes one image: use predict_batch or predict_proba for several')
+        return self.predict_batch([item])[0]
+
+    def predict_batch(self, items: Any) -> list[Prediction]:
+        "The answers for many images, in their order"
+        classes = self.support.classes
+        return [self._prediction(dict(zip(classes, row))) for row in self.predict_proba(items).tolist()]
+
+    def predict_proba(self, items: Any) -> np.ndarray:
+        "Probabilities `(n, n_way)` of the classes `classes_`"
+        return (self.scores(items).double() / self.temperature).softmax(1).numpy()
+
+    def score(self, items: Any, labels: Sequence[Any] | None = None) -> float:
+        "The share of images whose likeliest class is their label"
+        items, labels = labelled_items(items, labels)
+        likeliest = self.predict_proba(items).argmax(1)
+        return float(np.mean([self.support.classes[i] == o for i, o in zip(likeliest, labels)]))
+
+    @torch.no_grad()
+    def scores(self, items: Any) -> Tensor:
+        "The method's scores `(n, n_way)` on the CPU, before they become probabilities"
+        n_way = len(self.support.classes)
+        if not self._ready: raise ValueError(self._head.problem(n_way))
+        batches = self.preprocess.batches(as_items(items), BATCH)
+        return torch.cat([torch.empty(0, n_way), *(self._head(self.encode(pixels)).cpu() for pixels in batches)])
+
+    @torch.no_grad()
+    def encode(self,
+        pixels: Tensor, # Bytes `(n, 3, size, size)`, as `preprocess.pixels` gives them
+    ) -> Tensor:
+        "Feature maps `(n, C, H, W)`"
+        return self.model.encode(self.preprocess.normalise(pixels.to(self.device)))
+
+    def _prediction(self, probabilities: dict[Label, float]) -> Prediction:
+        label, confidence = max(probabilities.items(), key=lambda o: o[1])
+        rejected = self.reject is not None and confidence < self.reject
+        return Prediction(None if rejected else label, confidence, probabilities)
+
+    def _examples(self, items: Any, labels: Sequence[Any] | None) -> Support:
+        "Images and labels as a support set"
+        items, named = labelled_items(items, labels)
+        features, thumbnails = [], []
+        for pixels in self.preprocess.batches(items, BATCH):
+            features.append(self._head.compact(self.encode(pixels)))
+            thumbnails.append(thumbnails_of(pixels))
+        return Support(torch.cat(features), named, torch.cat(thumbnails))
+
+    def _take(self, support: Support, strict: bool = False) -> FewShotClassifier:
+        "Take over a support set; one that the method can not do only if it is on the way there, and not `strict`"
+        problem = self._head.problem(len(support.classes))
+        if problem and (strict or self._ready): raise ValueError(problem)
+        if not problem: self._head.fit(support.features, support.member)
+        self._support = support
+        return self
+
+    @property
+    def _ready(self) -> bool:
+        "Are there examples of enough classes?"
+        return self._support is not None and self._head.problem(len(self._support.classes)) is None

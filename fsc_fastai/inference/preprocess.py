@@ -1,0 +1,100 @@
+"From an image of any kind to what the encoder takes, always in the same way"
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from fastai.data.transforms import Normalize
+from fastai.vision.augment import Resize
+from fastai.vision.core import PILImage, imagenet_stats
+from fastcore.basics import chunked, defaults
+from PIL import Image
+from torch import Tensor
+
+from ..data.augment import CenterCrop
+from ..data.images import open_image
+from ..data.loaders import EpisodeDataLoaders
+
+__all__ = ['Preprocess', 'MAX_SIDE']
+
+Fit = Literal['squish', 'crop', 'pad']
+MAX_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize to a square, take its middle, normalise: the transforms of validation, as plain values that can be saved.
+
+    `Preprocess(...)(images)` gives `(n, 3, size, size)`. Raises `ValueError` for sizes and statistics that make no sense.
+    """
+    size: int = 84 # Side of the images that the encoder sees
+    resize: int = 0 # Side of the square before its middle is cut out; 0: 1.15·size
+    fit: Fit = 'squish' # How an image becomes a square: as fastai's `Resize`
+    mean: tuple[float, ...] = tuple(imagenet_stats[0]) # Of the channels
+    std: tuple[float, ...] = tuple(imagenet_stats[1]) # Of the channels
+
+    def __post_init__(self):
+        if not self.resize: object.__setattr__(self, 'resize', int(1.15 * self.size))
+        for name in ('mean', 'std'): object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        if not 1 <= self.size <= self.resize <= MAX_SIDE:
+            raise ValueError(f'size={self.size}, resize={self.resize}: wanted 1 ≤ size ≤ resize ≤ {MAX_SIDE}')
+        if self.fit not in get_args(Fit): raise ValueError(f'fit={self.fit!r}: choose from {get_args(Fit)}')
+        if not len(self.mean) == len(self.std) == 3 or not np.isfinite([*self.mean, *self.std]).all() or min(self.std) <= 0:
+            raise ValueError(f'mean={self.mean}, std={self.std}: wanted three finite numbers each, and std above 0')
+
+    @classmethod
+    def from_dls(cls, dls: EpisodeDataLoaders) -> Preprocess:
+        """The validation transforms of `dls`.
+
+        Raises `ValueError` where these do more than resize, cut and normalise: pass a `Preprocess` of your own then.
+        """
+        tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
+        found: dict[str, Any] = dict(size=dls.img_size, resize=dls.img_size)
+        for tfm in tfms:
+            if isinstance(tfm, Resize): found |= dict(resize=tfm.size[0], fit=tfm.method)
+            if isinstance(tfm, Normalize): found |= dict(mean=tfm.mean.flatten().tolist(), std=tfm.std.flatten().tolist())
+            if isinstance(tfm, CenterCrop): found['size'] = tfm.size
+        if not any(isinstance(tfm, Normalize) for tfm in tfms): found |= dict(mean=(0, 0, 0), std=(1, 1, 1))
+        return cls(**found)._checked(dls)
+
+    def _checked(self, dls: EpisodeDataLoaders) -> Preprocess:
+        "Itself, after comparing with the loaders on an image whose every pixel differs"
+        probe = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2 * self.size, 3 * self.size, 3), dtype=np.uint8))
+        wanted = dls.test_images([probe]).one_batch()[0].as_subclass(Tensor).cpu()
+        ours = self([probe])
+        if wanted.shape != ours.shape or not torch.allclose(wanted, ours, atol=1e-4):
+            names = ', '.join(f.name for f in [*dls.valid.after_item.fs, *dls.valid.after_batch.fs])
+            raise ValueError(f'The transforms of these loaders ({names}) do more than resize, cut out the middle and normalise: '
+                             'pass preprocess=Preprocess(...) with what comes closest')
+        return self
+
+    def image(self, item: Any) -> PILImage:
+        "What the encoder sees of an image, still a picture"
+        squared = Resize(self.resize, method=self.fit)(open_image(item), split_idx=1)
+        start = (self.resize - self.size) // 2
+        return squared.crop((start, start, start + self.size, start + self.size))
+
+    def pixels(self, item: Any) -> Tensor:
+        "`image` as bytes `(3, size, size)`"
+        return torch.from_numpy(np.array(self.image(item))).permute(2, 0, 1)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        "Bytes `(n, 3, size, size)` to what the encoder takes"
+        mean, std = (torch.tensor(o, device=pixels.device).view(3, 1, 1) for o in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+    def batches(self,
+        items: Iterable[Any], # Files, bytes, PIL images, arrays or tensors
+        bs: int = 64, # Images a batch
+    ) -> Iterator[Tensor]:
+        "Bytes `(bs, 3, size, size)`, opened in threads"
+        with ThreadPoolExecutor(min(8, defaults.cpus)) as pool:
+            for chunk in chunked(items, bs): yield torch.stack(list(pool.map(self.pixels, chunk)))
+
+    def __call__(self, items: Iterable[Any]) -> Tensor:
+        "All images at once `(n, 3, size, size)`"
+        return torch.cat([self.normalise(o) for o in self.batches(items)])

@@ -1,0 +1,103 @@
+"The labelled examples that a deployed classifier knows its classes by"
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.images import DatasetImage
+from ..data.readers import read_folder
+
+__all__ = ['Label', 'Support', 'as_items', 'is_single', 'labelled_items', 'thumbnails_of']
+
+Label = str | int
+THUMBNAIL = 48
+
+
+@dataclass(frozen=True)
+class Support:
+    "Features `(n_support, ...)`, label and thumbnail of every example; `classes` are sorted, as in scikit-learn"
+    features: Tensor
+    labels: tuple[Label, ...]
+    thumbnails: Tensor | None = None # Bytes `(n_support, 3, 48, 48)`
+
+    @property
+    def classes(self) -> list[Label]: return sorted(set(self.labels)) # type: ignore[type-var]
+
+    @property
+    def member(self) -> Tensor:
+        "One-hot labels `(n_support, n_way)`"
+        index = {c: i for i, c in enumerate(self.classes)}
+        return F.one_hot(torch.tensor([index[o] for o in self.labels]), len(index)).to(self.features)
+
+    def joined(self, other: Support) -> Support:
+        "The examples of both"
+        both = self.thumbnails is not None and other.thumbnails is not None
+        thumbnails = torch.cat([self.thumbnails, other.thumbnails]) if both else None # type: ignore[list-item]
+        return Support(torch.cat([self.features, other.features]), (*self.labels, *other.labels), thumbnails)
+
+    def without(self, label: Label) -> Support:
+        "The examples of the other classes"
+        keep = torch.tensor([o != label for o in self.labels], device=self.features.device)
+        thumbnails = None if self.thumbnails is None else self.thumbnails[keep.to(self.thumbnails.device)]
+        return Support(self.features[keep], tuple(o for o in self.labels if o != label), thumbnails)
+
+    def to(self, device: torch.device | str) -> Support:
+        "The same on another device; thumbnails stay where they are"
+        return replace(self, features=self.features.to(device))
+
+
+def thumbnails_of(
+    pixels: Tensor, # Bytes `(n, 3, size, size)`
+) -> Tensor:
+    "Small pictures `(n, 3, 48, 48)`, for people to look at"
+    return F.interpolate(pixels.float(), (THUMBNAIL, THUMBNAIL), mode='area').round().byte()
+
+
+def is_single(item: Any) -> bool:
+    "One image, not a collection of them?"
+    if isinstance(item, np.ndarray | Tensor): return item.ndim < 4
+    return isinstance(item, str | bytes | Path | DatasetImage) or hasattr(item, 'convert')
+
+
+def as_items(
+    items: Any, # Images, as a sequence or an array `(n, ...)`; or one image
+) -> list[Any]:
+    "Images as a list. Raises `TypeError` for what is neither an image nor a collection"
+    if is_single(items): return [items]
+    if not isinstance(items, Iterable):
+        raise TypeError(f'images are files, bytes, PIL images, arrays or tensors, not {type(items).__name__}')
+    return list(items)
+
+
+def _label(label: Any) -> Label:
+    "A label as the JSON of a bundle can hold it"
+    if isinstance(label, np.generic) or (isinstance(label, Tensor) and label.ndim == 0): label = label.item()
+    if type(label) not in (str, int): raise TypeError(f'labels are text or whole numbers, not {label!r} ({type(label).__name__})')
+    return label
+
+
+def labelled_items(
+    items: Any, # Images, or a folder with a folder of images per class
+    labels: Sequence[Any] | None, # Label of each; None: the names of the folders
+) -> tuple[list[Any], tuple[Label, ...]]:
+    """Images and their labels, checked: as many of one as of the other, one at least, labels of one type.
+
+    Raises `ValueError` or `TypeError` where they are not, and `FileNotFoundError` for a missing or empty folder.
+    """
+    if labels is None:
+        if not isinstance(items, str | Path):
+            raise TypeError('labels are needed, unless the images come as a folder of class folders')
+        images = read_folder(items)
+        items, labels = images.files, images.labels
+    items, named = as_items(items), tuple(map(_label, labels))
+    if len(items) != len(named): raise ValueError(f'{len(items)} images, but {len(named)} labels: they must match one to one')
+    if not items: raise ValueError('no images: a class needs one example at least')
+    if len({type(o) for o in named}) > 1: raise TypeError('labels must be all text, or all whole numbers')
+    return items, named
