@@ -9,6 +9,7 @@ from fastai.torch_core import set_seed
 from torch import Tensor, nn
 
 from .callback.lrp import LRPGuidedCallback
+from .data.augment import episode_transforms
 from .data.glyphs import untar_glyph_domains, untar_glyphs
 from .data.loaders import EpisodeDataLoaders
 from .learner import FSCLearner, fsc_learner
@@ -74,7 +75,8 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     set_seed(seed, reproducible=True)
 
-    dls = EpisodeDataLoaders.from_folder(untar_glyphs(), n_way=5, n_shot=5, size=size, seed=seed)
+    unmirrored = episode_transforms(size, do_flip=False)[1]  # a mirrored letter is another letter
+    dls = EpisodeDataLoaders.from_folder(untar_glyphs(), n_way=5, n_shot=5, size=size, batch_tfms=unmirrored, seed=seed)
     dls = dls.with_domains(untar_glyph_domains())
     learn = fsc_learner(dls, 'conv4', RelationNet, cbs=LRPGuidedCallback())
     dls.show_batch()

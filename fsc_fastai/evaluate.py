@@ -90,7 +90,8 @@ def _test_episodes(learn, domains, n_episodes, n_way, n_shot, n_query, seed, tra
     "Domain by domain: its name, its loader and the iterator of `episode_scores`; the model's mode is as before at the end"
     model, was_training = learn.model, learn.model.training
     named = _as_domains(learn, domains)
-    samplers = {name: EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed=seed) for name, dl in named.items()}
+    samplers = {name: EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed, dl.drop_small, dl.vocab, f'domain {name!r}')
+                for name, dl in named.items()}
     try:
         for name, dl in _bar(learn, named):
             features = encode_images(model, dl.images())

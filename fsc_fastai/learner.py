@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastai.callback import fp16, progress, schedule, tracker  # noqa: F401  these add their methods to Learner
+from fastai.callback import fp16, hook, progress, schedule, tracker  # noqa: F401  these add their methods to Learner
 from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
@@ -123,7 +123,7 @@ class FSCLearner(Learner):
 
 
 def fsc_learner(
-    dls: EpisodeDataLoaders, # Episodes to learn from
+    dls: EpisodeDataLoaders, # Episodes to learn from; a `DataBlock`'s loaders will do
     arch: str | nn.Module = 'resnet10', # Backbone: a name of timm's or of ours, or an encoder
     method: type[FewShotModel] | str = RelationNet, # How support and query are compared
     *,
@@ -141,6 +141,7 @@ def fsc_learner(
 
     Unknown names raise a `ValueError` that offers the nearest ones.
     """
+    dls = EpisodeDataLoaders.from_dls(dls)
     weights = pretrained.state_dict() if isinstance(pretrained, nn.Module) else pretrained
     model = create_fsc_model(method, arch, n_way=dls.train.n_way, n_classes=dls.n_classes, img_size=dls.img_size,
                              pretrained=weights, **(method_kwargs or {}))

@@ -97,8 +97,12 @@ class _CachedDL(TfmdDL):
             self._img_size = h if h == w else (h, w)
         return self._img_size
 
+    def _pipelines(self) -> tuple[Pipeline, ...]: return self.after_item, self.before_batch, self.after_batch
+
     def before_iter(self):
         super().before_iter()
+        if (getattr(self.dataset, 'split_idx', None) or 0) > 1:  # a test set: fastai knows the transforms of two sets only
+            for pipeline in self._pipelines(): pipeline.split_idx = 1
         if self.cache is not None: self.cache.prepare(self._load_image)
 
     def do_item(self, s):
@@ -158,7 +162,7 @@ class ImageDL(_CachedDL):
 
     def before_iter(self):
         super().before_iter()
-        for pipeline in (self.after_item, self.before_batch, self.after_batch): pipeline.split_idx = self.split_idx
+        for pipeline in self._pipelines(): pipeline.split_idx = self.split_idx
 
     def new(self, dataset=None, cls=None, **kwargs):
         own = dict(split_idx=self.split_idx)

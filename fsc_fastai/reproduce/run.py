@@ -22,6 +22,7 @@ from .. import evaluate as _evaluate  # noqa: F401  adds learn.evaluate
 from ..callback.lft import FTCallback, LFTCallback
 from ..callback.lrp import LRPGuidedCallback
 from ..callback.resume import ResumeFit
+from ..data.augment import episode_transforms
 from ..data.glyphs import untar_glyph_domains, untar_glyphs
 from ..data.loaders import EpisodeDataLoaders
 from ..learner import FSCLearner, fsc_learner
@@ -39,11 +40,13 @@ class Data:
     seen: str                   # what the tables call the seen domain
     source: Path                # folder with base, val and novel
     targets: dict[str, Path]    # folders of the unseen domains
+    do_flip: bool = True        # whether a mirrored image is of the same class
 
 
 def glyph_data() -> Data:
     "Latin glyphs to train on, four other scripts to test on (as many targets as the paper has)"
-    return Data('glyphs', 'latin', untar_glyphs(), untar_glyph_domains(['greek', 'cyrillic', 'canadian', 'braille']))
+    return Data('glyphs', 'latin', untar_glyphs(), untar_glyph_domains(['greek', 'cyrillic', 'canadian', 'braille']),
+                do_flip=False)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -65,8 +68,9 @@ def _save_weights(module: torch.nn.Module, path: Path) -> None:
 def _loaders(data: Data, preset: Preset, cell: Cell) -> EpisodeDataLoaders:
     "Episodes of the seen domain for training, and its novel classes with the targets for the test"
     dls = EpisodeDataLoaders.from_folder(data.source, n_way=5, n_shot=cell.shot, n_query=preset.n_query,
-                                         n_episodes=preset.n_episodes, size=preset.size, seed=cell.seed)
-    return dls.with_domains(data.targets)
+                                         n_episodes=preset.n_episodes, size=preset.size, seed=cell.seed, verify=False,
+                                         batch_tfms=episode_transforms(preset.size, do_flip=data.do_flip)[1])
+    return dls.with_domains(data.targets, verify=False)
 
 
 def _pretrained(dls: EpisodeDataLoaders, arch: str, preset: Preset, seed: int, folder: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,91 @@
+"Evaluation: cached equals uncached, the same episodes for every model, paired differences"
+import numpy as np
+import pytest
+import torch
+
+from fsc_fastai.evaluate import PROTOCOLS, compare, encode_images
+from fsc_fastai.metrics import ci95
+from tests.learners import hue_learner
+
+
+@pytest.fixture
+def root(tmp_path): return tmp_path/'hues'
+
+
+@pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
+def test_encoding_each_image_once_equals_the_plain_loop(root, method):
+    learn = hue_learner(root, method)
+    learn.fit(1)  # untrained scores are so close that rounding decides
+    table = learn.evaluate(n_episodes=4, n_query=5)
+    dl = learn.dls.domains['novel'].new(n_way=3, n_shot=2, n_query=5, n_episodes=4, seed=0)
+    with torch.no_grad():
+        plain = [(learn.model(*b[:3]).argmax(1) == b[3]).float().mean().item() for b in dl]
+    assert table.attrs['episodes']['novel'] == pytest.approx(plain)
+    assert table.accuracy.item() == pytest.approx(np.mean(plain)) and table.ci95.item() == pytest.approx(ci95(plain))
+
+
+def test_the_frame_tells_everything(root):
+    learn = hue_learner(root)
+    table = learn.evaluate({'here': root/'novel', 'there': root/'val'}, n_episodes=3, n_query=4, n_way=2, n_shot=1)
+    assert table.columns.tolist() == ['domain', 'way', 'shot', 'n_episodes', 'n_query', 'accuracy', 'ci95', 'protocol']
+    assert table.domain.tolist() == ['here', 'there'] and (table.way == 2).all() and (table.shot == 1).all()
+    assert (table.protocol == '3×4').all()
+    assert PROTOCOLS['paper'].n_episodes == 2000 and PROTOCOLS['paper'].n_query == 16
+
+
+def test_transductive_is_said_and_differs_in_nothing_else(root):
+    learn = hue_learner(root, 'proto')
+    table = learn.evaluate(n_episodes=3, n_query=4, transductive=True)
+    assert table.protocol.item() == '3×4 transductive'
+    with pytest.raises(TypeError, match='GNN'): hue_learner(root, 'gnn').evaluate(n_episodes=1, n_query=2, transductive=True)
+
+
+def test_evaluation_leaves_mode_weights_and_statistics(root):
+    learn = hue_learner(root)
+    learn.model.train()
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    learn.evaluate(n_episodes=2, n_query=2)
+    assert learn.model.training and all(torch.equal(before[k], v) for k, v in learn.model.state_dict().items())
+
+
+def test_compare_pairs_the_episodes(root):
+    a, b = hue_learner(root, 'proto').evaluate(n_episodes=6, n_query=3), hue_learner(root).evaluate(n_episodes=6, n_query=3)
+    row = compare(a, b).iloc[0]
+    difference = np.subtract(b.attrs['episodes']['novel'], a.attrs['episodes']['novel'])
+    assert row.difference == pytest.approx(difference.mean()) and row.ci95 == pytest.approx(ci95(difference))
+    assert compare(a, a).difference.item() == 0
+    with pytest.raises(ValueError, match='n_episodes'): compare(a, hue_learner(root).evaluate(n_episodes=5, n_query=3))
+    bare = a.copy()
+    bare.attrs = {}
+    with pytest.raises(ValueError, match='attrs'): compare(a, bare)
+
+
+def test_confusion_counts_who_was_taken_for_whom(root):
+    learn = hue_learner(root, 'proto')
+    matrix = learn.confusion('novel', n_episodes=30, n_query=4)
+    assert matrix.index.tolist() == matrix.columns.tolist() == [f'novel{i}' for i in range(4)]
+    accuracy = learn.evaluate(n_episodes=30, n_query=4).accuracy.item()
+    times = np.zeros(4)
+    from fsc_fastai.data.sampler import EpisodeSampler
+    dl = learn.dls.domains['novel']
+    sampler = EpisodeSampler(dl.labels, 3, 2, 4, seed=0)
+    ids = sorted(set(dl.labels))
+    for k in range(30): times[[ids.index(c) for c in sampler.episode(k).classes]] += 1
+    assert np.average(np.diag(matrix), weights=times) == pytest.approx(accuracy)
+
+
+def test_encode_images_is_in_order(root):
+    learn = hue_learner(root)
+    dl = learn.dls.domains['novel']
+    features = encode_images(learn.model, dl.images(bs=7))
+    assert features.shape == (48, *learn.model.encoder.out_shape)
+    one = torch.cat([b[0] for b in dl.images(bs=1)])[[31]]
+    torch.testing.assert_close(features[31:32], learn.model.encode(one).detach().as_subclass(torch.Tensor), rtol=1e-4, atol=1e-5)
+
+
+def test_bad_input_is_named(root):
+    learn = hue_learner(root)
+    with pytest.raises(ValueError, match='protocol'): learn.evaluate(protocol='mine')
+    with pytest.raises(ValueError, match='n_way'): learn.evaluate(n_way=9, n_episodes=2, n_query=2)
+    learn.dls.domains = {}
+    with pytest.raises(ValueError, match='with_domains'): learn.evaluate()
