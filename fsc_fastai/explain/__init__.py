@@ -1,5 +1,9 @@
 "Relevance: rules by layer, the engine that applies them, explainers, heatmaps"
+from .baselines import GradientXInput, IntegratedGradients
 from .composite import Composite, paper_composite
+from .engine import leak_report
+from .heatmaps import plot_heatmaps, plot_support_heatmaps, to_heatmaps
+from .images import attention_maps, explain_images
 from .lrp import LRP
 from .ops import register_op
 from .rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus

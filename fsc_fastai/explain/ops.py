@@ -36,20 +36,26 @@ def register_op(*names: str) -> Callable[[Handler], Handler]:
     return add
 
 
-MOVES = '''view reshape flatten unflatten ravel permute transpose t T mT movedim moveaxis swapaxes swapdims squeeze
-    unsqueeze expand expand_as broadcast_to repeat repeat_interleave tile cat concat concatenate stack hstack vstack dstack
-    split split_with_sizes tensor_split chunk unbind narrow select index_select gather take_along_dim getitem setitem
-    contiguous clone to type type_as float double half bfloat16 cpu cuda pad roll flip rot90 unfold pixel_shuffle
-    pixel_unshuffle channel_shuffle view_as reshape_as masked_fill where diagonal as_subclass alias get
-    relu threshold'''
+# What only moves values about; ReLU among them, which passes relevance where its input is positive
+MOVES = '''relu threshold view reshape flatten unflatten ravel permute transpose t T mT movedim moveaxis swapaxes swapdims
+    squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors atleast_1d atleast_2d atleast_3d meshgrid repeat
+    repeat_interleave tile cat concat concatenate stack hstack vstack dstack split split_with_sizes tensor_split chunk unbind
+    narrow select index_select gather take_along_dim getitem setitem contiguous clone to type type_as float double half
+    bfloat16 cpu cuda pad roll flip rot90 unfold pixel_shuffle pixel_unshuffle channel_shuffle view_as reshape_as masked_fill
+    where diagonal as_subclass alias get'''
+# What shares relevance in proportion to contributions
 MIXES = '''sub subtract rsub isub sum interpolate upsample cumsum lerp fold tensordot max amax min amin
     maximum minimum topk sort'''
+# The same, whose published form has no stabiliser
 POOLS = '''avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d max_pool1d max_pool2d
     max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d'''
+# Elementwise
 PASSES = '''leaky_relu rrelu prelu relu6 elu celu selu gelu silu mish hardswish hardtanh tanh hardshrink softshrink tanhshrink
     softplus softsign logsigmoid clamp clamp_min clamp_max pow square sqrt exp log log1p abs neg negative sign'''
+# Constants where they multiply something
 GATES = 'softmax log_softmax sigmoid hardsigmoid softmin sparsemax'
+# Always constants
 CONSTANTS = 'norm vector_norm matrix_norm var std var_mean std_mean rsqrt detach'
 DROPOUTS = '''dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout'''
 
