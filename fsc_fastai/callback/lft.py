@@ -17,6 +17,7 @@ from fastai.torch_core import get_model, to_detach, to_device
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import skip_init
 
 from ..models.layers import pool_vectors
 from ..models.transformation import FeatureWiseTransformation, add_ft, evaluating, remove_ft
@@ -276,13 +277,13 @@ class LFTCallback(FTCallback):
 
 
 def _classifier(model: nn.Module, n_classes: int) -> nn.Linear:
-    "A linear layer on the encoder's channels that starts at zero, and so alike in every process"
+    "A linear layer on the encoder's channels that starts at zero: alike in every process, and nothing drawn from the generators"
     n_features: Any = getattr(getattr(model, 'encoder', None), 'num_features', None)
     if n_features is None:
         raise ValueError(f'LFTCallback: {type(model).__name__} has no `encoder` with `num_features` for the auxiliary '
                          'classification: train with aux=False')
     p = next(model.parameters())
-    head = nn.Linear(n_features, n_classes, device=p.device, dtype=p.dtype)
+    head = skip_init(nn.Linear, n_features, n_classes, device=p.device, dtype=p.dtype)
     for p in head.parameters(): nn.init.zeros_(p)
     return head
 

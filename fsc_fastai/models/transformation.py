@@ -30,10 +30,13 @@ class FeatureWiseTransformation(nn.Module):
         gamma: float = 0.3, # Every channel's γ at the start
         beta: float = 0.5, # Every channel's β at the start
         channel_dim: int = 1, # Where the channels are: 1 for maps `(n, C, H, W)`, −1 for tokens `(n, tokens, C)`
+        device: torch.device | None = None, # Of γ, β; None: torch's default
+        dtype: torch.dtype | None = None, # Of γ, β; None: torch's default
     ):
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((num_features,), float(gamma)))
-        self.beta = nn.Parameter(torch.full((num_features,), float(beta)))
+        def per_channel(value: float) -> nn.Parameter:
+            return nn.Parameter(torch.full((num_features,), float(value), device=device, dtype=dtype))
+        self.gamma, self.beta = per_channel(gamma), per_channel(beta)
         self.channel_dim = channel_dim
 
     def extra_repr(self) -> str: return f'{self.gamma.shape[0]}, channel_dim={self.channel_dim}'
@@ -169,7 +172,7 @@ def _transformation_for(norm: nn.Module, model: nn.Module, gamma: float, beta: f
     size: Any = next(size for size in sizes if size is not None)
     width = size if isinstance(size, int) else size.shape[0] if isinstance(size, Tensor) else size[-1]
     p = next(norm.parameters(), next(model.parameters()))
-    return FeatureWiseTransformation(width, gamma, beta, _channel_dim(norm)).to(p.device, p.dtype)
+    return FeatureWiseTransformation(width, gamma, beta, _channel_dim(norm), p.device, p.dtype)
 
 
 def _channel_dim(norm: nn.Module) -> int:
