@@ -232,7 +232,7 @@ class LFTCallback(FTCallback):
         state = {names[p]: w for p, w in zip(self._learning_rates(), fast, strict=True) if p in names}
         total = torch.zeros((), device=self.loss_grad.device)
         for batch in self.domains.episodes(self.iter):
-            *xb, y = to_device(batch, total.device)
+            *xb, y = to_device(batch, total.device, non_blocking=True)
             with evaluating(model): scores = functional_call(model, state, tuple(xb))
             loss = self.loss_func(scores, y).as_subclass(Tensor) / len(self.domains)
             total = total + loss.detach()

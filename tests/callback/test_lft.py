@@ -20,8 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
+from fsc_fastai.callback.lrp import LRPGuidedCallback
 from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.data.episode import Episode, EpisodeLabel
+from fsc_fastai.explain.lrp import LRP
+from fsc_fastai.explain.start import relevance_weights
 from fsc_fastai.learner import encoder_head_splitter
 from fsc_fastai.models import create_encoder, create_fsc_model
 from fsc_fastai.models.transformation import ft_layers
@@ -181,9 +184,12 @@ def test_gradient_of_gamma_and_beta_equals_the_unrolled_step(plain_descent, lrs)
 
 
 def smooth_model():
-    "A model without kinks, whose gradient is a continuous function of γ"
+    """A model without kinks, whose gradient is a continuous function of γ.
+
+    Nor does its evaluation depend on γ through running statistics, which no gradient goes through.
+    """
     model = build_model(method='proto')
-    for stage in model.encoder.body.stages: stage.act, stage.pool = nn.Softplus(), nn.AvgPool2d(2)
+    for stage in model.encoder.body.stages: stage.act, stage.pool, stage.norm.momentum = nn.Softplus(), nn.AvgPool2d(2), 0.
     return model
 
 
@@ -271,22 +277,36 @@ def test_unseen_episodes_leave_no_running_statistics(plain_descent):
     assert learn.model.training is False and not torch.equal(gammas(learn.lft), gammas(other.lft))
 
 
-class Guided(Callback):
-    "Stands for guidance by explanations: merges a second loss, which goes through the head again"
-    order, run_valid = MixedPrecision.order - 5, False
-    def after_loss(self):
-        self.learn.loss_grad = self.loss_grad + 0.5*self.learn.pred.square().mean()
-        self.learn.loss = self.loss_grad.clone()
-
-
-def test_merged_loss_is_what_lft_differentiates_whatever_the_order_of_callbacks(plain_descent):
+def test_guided_loss_is_what_lft_differentiates_whatever_the_order_of_callbacks(plain_descent):
     def fit(cbs):
         learn = learner([*cbs, Seed()], n=2)
         learn.fit(1)
         return weights(learn), gammas(learn.lft)
-    a, b, alone = fit([lft(), Guided()]), fit([Guided(), lft()]), fit([lft()])
+    a, b, alone = fit([lft(), LRPGuidedCallback()]), fit([LRPGuidedCallback(), lft()]), fit([lft()])
     assert_same(a[0], b[0], rtol=0, atol=0)
     assert torch.equal(a[1], b[1]) and not torch.allclose(a[1], alone[1])
+
+
+def test_gradient_of_the_guided_loss_equals_the_unrolled_step(plain_descent):
+    "The weights of the explanation are constants, so the pseudo-seen loss is ξ·L(p) + λ·L(classify(w·f_p))"
+    cb, kept = lft(), []
+    def explainer(model, f_p):
+        kept.append(LRP()(model, f_p))
+        return kept[-1]
+    learner([cb, LRPGuidedCallback(xi=0.7, lam=0.4, explainer=explainer), Seed()], n=1).fit(1)
+    hand = ByHand()
+    plain, classify, seen = hand.seen_loss, hand.model.classify, []
+    def remember(f_p):
+        seen.append(f_p)
+        return classify(f_p)
+    def guided_loss():
+        hand.model.classify = remember
+        loss = plain()
+        del hand.model.classify
+        scores = classify(relevance_weights(kept[0]) * seen[0])
+        return 0.7*loss + 0.4*F.cross_entropy(scores, torch.arange(3).repeat_interleave(2))
+    hand.seen_loss = guided_loss
+    torch.testing.assert_close(start(cb) - gammas(cb), hand.gradient(), rtol=1e-7, atol=1e-12)
 
 
 def test_accumulated_episodes_are_one_update_with_the_mean_gradient(plain_descent):
