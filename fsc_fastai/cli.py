@@ -1,17 +1,21 @@
-"The command line: `fsc_train`, `fsc_eval`, `fsc_explain`, `fsc_demo`"
+"The command line: `fsc_train`, `fsc_eval`, `fsc_explain`, `fsc_reproduce`, `fsc_demo`"
 # Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 from pathlib import Path
 
 from fastai.learner import load_learner
 from fastcore.script import CliError, call_parse
 
+from . import evaluate, explanation  # noqa: F401  these add their methods to the learner
 from .callback.lrp import LRPGuidedCallback
 from .data.glyphs import untar_glyph_domains, untar_glyphs
 from .data.loaders import EpisodeDataLoaders
-from .demo import format_table, run_demo
+from .data.readers import read_folder
+from .demo import format_table, run_demo, save_figure
 from .learner import fsc_learner
+from .reproduce.cells import PRESETS
+from .reproduce.table import run_table
 
-__all__ = ['fsc_train', 'fsc_eval', 'fsc_demo']
+__all__ = ['fsc_train', 'fsc_eval', 'fsc_explain', 'fsc_reproduce', 'fsc_demo']
 
 
 def _domains(paths) -> dict:
@@ -73,7 +77,7 @@ def fsc_eval(
     n_query: int = 16, # Queries a class
     seed: int = 0, # The same seed draws the same episodes for every learner
     transductive: bool = False, # Let confident queries join the support set
-    csv: Path = None, # Write the table here as well
+    csv: Path | None = None, # Write the table here as well
 ):
     """Test a learner on domains that it has never seen: accuracy with its 95 % interval over the episodes.
 
@@ -89,12 +93,55 @@ def fsc_eval(
 
 
 @call_parse
+def fsc_explain(
+    learner: Path, # File that `fsc_train` or `learn.export` wrote
+    support: Path, # Folder with a folder of example images per class
+    *images: str, # Images to classify and explain
+    out: Path = Path('heatmaps.png'), # The picture to write
+    overlay: bool = False, # Draw the heatmaps over the grey image
+):
+    """Draw which pixels of images speak for (red) and against (blue) each class, by layer-wise relevance propagation.
+
+    The classes are the folders of the support; they need not be those that the learner was trained on.
+    """
+    def explain():
+        if not images: raise ValueError('no images to explain: fsc_explain LEARNER SUPPORT IMAGE [IMAGE …]')
+        examples = read_folder(support)
+        by_class: dict = {}
+        for file, label in zip(examples.files, examples.labels): by_class.setdefault(label, []).append(file)
+        load_learner(learner).explain(list(images), by_class).plot(overlay=overlay)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(out)
+        print(f'wrote {out}')
+    _plain_errors(explain)
+
+
+@call_parse
+def fsc_reproduce(
+    table: str, # table2, table3 or table4
+    preset: str = 'small', # demo, small, paper, or tiny for a trial
+    data: Path | None = None, # Folder with base/val/novel of the seen domain and a folder per unseen domain; None: glyphs
+    out: Path = Path('results'), # Folder for trained models, results and the report
+    seeds: int = 5, # Models of each kind
+    shots: str = '5,1', # Shots, separated by commas
+):
+    """Train and test every model of a table of the paper, and write the report with the paper's numbers beside ours.
+
+    Killed at any moment and started again it goes on where it was; nothing is computed twice.
+    """
+    def reproduce():
+        if preset not in PRESETS: raise ValueError(f'preset={preset!r}: one of {", ".join(PRESETS)}')
+        print(f'wrote {run_table(table, PRESETS[preset], data, out, seeds, [int(shot) for shot in shots.split(",")])}')
+    _plain_errors(reproduce)
+
+
+@call_parse
 def fsc_demo(
     out: Path = Path('demo_out'), # Folder for the figures and the table
     seed: int = 0, # Of weights and episodes
-    epochs: int = 4, # Epochs of 100 episodes with the whole model unfrozen
-    pretrain_epochs: int = 12, # Epochs of encoder pre-training first
-    n_episodes: int = 600, # Test episodes a domain
+    epochs: int = 2, # Epochs of 80 episodes with the whole model unfrozen
+    pretrain_epochs: int = 5, # Epochs of encoder pre-training first
+    n_episodes: int = 400, # Test episodes a domain
 ):
     """Train a RelationNet on Latin glyphs and test it on scripts that it has never seen; about three minutes on two cores.
 

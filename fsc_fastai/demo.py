@@ -8,6 +8,7 @@ import pandas as pd
 from fastai.torch_core import set_seed
 from torch import Tensor, nn
 
+from . import evaluate, explanation  # noqa: F401  these add their methods to the learner
 from .callback.lrp import LRPGuidedCallback
 from .data.augment import episode_transforms
 from .data.glyphs import untar_glyph_domains, untar_glyphs
@@ -15,7 +16,9 @@ from .data.loaders import EpisodeDataLoaders
 from .learner import FSCLearner, fsc_learner
 from .models import ProtoNet, RelationNet
 
-__all__ = ['run_demo', 'pixel_learner', 'format_table', 'plot_results']
+__all__ = ['run_demo', 'pixel_learner', 'format_table', 'plot_results', 'save_figure']
+
+UNSEEN = ['greek', 'cyrillic', 'canadian', 'braille', 'digits']
 
 
 class PixelEncoder(nn.Module):
@@ -65,10 +68,10 @@ def run_demo(
     out: Path, # Folder for figures, table and learner
     *,
     seed: int = 0, # Of weights and episodes
-    size: int = 56, # Side of the images in pixels
-    epochs: int = 4, # Epochs of 100 episodes with the whole model unfrozen
-    pretrain_epochs: int = 12, # Epochs of encoder pre-training first
-    n_episodes: int = 600, # Test episodes a domain
+    size: int = 48, # Side of the images in pixels
+    epochs: int = 2, # Epochs of 80 episodes with the whole model unfrozen
+    pretrain_epochs: int = 5, # Epochs of encoder pre-training first
+    n_episodes: int = 400, # Test episodes a domain
 ) -> pd.DataFrame:
     "Train an explanation-guided RelationNet on Latin glyphs, test it on unseen scripts, and write what came of it to `out`"
     out = Path(out)
@@ -76,8 +79,9 @@ def run_demo(
     set_seed(seed, reproducible=True)
 
     unmirrored = episode_transforms(size, do_flip=False)[1]  # a mirrored letter is another letter
-    dls = EpisodeDataLoaders.from_folder(untar_glyphs(), n_way=5, n_shot=5, size=size, batch_tfms=unmirrored, seed=seed)
-    dls = dls.with_domains(untar_glyph_domains())
+    dls = EpisodeDataLoaders.from_folder(untar_glyphs(), n_way=5, n_shot=5, n_query=8, n_episodes=80, size=size,
+                                         batch_tfms=unmirrored, seed=seed)
+    dls = dls.with_domains(untar_glyph_domains(UNSEEN))
     learn = fsc_learner(dls, 'conv4', RelationNet, cbs=LRPGuidedCallback())
     dls.show_batch()
     save_figure(out/'episode.png')
@@ -91,6 +95,8 @@ def run_demo(
     table.assign(raw_pixels=pixels.accuracy).to_csv(out/'results.csv', index=False)
     plot_results({'LRP-RelationNet': table, 'raw pixels': pixels})
     save_figure(out/'results.png')
+    learn.explain().plot()
+    save_figure(out/'heatmaps.png')
     learn.export((out/'export.pkl').absolute())
     print(f'figures, table and learner are in {out}/')
     return table

@@ -43,6 +43,8 @@ class FSCLearner(Learner):
     episodes; callbacks that would silently do the wrong thing with episodes are refused; a failed `export` loses nothing.
     """
     encoder_trained = False
+    dls: EpisodeDataLoaders
+    loss_func: Callable
 
     def add_cb(self, cb):
         "Add a callback, unless it would silently misread an episode: `TypeError` says what to use"

@@ -11,6 +11,7 @@ from fastai.metrics import accuracy
 from torch import nn
 
 from .data.loaders import EpisodeDataLoaders
+from .models.encoder import Encoder
 
 __all__ = ['ImageClassifier', 'classification_learner', 'pretrain_encoder']
 
@@ -18,7 +19,7 @@ __all__ = ['ImageClassifier', 'classification_learner', 'pretrain_encoder']
 class ImageClassifier(nn.Module):
     "An encoder with global average pooling and one linear layer: images to the scores of every base class"
     def __init__(self,
-        encoder: nn.Module, # Images to feature maps, with `num_features`
+        encoder: Encoder, # Images to feature maps
         n_classes: int, # Classes of the training domain
     ):
         super().__init__()
@@ -30,7 +31,7 @@ class ImageClassifier(nn.Module):
 
 def classification_learner(
     dls: EpisodeDataLoaders, # Episodes whose training classes are to be told apart
-    encoder: nn.Module, # From `create_encoder`, or the encoder of a few-shot model
+    encoder: Encoder, # From `create_encoder`, or the encoder of a few-shot model
     bs: int = 64, # Images a step
     valid_pct: float = 0.1, # Share of each class's images that are held out for the accuracy
     **kwargs, # For fastai's `Learner`
@@ -44,13 +45,13 @@ def classification_learner(
 
 def pretrain_encoder(
     dls: EpisodeDataLoaders, # Episodes whose training classes are to be told apart
-    encoder: nn.Module, # From `create_encoder`, or the encoder of a few-shot model; trained in place
+    encoder: Encoder, # From `create_encoder`, or the encoder of a few-shot model; trained in place
     epochs: int = 20, # Passes over the training images
     lr: float = 3e-3, # Peak learning rate of the one-cycle schedule
     cbs=None, # Callbacks of the pre-training
     show_bar: bool = True, # Show fastai's progress bar and table
     **kwargs, # For `classification_learner`
-) -> nn.Module:
+) -> Encoder:
     "Train `encoder` to classify the training classes and return it; the first stage of Chen et al. 2019 and Tseng et al. 2020"
     learn = classification_learner(dls, encoder, **kwargs)
     with nullcontext() if show_bar else learn.no_bar(): learn.fit_one_cycle(epochs, lr, cbs=cbs)

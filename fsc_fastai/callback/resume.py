@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ __all__ = ['ResumeFit', 'rng_state', 'set_rng_state']
 
 def rng_state() -> dict[str, Any]:
     "The state of every random number generator that a training draws from"
-    name, keys, pos, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  fastai draws from the legacy generator
+    name, keys, pos, has_gauss, gauss = cast(tuple, np.random.get_state())  # noqa: NPY002  fastai draws from it
     return dict(python=random.getstate(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(),
                 numpy=(name, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss))
 

@@ -8,3 +8,9 @@ from .lrp import LRP
 from .ops import register_op
 from .rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 from .start import relevance_start, relevance_weights
+
+__all__ = [
+    'GradientXInput', 'IntegratedGradients', 'Composite', 'paper_composite', 'leak_report', 'plot_heatmaps',
+    'plot_support_heatmaps', 'to_heatmaps', 'attention_maps', 'explain_images', 'LRP', 'register_op', 'AlphaBeta',
+    'Epsilon', 'Flat', 'Gamma', 'WSquare', 'ZBox', 'ZPlus', 'relevance_start', 'relevance_weights',
+]

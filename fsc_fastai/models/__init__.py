@@ -8,3 +8,8 @@ from .matching import MatchingNet
 from .proto import ProtoNet
 from .reference import load_reference_state
 from .relation import RelationNet
+
+__all__ = [
+    'FewShotModel', 'Processed', 'CrossAttentionNet', 'Encoder', 'create_encoder', 'create_fsc_model', 'list_methods',
+    'register_method', 'GNNNet', 'MatchingNet', 'ProtoNet', 'load_reference_state', 'RelationNet',
+]

@@ -56,7 +56,9 @@ class Preset:
 PRESETS = {p.name: p for p in (
     Preset('tiny', size=28, arch=dict.fromkeys(METHODS, 'conv4'), pretrain_epochs=1, epochs=2, n_episodes=3, n_query=3,
            test_episodes=4, test_query=5, lr=1e-3, schedule='one_cycle', method_kwargs={}),
-    Preset('small', size=48, arch=dict.fromkeys(METHODS, 'conv4'), pretrain_epochs=5, epochs=4, n_episodes=100, n_query=8,
+    Preset('demo', size=48, arch=dict.fromkeys(METHODS, 'conv4'), pretrain_epochs=5, epochs=3, n_episodes=100, n_query=8,
+           test_episodes=400, test_query=16, lr=1e-3, schedule='one_cycle', method_kwargs={}),
+    Preset('small', size=48, arch=dict.fromkeys(METHODS, 'conv4'), pretrain_epochs=12, epochs=8, n_episodes=100, n_query=8,
            test_episodes=600, test_query=16, lr=1e-3, schedule='one_cycle', method_kwargs={}),
     Preset('paper', size=224, arch={'RN': 'resnet10', 'CAN': 'resnet12', 'GNN': 'resnet10'}, pretrain_epochs=400, epochs=400,
            n_episodes=100, n_query=16, test_episodes=2000, test_query=16, lr=1e-3, schedule='flat', method_kwargs={}),

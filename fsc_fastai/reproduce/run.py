@@ -30,7 +30,7 @@ from ..models import create_encoder
 from ..pretrain import classification_learner
 from .cells import Cell, Preset
 
-__all__ = ['Data', 'glyph_data', 'run_cell', 'results_frame', 'write_atomically']
+__all__ = ['Data', 'glyph_data', 'folder_data', 'run_cell', 'results_frame', 'write_atomically']
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,18 @@ def glyph_data() -> Data:
     "Latin glyphs to train on, four other scripts to test on (as many targets as the paper has)"
     return Data('glyphs', 'latin', untar_glyphs(), untar_glyph_domains(['greek', 'cyrillic', 'canadian', 'braille']),
                 do_flip=False)
+
+
+def folder_data(path: Path) -> Data:
+    """Domains of your own: `path` has base, val and novel of the seen domain, and a folder of class folders a target.
+
+    `prepare_domain` makes such folders' file lists of the real data sets. Raises `FileNotFoundError` for what is missing.
+    """
+    missing = [name for name in ('base', 'val', 'novel') if not (path/name).is_dir()]
+    if missing: raise FileNotFoundError(f'{path} lacks {", ".join(missing)}: it needs base, val and novel of the seen domain')
+    targets = {p.name: p for p in sorted(path.iterdir()) if p.is_dir() and p.name not in ('base', 'val', 'novel')}
+    if not targets: raise FileNotFoundError(f'{path} has no unseen domain: put folders of class folders beside base')
+    return Data(path.name, path.name, path, targets)
 
 
 def write_atomically(path: Path, text: str) -> None:
