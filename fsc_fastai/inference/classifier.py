@@ -1,7 +1,7 @@
 "`FewShotClassifier`: a few examples of each class in, labels and probabilities out, with scikit-learn's habits"
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..learner import FSCLearner
@@ -58,7 +59,7 @@ class FewShotClassifier:
         reject: float | None = None, # Below this probability an image is none of the classes; None: never
     ):
         self.preprocess, self.reject, self.temperature = preprocess, reject, 1.
-        self._head = deployed_head(model)
+        self.head = deployed_head(model)
         self._support: Support | None = None
 
     @classmethod
@@ -103,21 +104,32 @@ class FewShotClassifier:
         with TemporaryDirectory() as folder: return upload(self.save(folder, thumbnails), repo_id, **kwargs)
 
     @property
-    def model(self) -> FewShotModel: return self._head.model
+    def model(self) -> FewShotModel: return self.head.model
 
     @property
     def device(self) -> torch.device: return next((p.device for p in self.model.parameters()), torch.device('cpu'))
 
     def to(self, device: torch.device | str) -> FewShotClassifier:
         "Move to a device"
-        self._head.to(device)
+        self.head.to(device)
         return self if self._support is None else self._take(self._support.to(device))
+
+    @property
+    def fitted(self) -> bool:
+        "Are there examples of enough classes?"
+        return self._support is not None and self.head.problem(len(self._support.classes)) is None
 
     @property
     def support(self) -> Support:
         "The examples. Raises `NotFittedError` where there are none"
         if self._support is None: raise NotFittedError('This classifier has no examples yet: call fit(images, labels) first')
         return self._support
+
+    def thumbnails(self, label: Label) -> list[Image.Image]:
+        "Small pictures of the examples of a class; none where the classifier was saved without"
+        if self.support.thumbnails is None: return []
+        chosen = [t for t, o in zip(self.support.thumbnails, self.support.labels) if o == label]
+        return [Image.fromarray(t.permute(1, 2, 0).numpy()) for t in chosen]
 
     @property
     def classes_(self) -> np.ndarray:
@@ -126,8 +138,8 @@ class FewShotClassifier:
 
     @property
     def shots_(self) -> dict[Label, int]:
-        "Examples of each class"
-        return {c: self.support.labels.count(c) for c in self.support.classes}
+        "Examples of each class; empty before there are any"
+        return {c: self.support.labels.count(c) for c in self.support.classes} if self._support else {}
 
     def __repr__(self) -> str:
         known = f'{len(self.classes_)} classes' if self._support else 'no examples'
@@ -143,6 +155,13 @@ class FewShotClassifier:
         that of its training only), and for images and labels that do not match; `OSError` names a broken file.
         """
         return self._take(self._examples(items, labels), strict=True)
+
+    def fit_pixels(self,
+        pixels: Tensor, # Bytes `(n_support, 3, size, size)`, as `preprocess.pixels` gives them
+        labels: Sequence[Label], # Label of each
+    ) -> FewShotClassifier:
+        "`fit` on images that are preprocessed already"
+        return self._take(self._support_of(pixels.split(BATCH), tuple(labels)), strict=True)
 
     def add_class(self,
         items: Any, # Images
@@ -186,9 +205,9 @@ class FewShotClassifier:
     def scores(self, items: Any) -> Tensor:
         "The method's scores `(n, n_way)` on the CPU, before they become probabilities"
         n_way = len(self.support.classes)
-        if not self._ready: raise ValueError(self._head.problem(n_way))
+        if not self.fitted: raise ValueError(self.head.problem(n_way))
         batches = self.preprocess.batches(as_items(items), BATCH)
-        return torch.cat([torch.empty(0, n_way), *(self._head(self.encode(pixels)).cpu() for pixels in batches)])
+        return torch.cat([torch.empty(0, n_way), *(self.head(self.encode(pixels)).cpu() for pixels in batches)])
 
     @torch.no_grad()
     def encode(self,
@@ -205,21 +224,20 @@ class FewShotClassifier:
     def _examples(self, items: Any, labels: Sequence[Any] | None) -> Support:
         "Images and labels as a support set"
         items, named = labelled_items(items, labels)
+        return self._support_of(self.preprocess.batches(items, BATCH), named)
+
+    def _support_of(self, batches: Iterable[Tensor], labels: tuple[Label, ...]) -> Support:
+        "Batches of bytes and the labels of all as a support set"
         features, thumbnails = [], []
-        for pixels in self.preprocess.batches(items, BATCH):
-            features.append(self._head.compact(self.encode(pixels)))
+        for pixels in batches:
+            features.append(self.head.compact(self.encode(pixels)))
             thumbnails.append(thumbnails_of(pixels))
-        return Support(torch.cat(features), named, torch.cat(thumbnails))
+        return Support(torch.cat(features), labels, torch.cat(thumbnails))
 
     def _take(self, support: Support, strict: bool = False) -> FewShotClassifier:
         "Take over a support set; one that the method can not do only if it is on the way there, and not `strict`"
-        problem = self._head.problem(len(support.classes))
-        if problem and (strict or self._ready): raise ValueError(problem)
-        if not problem: self._head.fit(support.features, support.member)
+        problem = self.head.problem(len(support.classes))
+        if problem and (strict or self.fitted): raise ValueError(problem)
+        if not problem: self.head.fit(support.features, support.member)
         self._support = support
         return self
-
-    @property
-    def _ready(self) -> bool:
-        "Are there examples of enough classes?"
-        return self._support is not None and self._head.problem(len(self._support.classes)) is None

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..models import CrossAttentionNet, FewShotModel, GNNNet, MatchingNet, ProtoNet, RelationNet
 from ..models.base import class_means
-from ..models.graph import GraphNodes
 from ..models.layers import pool_vectors
 
 __all__ = ['DeployedHead', 'deployed_head', 'free_norms']
@@ -110,7 +109,8 @@ class PrototypeHead(DeployedHead):
         return pool_vectors(f, self.model.pool) if isinstance(self.model, ProtoNet) else f
 
     def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        return class_means(f_support, member), torch.eye(member.shape[1], dtype=member.dtype, device=member.device)
+        labels = torch.eye(member.shape[1], dtype=member.dtype, device=member.device)
+        return class_means(self.compact(f_support), member), labels
 
 
 class RelationHead(PrototypeHead):
@@ -165,13 +165,14 @@ class GraphHead(VectorHead):
         order = torch.stack([torch.cat([torch.arange(i), torch.arange(i + 1, n), torch.tensor([i])]) for i in turns.tolist()])
         labels = self.member[order]
         labels[:, -1] = 0
-        self.model.classify(GraphNodes(z[order], labels, len(order)))
+        self.model.gnn(torch.cat([z[order], labels], 2))
 
     def scores(self, f_query: Tensor) -> Tensor:
         z, query = self.model.fc(self.support), self.model.fc(self.compact(f_query))
         n = query.shape[0]
         nodes = torch.cat([z.expand(n, -1, -1), query[:, None]], 1)
-        return self.model.classify(GraphNodes(nodes, F.pad(self.member.expand(n, -1, -1), (0, 0, 0, 1)), n))
+        labels = F.pad(self.member.expand(n, -1, -1), (0, 0, 0, 1))
+        return self.model.gnn(torch.cat([nodes, labels], 2))[0][:, -1]
 
     def chunk(self) -> int: return max(1, EDGES // (len(self.member) + 1)**2)
 

@@ -37,7 +37,8 @@ class Support:
         return F.one_hot(torch.tensor([index[o] for o in self.labels]), len(index)).to(self.features)
 
     def joined(self, other: Support) -> Support:
-        "The examples of both"
+        "The examples of both. Raises `TypeError` for text labels beside numbers"
+        _one_type((*self.labels, *other.labels))
         both = self.thumbnails is not None and other.thumbnails is not None
         thumbnails = torch.cat([self.thumbnails, other.thumbnails]) if both else None # type: ignore[list-item]
         return Support(torch.cat([self.features, other.features]), (*self.labels, *other.labels), thumbnails)
@@ -83,6 +84,10 @@ def _label(label: Any) -> Label:
     return label
 
 
+def _one_type(labels: Iterable[Label]) -> None:
+    if len({type(o) for o in labels}) > 1: raise TypeError('labels must be all text, or all whole numbers: classes are sorted')
+
+
 def labelled_items(
     items: Any, # Images, or a folder with a folder of images per class
     labels: Sequence[Any] | None, # Label of each; None: the names of the folders
@@ -99,5 +104,5 @@ def labelled_items(
     items, named = as_items(items), tuple(map(_label, labels))
     if len(items) != len(named): raise ValueError(f'{len(items)} images, but {len(named)} labels: they must match one to one')
     if not items: raise ValueError('no images: a class needs one example at least')
-    if len({type(o) for o in named}) > 1: raise TypeError('labels must be all text, or all whole numbers')
+    _one_type(named)
     return items, named

@@ -1,0 +1,90 @@
+"`fsc_classify`: images in, labels out, on the command line"
+# Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from fastai.data.transforms import get_image_files
+from fastcore.script import CliError, call_parse
+
+from .data.images import broken_images
+from .inference import FewShotClassifier
+
+__all__ = ['fsc_classify', 'load_classifier', 'plain_errors', 'FORMATS']
+
+FORMATS = ('table', 'json', 'csv')
+
+
+def plain_errors(f: Callable[[], Any]) -> Any:
+    "Run `f`; what the user can mend is a line on the terminal, not a traceback"
+    try: return f()
+    except (ValueError, TypeError, OSError) as e: raise CliError(f'{type(e).__name__}: {e}') from e
+
+
+def load_classifier(
+    model: Path, # Folder of a saved classifier
+    support: Path | None = None, # Folder with a folder of images per class, in the place of the saved examples
+) -> FewShotClassifier:
+    "A saved classifier, with other examples where asked"
+    classifier = FewShotClassifier.from_pretrained(model)
+    return classifier.fit(support) if support else classifier
+
+
+def _files(images: Iterable[str]) -> list[Path]:
+    "Image files, those of folders among them"
+    found: list[Path] = []
+    for path in map(Path, images): found += sorted(get_image_files(path)) if path.is_dir() else [path]
+    if missing := [str(f) for f in found if not f.is_file()]: raise FileNotFoundError(f'no such image: {", ".join(missing[:5])}')
+    if not found: raise ValueError('no images to classify: name files, or folders of them')
+    return found
+
+
+def _row(file: Path, answer: Any) -> dict[str, Any]:
+    return dict(file=str(file), label=answer.label, confidence=answer.confidence, probabilities=answer.probabilities)
+
+
+def _as_text(rows: list[dict[str, Any]], form: str) -> str:
+    "The answers in one of `FORMATS`"
+    if form == 'json': return json.dumps(rows, indent=1, ensure_ascii=False)
+    shown = [(r['file'], 'none of these' if r['label'] is None else r['label'], f'{r["confidence"]:.4f}') for r in rows]
+    if form == 'table':
+        widths = [max(len(str(o)) for o in column) for column in zip(*shown, strict=True)]
+        return '\n'.join('  '.join(str(o).ljust(w) for o, w in zip(row, widths, strict=True)).rstrip() for row in shown)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator='\n')
+    classes = list(rows[0]['probabilities'])
+    writer.writerow(['file', 'label', 'confidence', *classes])
+    for r in rows:
+        writer.writerow([r['file'], '' if r['label'] is None else r['label'], r['confidence'], *r['probabilities'].values()])
+    return out.getvalue().rstrip()
+
+
+@call_parse
+def fsc_classify(
+    *images: str, # Images to classify, or folders of them
+    model: Path | None = None, # Folder of a saved classifier, or `owner/name` of one on the Hugging Face Hub
+    support: Path | None = None, # Folder with a folder of images per class; default: the examples saved with the model
+    format: str = 'table', # table, json or csv
+    reject: float | None = None, # Below this probability an image is none of the classes; default: as saved
+):
+    """Classify images by a few examples of each class.
+
+    Broken images are named on the error stream, the others are answered; the exit status is then 1.
+    """
+    def answers() -> tuple[list[dict[str, Any]], dict[Path, str]]:
+        if model is None: raise ValueError('--model is needed: the folder of a saved classifier')
+        if format not in FORMATS: raise ValueError(f'--format {format}: one of {", ".join(FORMATS)}')
+        files = _files(images)
+        classifier = load_classifier(model, support)
+        if reject is not None: classifier.reject = reject
+        broken = broken_images(files)
+        good = [f for f in files if f not in broken]
+        return [_row(f, a) for f, a in zip(good, classifier.predict_batch(good), strict=True)], broken
+    rows, broken = plain_errors(answers)
+    if rows: print(_as_text(rows, format))
+    for f, why in broken.items(): print(f'{f}: {why}', file=sys.stderr)
+    if broken: raise SystemExit(1)

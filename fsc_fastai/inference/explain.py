@@ -1,0 +1,57 @@
+"Which pixels of a new image speak for a class, and which against it"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from fastcore.basics import patch
+from PIL import Image
+
+from ..explain.heatmaps import to_heatmaps
+from ..explain.lrp import LRP
+from .classifier import FewShotClassifier, Prediction
+from .support import Label, is_single
+
+__all__ = ['Explanation']
+
+
+@dataclass(frozen=True)
+class Explanation:
+    "The answer for an image, and the relevance `(size, size)` of what the model saw of it for each class"
+    prediction: Prediction
+    image: Image.Image
+    relevance: dict[Label, np.ndarray]
+
+    def heatmap(self,
+        label: Label | None = None, # The class; None: the likeliest
+        opacity: float = 0.6, # Of the strongest colour
+    ) -> Image.Image:
+        "The image in grey under its relevance: red speaks for the class, blue against it. `KeyError` for an unknown class"
+        R = self.relevance[self.prediction.nearest if label is None else label]
+        heat = to_heatmaps(torch.from_numpy(R)[None])
+        colour = matplotlib.colormaps['seismic']((heat + 1) / 2)[..., :3] * 255
+        grey = np.asarray(self.image.convert('L').convert('RGB'), dtype=float)
+        share = opacity * np.abs(heat)[..., None]**.5
+        return Image.fromarray((share * colour + (1 - share) * grey).round().astype(np.uint8))
+
+
+@patch
+def explain(
+    self: FewShotClassifier,
+    item: Any, # An image
+    explainer: LRP | None = None, # Default: `LRP()`, the rules of the paper
+) -> Explanation:
+    """Relevance of the pixels of one image for every class (Sun et al. 2020, section III), summed over the colours.
+
+    Raises as `predict` does.
+    """
+    if not is_single(item): raise TypeError('explain takes one image')
+    rules = explainer or LRP()
+    prediction = self.predict(item)
+    x = self.preprocess([item]).to(self.device)
+    run = rules.trace(lambda x: self.head.scores(self.model.encode(x)), x, model=self.head, deep=True)
+    found = run.relevance(torch.diag_embed(rules.start_of(run.out)).transpose(0, 1))[0].sum((1, 2)).cpu().numpy()
+    return Explanation(prediction, self.preprocess.image(item), dict(zip(self.support.classes, found)))
