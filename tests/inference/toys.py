@@ -1,4 +1,6 @@
-"A classifier on small pictures of plain colours, for the tests of this folder"
+"A classifier on small pictures of plain colours, for the tests of this folder and of its web page"
+import functools
+
 import numpy as np
 import torch
 from PIL import Image
@@ -10,6 +12,7 @@ METHODS = ['relation', 'can', 'gnn', 'proto', 'matching']
 COLOURS = dict(blue=(40, 60, 220), green=(40, 180, 60), grey=(128, 128, 128), red=(220, 40, 40), yellow=(230, 220, 40))
 
 
+@functools.cache
 def picture(colour, seed, size=40):
     "A noisy picture of about one colour"
     noise = np.random.default_rng([seed, *COLOURS[colour]]).normal(0, 40, (size, size, 3))
@@ -22,7 +25,15 @@ def examples(n_shot=3, colours=COLOURS, first=0):
     return [o for o, _ in pairs], [c for _, c in pairs]
 
 
-def classifier(method='proto', arch='conv4', size=32, seed=0, **kwargs):
-    "An untrained classifier, whose features still tell colours apart"
+def folder_of(path, n_shot=3, colours=COLOURS, first=0):
+    "`examples` as files in a folder per class"
+    for im, c in zip(*examples(n_shot, colours, first)):
+        (path/c).mkdir(parents=True, exist_ok=True)
+        im.save(path/c/f'{len(list((path/c).iterdir()))}.png')
+    return path
+
+
+def classifier(method='proto', size=32, seed=0, **kwargs):
+    "An untrained classifier, whose features tell colours apart all the same"
     torch.manual_seed(seed)
-    return FewShotClassifier(create_fsc_model(method, arch, img_size=size, **kwargs), Preprocess(size))
+    return FewShotClassifier(create_fsc_model(method, 'conv4', img_size=size, **kwargs), Preprocess(size))
