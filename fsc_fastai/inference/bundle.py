@@ -87,13 +87,14 @@ class Bundle:
         folder = Path(folder)
         if not (folder/JSON_NAME).is_file(): raise FileNotFoundError(f'no classifier in {folder}: it has no {JSON_NAME}')
         try: return cls._read(folder, arch)
-        except (BundleError, OSError, TypeError, ValueError) as e: raise BundleError(f'{folder}: {e}') from e
+        except (OSError, ValueError) as e: raise BundleError(f'{folder}: {e}') from e
 
     @classmethod
     def _read(cls, folder: Path, arch: nn.Module | None) -> Bundle:
         values = read_json(folder/JSON_NAME)
         if not (m := TENSORS.fullmatch(f'tensors-{values["sha256"]}.safetensors')): raise BundleError('sha256 is no SHA-256')
-        preprocess = Preprocess(**values['preprocess'])
+        try: preprocess = Preprocess(**values['preprocess'])
+        except (TypeError, ValueError, OverflowError) as e: raise BundleError(f'preprocess: {e}') from e
         like = built_model(values['model'], arch, meta=True)
         wanted = {MODEL + k: v for k, v in like.state_dict().items()} | _support_like(like, len(values['labels']))
         tensors = read_tensors(folder/m[0], m[1], wanted, optional={THUMBNAILS})
