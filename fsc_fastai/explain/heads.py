@@ -99,10 +99,13 @@ def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d) -> Tensor:
     if signed: z = z + _conv_parts(a.clamp(max=0), b.clamp(max=0), weight.clamp(max=0), conv)
     s = divide(R, z)
     size = torch.Size((s.shape[0], weight.shape[1], *a.shape[-2:]))
-    x = torch.cat(torch.broadcast_tensors(a[None], b[:, None]), 2).flatten(0, 1)
-    c = _transposed(s, size, positive, conv)
-    if signed: c = torch.where(x > 0, c, _transposed(s, size, weight.clamp(max=0), conv))
-    return x * c
+    def contributions(x_a: Tensor, x_b: Tensor, w: Tensor) -> Tensor:
+        c = _transposed(s, size, w, conv).view(len(b), len(a), 2, *a.shape[1:])
+        c[:, :, 0] *= x_a
+        c[:, :, 1] *= x_b[:, None]
+        return c.flatten(2, 3).flatten(0, 1)
+    R_pairs = contributions(a.clamp(min=0), b.clamp(min=0), positive)
+    return R_pairs + contributions(a.clamp(max=0), b.clamp(max=0), weight.clamp(max=0)) if signed else R_pairs
 
 
 def _conv_parts(a: Tensor, b: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = ['to_heatmaps', 'to_image', 'plot_heatmaps', 'plot_support_heatmaps']
 
 RIGHT, WRONG = 'tab:green', 'tab:red'
+LONGEST = 16 # Characters of a class name that fit above a picture
 
 
 def to_heatmaps(
@@ -76,7 +77,8 @@ def _grid(n_rows: int, n_cols: int, size: float) -> tuple[Figure, np.ndarray]:
 
 def _names(classes: Sequence[Any] | None, n_way: int) -> list[str]:
     if classes is not None and len(classes) != n_way: raise ValueError(f'{len(classes)} class names for {n_way} classes')
-    return [str(c) for c in classes] if classes is not None else [f'class {i}' for i in range(n_way)]
+    names = [str(c) for c in classes] if classes is not None else [f'class {i}' for i in range(n_way)]
+    return [name if len(name) <= LONGEST else name[:LONGEST - 1] + '…' for name in names]
 
 
 def _frame(ax: Axes, colour: str) -> None:
