@@ -17,6 +17,7 @@ from .data.sampler import *
 from .data.splitter import *
 from .evaluate import *
 from .explain import *
+from .explanation import *
 from .inference import *
 from .learner import *
 from .metrics import *
