@@ -9,8 +9,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException
+from fastcore.foundation import L
 
 __all__ = ['ResumeFit', 'rng_state', 'set_rng_state']
+
+
+# fastai's optimizer keeps its hyper-parameters in these; nothing else than plain types and tensors is read
+_OPTIMIZER_TYPES: list[Any] = [L, np._core.multiarray.scalar, np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
 
 
 def rng_state() -> dict[str, Any]:
@@ -50,7 +55,9 @@ class ResumeFit(Callback):
     def before_fit(self):
         self.start = 0
         if not self.file.exists(): return
-        state = torch.load(self.file, map_location=next(self.model.parameters()).device, weights_only=True)
+        device = next(self.model.parameters()).device
+        with torch.serialization.safe_globals(_OPTIMIZER_TYPES):
+            state = torch.load(self.file, map_location=device, weights_only=True)
         self.model.load_state_dict(state['model'])
         self.opt.load_state_dict(state['opt'])
         for name, cb in self._others().items(): cb.load_state_dict(state['callbacks'][name])
