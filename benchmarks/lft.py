@@ -8,7 +8,6 @@ Time against the shortest hand-written step with `functional_call` (limit 1.15 x
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -116,11 +115,15 @@ def step_time(size: int, device: str, steps: int, rounds: int) -> None:
 
 def peak_memory(kind: str, size: int, device: str, steps: int = 3) -> float:
     "Peak of some training steps in MB, not counting what the imports take"
-    page = resource.getpagesize()
-    before = int(Path('/proc/self/statm').read_text().split()[1]) * page
+    before = _resident('VmRSS')
     ByLearner(size, device, steps, [] if kind == 'plain' else [lft_callback(size, device, steps, kind == 'lft_aux')])()
-    if device == 'cuda': return torch.cuda.max_memory_allocated() / 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10 - before) / 2**20
+    return torch.cuda.max_memory_allocated() / 2**20 if device == 'cuda' else _resident('VmHWM') - before
+
+
+def _resident(what: str) -> float:
+    "MB of this process: VmRSS now, VmHWM at most (unlike getrusage's, it does not begin with the parent's)"
+    line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) / 2**10
 
 
 def step_memory(size: int, device: str) -> None:
@@ -149,8 +152,8 @@ def main() -> None:
     if args.peak:
         print(peak_memory(args.peak, args.size, args.device))
         return
-    step_time(args.size, args.device, args.steps, args.rounds)
     step_memory(args.size, args.device)
+    step_time(args.size, args.device, args.steps, args.rounds)
 
 
 if __name__ == '__main__': main()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..models.layers import full_precision
+
 __all__ = ['Gradients', 'gradient', 'second_order_step', 'with_gradient']
 
 Gradients = list[Tensor | None]
@@ -25,7 +27,8 @@ def gradient(
     if scale is not None:
         if weights is None: loss = loss * scale  # type: ignore[operator]
         else: weights = [w * scale for w in weights]
-    found = torch.autograd.grad(loss, wrt, weights, allow_unused=True, **kwargs)
+    # autocast is for forward passes: each derivative keeps the precision of what it differentiates
+    with full_precision(wrt[0]): found = torch.autograd.grad(loss, wrt, weights, allow_unused=True, **kwargs)
     return list(found) if scale is None else [None if g is None else g / scale for g in found]
 
 

@@ -430,6 +430,24 @@ def test_mixed_precision_callback_may_be_there(mode):
     assert gammas(cb).isfinite().all() and not torch.equal(gammas(cb), start(cb))
 
 
+class CPUAutocast(Callback):
+    "What fastai's MixedPrecision does on a GPU"
+    order, run_valid = MixedPrecision.order, False
+    def before_batch(self):
+        self.context = torch.autocast('cpu', torch.bfloat16)
+        self.context.__enter__()
+    def after_loss(self): self.context.__exit__(None, None, None)
+
+
+def test_autocast_gives_the_gradient_up_to_rounding(plain_descent):
+    changes = []
+    for cbs in ([], [CPUAutocast()]):
+        cb = lft([Episodes(seed=1, dtype=torch.float32)], aux=True)
+        learner([cb, Seed(), *cbs], n=1, model=smooth_model().float()).fit(1)
+        changes.append(gammas(cb) - start(cb))
+    assert F.cosine_similarity(*changes, dim=0) > 0.7 and changes[1].dtype == torch.float32
+
+
 def test_vision_transformer_has_second_derivatives():
     torch.manual_seed(0)
     model = create_fsc_model('proto', create_encoder('test_vit', img_size=SIZE), n_way=3, img_size=SIZE).double()
