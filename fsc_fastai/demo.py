@@ -1,6 +1,8 @@
 "The demo: train on Latin glyphs, test on scripts never seen, beside chance and raw pixels"
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -58,6 +60,11 @@ def plot_results(
     return ax
 
 
+def plain_output(learn: FSCLearner) -> AbstractContextManager:
+    "No progress bars where they would fill a log"
+    return nullcontext() if sys.stdout.isatty() else learn.no_bar()
+
+
 def save_figure(path: Path) -> None:
     "Write the current figure and close it"
     plt.gcf().savefig(path, dpi=110, bbox_inches='tight')
@@ -80,13 +87,13 @@ def run_demo(
 
     unmirrored = episode_transforms(size, do_flip=False)[1]  # a mirrored letter is another letter
     dls = EpisodeDataLoaders.from_folder(untar_glyphs(), n_way=5, n_shot=5, n_query=8, n_episodes=80, size=size,
-                                         batch_tfms=unmirrored, seed=seed)
-    dls = dls.with_domains(untar_glyph_domains(UNSEEN))
+                                         batch_tfms=unmirrored, seed=seed, verify=False)
+    dls = dls.with_domains(untar_glyph_domains(UNSEEN), verify=False)
     learn = fsc_learner(dls, 'conv4', RelationNet, cbs=LRPGuidedCallback())
     dls.show_batch()
     save_figure(out/'episode.png')
 
-    learn.fine_tune(epochs, pretrain_epochs=pretrain_epochs)
+    with plain_output(learn): learn.fine_tune(epochs, pretrain_epochs=pretrain_epochs)
     learn.recorder.plot_loss()
     save_figure(out/'training.png')
 
