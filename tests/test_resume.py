@@ -54,7 +54,7 @@ def test_rng_state_round_trip():
     import random
 
     import numpy as np
-    def draw(): return random.random(), float(np.random.rand()), torch.rand(1).item()
+    def draw(): return random.random(), float(np.random.rand()), torch.rand(1).item()  # noqa: NPY002
     state = rng_state()
     first = draw()
     set_rng_state(state)
