@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .flow import from_relevance, to_relevance
+from .flow import to_relevance
 from .mode import RelevanceMode, Settings
 
 __all__ = ['Traced', 'trace', 'leaf', 'undisturbed', 'leak_report']
@@ -82,8 +82,9 @@ def trace(
         mode = RelevanceMode(settings, model, ledger)
         for x, source in zip(starts, leaves, strict=True): mode.mark_input(x, source)
         with mode: out = net(*starts)
+        out = mode.end(out)
         if not out.requires_grad: raise ValueError('the output does not depend on the inputs, so it sends them no relevance')
-        return Traced(from_relevance(out) if settings.form == 'g' else out, leaves)
+        return Traced(out, leaves)
 
 
 def leak_report(

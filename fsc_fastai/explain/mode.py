@@ -89,6 +89,11 @@ class RelevanceMode(TorchFunctionMode):
         x._carries_relevance = True  # type: ignore[attr-defined]
         x._leaf = leaf  # type: ignore[attr-defined]
 
+    def latest(self, t: Tensor) -> Tensor:
+        "What in-place operations have made of `t`"
+        while id(t) in self.overwritten: t = self.overwritten[id(t)][1]
+        return t
+
     def constant(self, args: Any) -> Any:
         "`args` with every tensor cut off"
         return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, args)
@@ -133,7 +138,15 @@ class RelevanceMode(TorchFunctionMode):
         if self.op != 'linear' or x.ndim == 2: out._layer = (x, layer, bias, out_dim)  # type: ignore[attr-defined]
         return out
 
-    def _with_rule(self, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
+    def end(self, out: Tensor) -> Tensor:
+        "The output of the network, such that it receives relevance in either form"
+        out = self.latest(out)
+        if not self.g_form or not self.carries(out): return out
+        if not hasattr(out, '_layer'): return from_relevance(out)
+        x, layer, *_ = out._layer
+        return self._with_rule(x, out, layer, g_out=False)
+
+    def _with_rule(self, x: Tensor, y: Tensor, layer: Layer, g_out: bool | None = None) -> Tensor:
         def rule():
             found = self.settings.composite(layer, self.n_layers)
             if found is None:
@@ -141,7 +154,8 @@ class RelevanceMode(TorchFunctionMode):
                                           f'LRP(composite={{{layer.name!r}: Epsilon()}})')
             return found
         leaf = getattr(x, '_leaf', None)
-        return layer_rule(x if leaf is None else leaf, y, layer, rule, self.g_form and leaf is None, self.g_form, self.ledger)
+        return layer_rule(x if leaf is None else leaf, y, layer, rule, self.g_form and leaf is None,
+                          self.g_form if g_out is None else g_out, self.ledger)
 
     def affine(self, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
         "y = scale·x + shift of a norm; `shift` None: not a constant of the channel, so that it cannot be folded"
@@ -182,7 +196,7 @@ class RelevanceMode(TorchFunctionMode):
     def _current(self, t: Any) -> Any:
         "A tensor as this run sees it: overwritten ones replaced, those from outside cut off and in full precision"
         if not isinstance(t, Tensor): return t
-        if id(t) in self.overwritten: t = self.overwritten[id(t)][1]
+        t = self.latest(t)
         if self.carries(t): return t
         if t.requires_grad: t = t.detach()
         return t.float() if t.dtype in (torch.half, torch.bfloat16) else t
@@ -211,6 +225,7 @@ class RelevanceMode(TorchFunctionMode):
             func = getattr(Tensor, _OUT_OF_PLACE.get(name, name.rstrip('_')), func)
             out = self._run(func, args, kwargs)
         else: out = func(args[0].clone(), *args[1:], **kwargs)
+        target = self.latest(target)
         self.overwritten[id(target)] = (target, out)
         return out
 

@@ -297,7 +297,7 @@ def _attention(mode, func, args, kwargs):
 
 @register_op('multi_head_attention_forward')
 def _multi_head_attention(mode, func, args, kwargs):
-    names = ['query', 'key', 'value', 'embed_dim', 'num_heads', 'in_proj_weight', 'in_proj_bias', 'bias_k', 'bias_v',
+    names = ['query', 'key', 'value', 'embed_dim_to_check', 'num_heads', 'in_proj_weight', 'in_proj_bias', 'bias_k', 'bias_v',
              'add_zero_attn', 'dropout_p', 'out_proj_weight', 'out_proj_bias']
     call = dict(zip(names, args, strict=False)) | kwargs
     if call['bias_k'] is not None or call['add_zero_attn']:

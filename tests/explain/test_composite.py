@@ -1,0 +1,56 @@
+"Which layer gets which rule"
+import pytest
+import torch
+from torch import nn
+
+from fsc_fastai.explain import LRP, AlphaBeta, Composite, Epsilon, Flat, Gamma, leak_report, paper_composite
+from fsc_fastai.explain.mode import Settings
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x): return self.head(self.body(x).flatten(1))
+
+
+def chosen(composite):
+    "Layer name to rule, in the order in which layers ran"
+    report = leak_report(Net(), torch.randn(1, 1, 4, 4), settings=Settings(composite))
+    return dict(zip(report.layer[-2::-1], report.rule[-2::-1], strict=True))
+
+
+def test_the_paper():
+    rules = chosen(paper_composite(.25, 2.))
+    assert rules == {'body.0': repr(AlphaBeta(2.)), 'body.2': repr(AlphaBeta(2.)), 'head': repr(Epsilon(.25))}
+
+
+@pytest.mark.parametrize('selector,changed', [
+    (0, ['body.0']), (-1, ['head']), (1, ['body.2']), ('body.2', ['body.2']), ('body.*', ['body.0', 'body.2']),
+    (nn.Linear, ['head']), (nn.Conv2d, ['body.0', 'body.2']), ('nowhere', []), (7, [])], ids=str)
+def test_selectors(selector, changed):
+    rules = chosen(Composite({selector: Gamma(.1)}, paper_composite()))
+    assert [name for name, rule in rules.items() if rule == repr(Gamma(.1))] == changed
+
+
+def test_names_before_positions_before_classes_and_the_last_entry_wins():
+    rules = chosen(Composite({'body.0': Gamma(1.), 0: Gamma(2.), nn.Conv2d: Gamma(3.), 2: Gamma(4.), 'head*': Gamma(5.),
+                              'h*': Gamma(6.)}, paper_composite()))
+    assert rules == {'body.0': repr(Gamma(1.)), 'body.2': repr(Gamma(3.)), 'head': repr(Gamma(6.))}
+
+
+def test_functions_outside_modules_have_a_class():
+    w = torch.randn(3, 4)
+    net = lambda x: nn.functional.linear(x, w)
+    found = LRP(composite={nn.Linear: Flat()}).relevance(net, torch.randn(1, 4), torch.ones(1, 3))
+    torch.testing.assert_close(found, torch.full((1, 4), .75))
+
+
+def test_no_rule_is_an_error_that_names_the_layer():
+    with pytest.raises(NotImplementedError, match="layer 'head'.*composite="): chosen(Composite({nn.Conv2d: AlphaBeta(1.)}))
+
+
+def test_a_float_selects_nothing():
+    with pytest.raises(TypeError, match='0.5 selects no layer'): Composite({.5: Epsilon()})
