@@ -1,0 +1,50 @@
+"The package as a whole: its version, its public names, and which way its imports run"
+import ast
+import importlib
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+import fsc_fastai
+
+PACKAGE = Path(fsc_fastai.__file__).parent
+MODULES = sorted('.'.join(p.relative_to(PACKAGE.parent).with_suffix('').parts) for p in PACKAGE.rglob('*.py'))
+ABOVE = {'callback', 'learner', 'evaluate', 'explanation', 'statistics', 'pretrain', 'inference', 'reproduce', 'demo', 'cli', 'all', 'serve'}
+
+
+def test_version_is_that_of_settings():
+    parser = ConfigParser(delimiters=['='])
+    parser.read(PACKAGE.parent/'settings.ini')
+    assert fsc_fastai.__version__ == parser['DEFAULT']['version']
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_public_names_exist_and_are_documented(module):
+    found = importlib.import_module(module)
+    assert found.__doc__ or module.endswith('__main__'), f'{module} does not say what it is'
+    for name in getattr(found, '__all__', []):
+        public = getattr(found, name)
+        if callable(public) and getattr(public, '__module__', '').startswith('fsc_fastai'): assert public.__doc__, f'{module}.{name}'
+
+
+def test_data_models_and_explain_import_nothing_above_them():
+    for room in ('data', 'models', 'explain'):
+        for path in (PACKAGE/room).glob('*.py'):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.level >= 2 or (node.module or '').startswith('fsc_fastai')):
+                    parts = set((node.module or '').split('.')) | {alias.name for alias in node.names if not node.module}
+                    assert not parts & ABOVE, f'{path.name} imports {node.module}'
+
+
+def test_callbacks_know_no_command_line():
+    for path in (PACKAGE/'callback').glob('*.py'):
+        assert 'cli' not in path.read_text().replace('click', ''), path.name
+
+
+def test_all_brings_what_the_readme_uses():
+    names = vars(importlib.import_module('fsc_fastai.all'))
+    for name in ('EpisodeDataLoaders', 'untar_glyphs', 'fsc_learner', 'RelationNet', 'LRPGuidedCallback', 'EpisodeBlock', 'ClassSplitter',
+                 'FewShotModel', 'GradientXInput', 'LFTCallback', 'DataBlock', 'parent_label', 'FewShotClassifier', 'load_learner'):
+        assert name in names, name
+    assert hasattr(names['FSCLearner'], 'evaluate') and hasattr(names['FSCLearner'], 'explain')
