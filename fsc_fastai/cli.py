@@ -141,7 +141,7 @@ def fsc_demo(
     seed: int = 0, # Of weights and episodes
     epochs: int = 2, # Epochs of 80 episodes with the whole model unfrozen
     pretrain_epochs: int = 5, # Epochs of encoder pre-training first
-    n_episodes: int = 400, # Test episodes a domain
+    n_episodes: int = 300, # Test episodes a domain
 ):
     """Train a RelationNet on Latin glyphs and test it on scripts that it has never seen; about three minutes on two cores.
 

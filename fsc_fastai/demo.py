@@ -78,7 +78,7 @@ def run_demo(
     size: int = 48, # Side of the images in pixels
     epochs: int = 2, # Epochs of 80 episodes with the whole model unfrozen
     pretrain_epochs: int = 5, # Epochs of encoder pre-training first
-    n_episodes: int = 400, # Test episodes a domain
+    n_episodes: int = 300, # Test episodes a domain
 ) -> pd.DataFrame:
     "Train an explanation-guided RelationNet on Latin glyphs, test it on unseen scripts, and write what came of it to `out`"
     out = Path(out)
