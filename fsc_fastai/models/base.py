@@ -80,7 +80,7 @@ class FewShotModel(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         "Images `(n, 3, height, width)` to feature maps `(n, C, H, W)`"
-        return self.encoder(x)
+        return self.encoder(plain(x))
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Any:
         "Feature maps of support and queries to what the classifier compares, f_p"
