@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from fastai.callback.core import Callback
@@ -56,6 +56,10 @@ class LRPGuidedCallback(Callback):
     # within autocast, before the gradient accumulation divides the loss and before the loss is scaled
     order, run_valid = MixedPrecision.order - 5, False
     _stateattrs = ('losses', '_seen', '_guided', '_watch')
+    losses: list[tuple[Tensor, Tensor]] = [] # Plain and guided loss of each step of the last fit
+    _seen: dict[str, Any] = {} # by the first pass
+    _guided: Any = None # output of the second pass
+    _watch: ExitStack | None = None # of the first pass, while it runs
 
     def __init__(self,
         xi: float | None = None, # ξ, weight of the plain loss; default: by method
@@ -63,14 +67,8 @@ class LRPGuidedCallback(Callback):
         explainer: Explainer | None = None, # `explainer(model, f_p)` to the relevance of f_p's features; default: `LRP()`
         over: Over = 'channels', # The maximum of |R| is taken over 'channels', or over the whole 'map'
     ):
+        if over not in get_args(Over): raise ValueError(f'over={over!r}: choose from {get_args(Over)}')
         self.xi, self.lam, self.explainer, self.over = xi, lam, LRP() if explainer is None else explainer, over
-        self._clear()
-        self.losses: list[tuple[Tensor, Tensor]] = []
-
-    def _clear(self) -> None:
-        self._seen: dict[str, Any] = {}
-        self._guided: Any = None
-        self._watch: ExitStack | None = None
 
     @property
     def raw_model(self) -> Any:
@@ -138,7 +136,7 @@ class LRPGuidedCallback(Callback):
 
     def _leave(self) -> None:
         if self._watch is not None: self._watch.close()
-        self._clear()
+        self._seen, self._guided, self._watch = {}, None, None
 
     def _columns(self) -> list[StepLoss]: return [m for m in self.learn.metrics if isinstance(m, StepLoss)]
 
