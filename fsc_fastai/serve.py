@@ -153,7 +153,7 @@ class _Page:
         page = ft.Html(ft.Head(ft.Title('Few-shot classifier'), ft.Meta(charset='utf-8'), ft.Style(STYLE),
                                ft.Meta(name='viewport', content='width=device-width, initial-scale=1')),
                        ft.Body(ft.Main(*parts)), lang='en')
-        return HTMLResponse('<!doctype html>' + ft.to_xml(page), status, {'Content-Security-Policy': POLICY})
+        return HTMLResponse(ft.to_xml(page), status, {'Content-Security-Policy': POLICY})
 
     def _classes(self) -> list[Any]:
         if not self.classifier.shots_: return [ft.P('None yet: two at least are needed.')]

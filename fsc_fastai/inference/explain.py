@@ -1,6 +1,7 @@
 "Which pixels of a new image speak for a class, and which against it"
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..explain.heatmaps import to_heatmaps
-from ..explain.lrp import LRP
+from ..explain.images import explain_images
 from .classifier import FewShotClassifier, Prediction
+from .heads import DeployedHead
 from .support import Label, is_single
 
 __all__ = ['Explanation']
@@ -42,16 +44,23 @@ class Explanation:
 def explain(
     self: FewShotClassifier,
     item: Any, # An image
-    explainer: LRP | None = None, # Default: `LRP()`, the rules of the paper
+    explainer: Any = None, # `LRP()` (default), `GradientXInput()`, or a callable `(model, f_p)`, as in `explain_images`
 ) -> Explanation:
     """Relevance of the pixels of one image for every class (Sun et al. 2020, section III), summed over the colours.
 
     Raises as `predict` does.
     """
     if not is_single(item): raise TypeError('explain takes one image')
-    rules = explainer or LRP()
     prediction = self.predict(item)
     x = self.preprocess([item]).to(self.device)
-    run = rules.trace(lambda x: self.head.scores(self.model.encode(x)), x, model=self.head, deep=True)
-    found = run.relevance(torch.diag_embed(rules.start_of(run.out)).transpose(0, 1))[0].sum((1, 2)).cpu().numpy()
-    return Explanation(prediction, self.preprocess.image(item), dict(zip(self.support.classes, found)))
+    found = explain_images(_with_known_support(self.head), self.head.support, self.head.member, x, explainer, support=False,
+                           sum_channels=True)
+    relevance = dict(zip(self.support.classes, found.query[0, :, 0].cpu().numpy()))
+    return Explanation(prediction, self.preprocess.image(item), relevance)
+
+
+def _with_known_support(head: DeployedHead) -> Any:
+    "The model, whose encoder lets pass the support features that the classifier has kept in the place of images"
+    model: Any = copy.copy(head.model)
+    model.encode = lambda x: x if x.shape[1:] == head.support.shape[1:] else head.model.encode(x)
+    return model

@@ -61,6 +61,7 @@ def to_onnx(
     `ImportError` without the extra, and `RuntimeError` where onnxruntime and torch differ by more than 1e-4.
     """
     folder, classes = Path(folder), self.support.classes
+    _need_extra()
     folder.mkdir(parents=True, exist_ok=True)
     images = torch.zeros(2, 3, self.preprocess.size, self.preprocess.size, device=self.device)
     # clones, because the exporter takes the size of an input that is also a buffer from the buffer
@@ -74,6 +75,11 @@ def to_onnx(
     (folder/'onnx.json').write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding='utf-8')
     if check: _check(self, folder)
     return folder
+
+
+def _need_extra() -> None:
+    try: import onnx, onnxruntime, onnxscript  # noqa: F401, E401, I001  only to know
+    except ImportError as e: raise ImportError("to_onnx needs the extra: pip install 'fsc_fastai[onnx]'") from e
 
 
 def _export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path, any_way: bool = True) -> None:

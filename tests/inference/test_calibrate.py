@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from .toys import COLOURS, classifier, examples, picture
+
+
+def test_calibration_keeps_what_it_promises():
+    known = classifier().fit(*examples(colours=['blue', 'red']))
+    found = known.calibrate(*examples(10, first=100), keep=.9, n_episodes=40)
+    assert known.temperature == found.temperature and known.reject == found.threshold
+    assert found.accepted == pytest.approx(.9, abs=.01) and found.accuracy > .95
+    assert found.auroc > .6 and 0 < found.threshold < 1
+    # strange colours are refused more often than known ones
+    refused = lambda *colours: np.mean([known.predict(picture(c, i)).label is None for c in colours for i in range(200, 220)])
+    assert refused('green', 'grey', 'yellow') > refused('blue', 'red') + .2
+
+
+def test_more_confident_scores_ask_for_a_higher_temperature():
+    first, second = classifier(), classifier()
+    kept = second.head.scores
+    second_found = second.calibrate(*examples(8), n_way=2, n_shot=2, n_query=3, n_episodes=20)
+    assert kept == second.head.scores
+    assert first.calibrate(*examples(8), n_way=2, n_shot=2, n_query=3, n_episodes=20) == second_found
+    assert 1e-3 < second_found.temperature < 1e4
+
+
+def test_calibration_leaves_the_examples_alone():
+    known = classifier('relation').fit(*examples())
+    before = known.predict_proba([picture('red', 60)]).argmax(), known.scores([picture('red', 60)])
+    known.calibrate(*examples(8, first=30), n_way=3, n_shot=2, n_query=2, n_episodes=5)
+    assert known.predict_proba([picture('red', 60)]).argmax() == before[0]
+    assert (known.scores([picture('red', 60)]) == before[1]).all()
+
+
+@pytest.mark.parametrize('act, message', [
+    (lambda c: c.calibrate(*examples(8)), '5 known classes and another one at least are needed, found 5'),
+    (lambda c: c.calibrate(*examples(8), n_way=2, n_shot=7), 'fewer than n_shot'),
+    (lambda c: c.calibrate(*examples(8), n_way=2, keep=1.), 'keep=1.0'),
+    (lambda c: c.calibrate(*examples(8, ['red']), n_way=1), 'found 1'),
+])
+def test_errors_name_what_is_wrong(act, message):
+    with pytest.raises(ValueError, match=message): act(classifier().fit(*examples(colours=COLOURS)))

@@ -1,0 +1,69 @@
+import shutil
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+from fsc_fastai.inference import FewShotClassifier, hub
+
+from .toys import COLOURS, classifier, examples, picture
+
+
+class FakeHub:
+    "Repositories as folders, with the calls of `huggingface_hub` that are used"
+    def __init__(self, root): self.root, self.token, self.private = root, None, None
+
+    def api(self, token=None):
+        self.token = token
+        return self
+
+    def create_repo(self, repo_id, exist_ok=False, private=None):
+        self.private = private
+        (self.root/repo_id).mkdir(parents=True, exist_ok=exist_ok)
+
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, delete_patterns, commit_message):
+        for pattern in delete_patterns:
+            for f in (self.root/repo_id).glob(pattern): f.unlink()
+        for pattern in allow_patterns:
+            for f in folder_path.glob(pattern): shutil.copy(f, self.root/repo_id)
+        return SimpleNamespace(commit_url=f'hub/{repo_id}/commit/1')
+
+    def snapshot_download(self, repo_id, allow_patterns, revision=None):
+        if not (self.root/repo_id).exists():
+            raise RepositoryNotFoundError('404', response=httpx.Response(404, request=httpx.Request('GET', 'https://hub')))
+        return str(self.root/repo_id)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path/'hub')
+    monkeypatch.setattr(hub, 'HfApi', fake.api)
+    monkeypatch.setattr(hub, 'snapshot_download', fake.snapshot_download)
+    return fake
+
+
+def test_push_and_load(fake):
+    known = classifier().fit(*examples())
+    assert known.push_to_hub('me/colours', private=True, token='secret') == 'hub/me/colours/commit/1'
+    assert fake.private and fake.token == 'secret'
+    known.remove_class('grey').push_to_hub('me/colours')
+    assert len(list((fake.root/'me/colours').iterdir())) == 2, 'the tensors of before are gone'
+    loaded = FewShotClassifier.from_pretrained('me/colours')
+    images = [picture(c, 30) for c in COLOURS]
+    assert np.array_equal(loaded.predict_proba(images), known.predict_proba(images))
+
+
+@pytest.mark.parametrize('error', [None, LocalEntryNotFoundError('no network')])
+def test_what_is_nowhere_is_a_plain_error(fake, monkeypatch, error):
+    def fails(*args, **kwargs): raise error
+    if error: monkeypatch.setattr(hub, 'snapshot_download', fails)
+    with pytest.raises(FileNotFoundError, match="'me/nothing' is no folder"): FewShotClassifier.from_pretrained('me/nothing')
+
+
+def test_a_folder_comes_before_the_hub(fake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classifier(seed=3).fit(*examples(colours=['red', 'blue'])).save('me/colours')
+    classifier().fit(*examples()).push_to_hub('me/colours')
+    assert len(FewShotClassifier.from_pretrained('me/colours').classes_) == 2
