@@ -22,7 +22,7 @@ from torch.nn.utils import skip_init
 from ..models.layers import pool_vectors
 from ..models.transformation import FeatureWiseTransformation, add_ft, evaluating, remove_ft
 from .pseudo_unseen import Every, PseudoUnseen, world_size
-from .second_order import Gradients, gradient, second_order_step, with_gradient
+from .second_order import Gradients, gradient, second_order_step, sums, with_gradient
 
 __all__ = ['FTCallback', 'LFTCallback']
 
@@ -187,9 +187,8 @@ class LFTCallback(FTCallback):
         # where only the second derivative left the range of half precision, mixed precision does not skip the step
         if scale is not None: ft = [g.nan_to_num(0., 0., 0.) for g in ft]
         self._kept.append([*ft, *head])
-        total = [a if b is None else b if a is None else a + b for a, b in zip(seen, aux, strict=True)]
         # fastai's backward hands these gradients on; the graph is done with
-        self.learn.loss_grad = with_gradient(loss.detach() + aux_loss, list(lrs), total)
+        self.learn.loss_grad = with_gradient(loss.detach() + aux_loss, list(lrs), sums(seen, aux))
         self.learn.loss = self.learn.loss.detach()
         self.learn.pred = to_detach(self.learn.pred, cpu=False, gather=False)
         self.losses = {**self.losses, 'seen': loss.detach(), 'aux': aux_loss}
@@ -252,6 +251,8 @@ class LFTCallback(FTCallback):
         for group in self.ft_opt.param_groups[1:]: group['lr'] = self.opt.hypers[-1]['lr']
         self.ft_opt.step()
         self.ft_opt.zero_grad()
+        # fastai would keep zeros in their place, through the memory peak of the next step
+        for w in self._learning_rates(): w.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         "γ, β, the auxiliary classifier, their optimizer, and where the pseudo-unseen domains are"

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..models.layers import full_precision
 
-__all__ = ['Gradients', 'gradient', 'second_order_step', 'with_gradient']
+__all__ = ['Gradients', 'gradient', 'second_order_step', 'sums', 'with_gradient']
 
 Gradients = list[Tensor | None]
 "One gradient for each of several tensors; None for a tensor that does not matter"
@@ -46,16 +46,31 @@ def second_order_step(
     two of their graphs are alive at once. Frees the graph of `loss`.
     """
     g = gradient(loss, weights, scale, create_graph=True)
-    with torch.no_grad():
-        fast = [(w if d is None else w - lr * d).requires_grad_() for w, lr, d in zip(weights, lrs, g, strict=True)]
-    downhill: Gradients = [None] * len(fast)
-    for next_loss in next_losses(fast):
-        downhill = [_sum(a, b) for a, b in zip(downhill, gradient(next_loss, fast, scale), strict=True)]
-    paths = [(d, -lr * u) for d, lr, u in zip(g, lrs, downhill, strict=True)
-             if d is not None and u is not None and d.requires_grad]
+    downhill = _gradient_after_step(weights, lrs, g, next_losses, scale)
+    paths = [(d, u) for d, u in zip(g, downhill, strict=True) if d is not None and u is not None and d.requires_grad]
     through = gradient([d for d, _ in paths], outer, scale, [u for _, u in paths]) if paths else [None] * len(outer)
     return ([None if d is None else d.detach() for d in g],
             [torch.zeros_like(p) if d is None else d for p, d in zip(outer, through, strict=True)])
+
+
+def _gradient_after_step(
+    weights: Sequence[Tensor], lrs: Sequence[float], g: Gradients,
+    next_losses: Callable[[list[Tensor]], Iterable[Tensor]], scale: Tensor | None,
+) -> Gradients:
+    "−lr·∂L'/∂w of the sum of the losses L' at the fast weights; in a function of its own, so that those are freed at its end"
+    with torch.no_grad():
+        fast = [(w if d is None else w - lr * d).requires_grad_() for w, lr, d in zip(weights, lrs, g, strict=True)]
+    total: Gradients = [None] * len(fast)
+    for next_loss in next_losses(fast): total = sums(total, gradient(next_loss, fast, scale))
+    return [None if u is None else -lr * u for u, lr in zip(total, lrs, strict=True)]
+
+
+def sums(
+    a: Gradients, # One gradient for each of several tensors
+    b: Gradients, # Another one for each
+) -> Gradients:
+    "Their sums, where None is zero"
+    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
 
 
 def with_gradient(
@@ -77,7 +92,5 @@ class _KnownGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple:
-        return None, None, *(g * upstream for g in ctx.gradients)
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None: return b if a is None else a if b is None else a + b
+        gradients, ctx.gradients = ctx.gradients, None  # fastai keeps the loss until the next step
+        return None, None, *(g * upstream for g in gradients)
