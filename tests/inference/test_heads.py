@@ -85,15 +85,15 @@ def test_any_order_and_balance_of_the_support_will_do(method):
 
 
 def test_hundreds_of_samples_stay_within_the_memory_limits():
-    member = labels(*[300] * 5)
-    graph = deployed_head(model_on_maps('gnn')).fit(maps(1500), member)
+    member = labels(*[210] * 5)
+    graph = deployed_head(model_on_maps('gnn')).fit(maps(1050), member)
     nodes = graph.member.shape[0] + 1
     assert nodes == 51 and graph.chunk() * nodes**2 <= EDGES
     # means stand for the samples: the mean of the means is still that of the class
-    torch.testing.assert_close(graph.support[:10].mean(0), maps(1500)[:300].mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(graph.support[:10].mean(0), maps(1050)[:210].mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
     relation, most = deployed_head(model_on_maps('relation')), []
     relation.model.relation.layer1.norm.register_forward_pre_hook(lambda m, args: most.append(args[0].shape[0]))
-    relation.fit(maps(1500), member)(maps(600, 1))
+    relation.fit(maps(1050), member)(maps(300, 1))
     assert max(most) <= PAIRS
 
 

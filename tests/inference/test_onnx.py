@@ -5,6 +5,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from safetensors.numpy import load_file
+from torch import nn
 
 from fsc_fastai.inference import NotFittedError
 from fsc_fastai.inference import onnx as exporter
@@ -22,10 +23,13 @@ def answers(folder, images):
     return p / p.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize('method', METHODS)
+SLOW = ('can', 'matching')  # an export takes seconds
+
+
+@pytest.mark.parametrize('method', [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in METHODS])
 def test_onnxruntime_answers_as_torch(method, tmp_path):
     "`to_onnx` itself compares with torch for other numbers of classes, examples and images"
-    known = classifier(method).fit(*examples())
+    known = classifier(method, nn.Conv2d(3, 8, 3, 4)).fit(*examples())
     known.temperature = 2.
     known.to_onnx(tmp_path)
     images = [picture('red', i) for i in range(5)]
