@@ -108,6 +108,10 @@ def step(model: FewShotModel, batch: tuple, explainer: LRP | None = None, xi: fl
 
 class NaiveRelationNet(RelationNet):
     "The relation network as published code runs it: every pair is materialised"
+    def __init__(self, encoder: Encoder):
+        super().__init__(encoder)
+        for block in (self.relation.layer1, self.relation.layer2): block.conv.__class__ = nn.Conv2d
+
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Tensor:
         return super().process(f_support, support_y, f_query).features
 

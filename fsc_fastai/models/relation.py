@@ -10,6 +10,7 @@ from .base import FewShotModel, class_means
 from .encoder import Encoder
 from .losses import EpisodeCrossEntropy, SigmoidMSE
 from .pairs import Pairs
+from .small_maps import SmallConv2d, conv_small
 
 __all__ = ['RelationNet', 'RelationModule', 'RelationBlock', 'RelationTrace', 'BlockTrace']
 
@@ -54,7 +55,7 @@ class RelationBlock(nn.Module):
         ceil_mode: bool, # Of the pool
     ):
         super().__init__()
-        self.conv = nn.Conv2d(n_in, n_out, 3, padding=padding)
+        self.conv = SmallConv2d(n_in, n_out, 3, padding=padding)
         self.norm = nn.BatchNorm2d(n_out, track_running_stats=False)
         self.relu = nn.ReLU()
         self.pool = KeepingPool(ceil_mode)
@@ -68,8 +69,8 @@ class RelationBlock(nn.Module):
     def _conv_pairs(self, pairs: Pairs) -> Tensor:
         # conv(cat(a, b)) = conv_a(a) + conv_b(b): n_way + n_query maps to convolve instead of n_way·n_query pairs
         w_support, w_query = self.conv.weight.chunk(2, 1)
-        support = F.conv2d(pairs.support, w_support, self.conv.bias, padding=self.conv.padding)
-        query = F.conv2d(pairs.query, w_query, padding=self.conv.padding)
+        support = conv_small(pairs.support, w_support, self.conv.bias, self.conv.padding)
+        query = conv_small(pairs.query, w_query, padding=self.conv.padding)
         return (support[None] + query[:, None]).flatten(0, 1)
 
 
