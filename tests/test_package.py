@@ -10,7 +10,8 @@ import fsc_fastai
 
 PACKAGE = Path(fsc_fastai.__file__).parent
 MODULES = sorted('.'.join(p.relative_to(PACKAGE.parent).with_suffix('').parts) for p in PACKAGE.rglob('*.py'))
-ABOVE = {'callback', 'learner', 'evaluate', 'explanation', 'statistics', 'pretrain', 'inference', 'reproduce', 'demo', 'cli', 'all', 'serve'}
+ABOVE = {'callback', 'learner', 'evaluate', 'explanation', 'statistics', 'pretrain', 'inference', 'reproduce', 'demo', 'cli',
+         'all', 'serve'}
 
 
 def test_version_is_that_of_settings():
@@ -25,7 +26,8 @@ def test_public_names_exist_and_are_documented(module):
     assert found.__doc__ or module.endswith('__main__'), f'{module} does not say what it is'
     for name in getattr(found, '__all__', []):
         public = getattr(found, name)
-        if callable(public) and getattr(public, '__module__', '').startswith('fsc_fastai'): assert public.__doc__, f'{module}.{name}'
+        ours = getattr(public, '__module__', '').startswith('fsc_fastai')
+        if callable(public) and ours: assert public.__doc__, f'{module}.{name}'
 
 
 def test_data_models_and_explain_import_nothing_above_them():
@@ -44,7 +46,8 @@ def test_callbacks_know_no_command_line():
 
 def test_all_brings_what_the_readme_uses():
     names = vars(importlib.import_module('fsc_fastai.all'))
-    for name in ('EpisodeDataLoaders', 'untar_glyphs', 'fsc_learner', 'RelationNet', 'LRPGuidedCallback', 'EpisodeBlock', 'ClassSplitter',
-                 'FewShotModel', 'GradientXInput', 'LFTCallback', 'DataBlock', 'parent_label', 'FewShotClassifier', 'load_learner'):
+    used = '''EpisodeDataLoaders untar_glyphs fsc_learner RelationNet LRPGuidedCallback EpisodeBlock ClassSplitter FewShotModel
+              GradientXInput LFTCallback DataBlock parent_label FewShotClassifier load_learner'''
+    for name in used.split():
         assert name in names, name
     assert hasattr(names['FSCLearner'], 'evaluate') and hasattr(names['FSCLearner'], 'explain')

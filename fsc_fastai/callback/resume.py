@@ -15,7 +15,8 @@ __all__ = ['ResumeFit', 'rng_state', 'set_rng_state']
 
 
 # fastai's optimizer keeps its hyper-parameters in these; nothing else than plain types and tensors is read
-_OPTIMIZER_TYPES: list[Any] = [L, np.float64().__reduce__()[0], np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
+_OPTIMIZER_TYPES: list[Any] = [L, np.float64().__reduce__()[0], np.dtype,
+                               *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
 
 
 def rng_state() -> dict[str, Any]:
