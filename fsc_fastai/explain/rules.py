@@ -40,6 +40,7 @@ class Layer:
     name: str = '' # Name in the model, or of the function
     kind: type | None = None # The module's class
     position: int = 0 # 0 for the first layer that ran
+    narrow: bool = False # So few input channels that twice as many take no longer?
     dead: list[Tensor] | None = field(default=None, repr=False) # Relevance that met a denominator of 0, if recorded
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -72,9 +73,15 @@ def _neg(x: Tensor | None) -> Tensor | None: return None if x is None else x.cla
 def _by_sign(layer: Layer, x: Tensor, R: Tensor, w_pos, w_neg, eps: float = 0., bias: Tensor | None = None) -> Tensor:
     "c for a rule whose weight is `w_pos` for positive inputs and `w_neg` for negative ones"
     if not layer.signed: return layer.T(layer.share(R, layer(x, w_pos), eps, bias), w_pos)
-    z = layer(x.clamp(min=0), w_pos) + layer(x.clamp(max=0), w_neg)
-    s = layer.share(R, z, eps, bias)
-    return torch.where(x > 0, layer.T(s, w_pos), layer.T(s, w_neg))
+    x_pos, x_neg = x.clamp(min=0), x.clamp(max=0)
+    if layer.narrow:
+        x_both, w_both = torch.cat([x_pos, x_neg], 1), torch.cat([w_pos, w_neg], 1)
+        s = layer.share(R, layer(x_both, w_both), eps, bias)
+        c_pos, c_neg = layer.transpose(s, w_both, x_both).chunk(2, 1)
+    else:
+        s = layer.share(R, layer(x_pos, w_pos) + layer(x_neg, w_neg), eps, bias)
+        c_pos, c_neg = layer.T(s, w_pos), layer.T(s, w_neg)
+    return torch.where(x > 0, c_pos, c_neg)
 
 
 @dataclass(frozen=True)
