@@ -12,7 +12,7 @@ from fsc_fastai.models.graph import GraphNodes
 from fsc_fastai.models.layers import unit
 from fsc_fastai.models.pairs import Pairs
 
-from ..golden_files import fill_module, load
+from ..golden_files import fill_module, golden, load
 from ..models.test_golden import cross_attention_net, files, gnn, loaded, published_order, relation_net
 
 TOLERANCE = {'rtol': 1e-3, 'atol': 1e-4}
@@ -69,13 +69,13 @@ def test_cross_attention_net(path, engine):
     assert_close(found, arrays['relevance_channel'], **TOLERANCE)
 
 
-@files('encoder_*resnet10*.npz')
+@pytest.mark.parametrize('path', [p for p in golden('encoder_*.npz') if 'relevance_features' in load(p)[0]], ids=lambda p: p.stem)
 def test_encoder_to_the_pixels(path):
     arrays, _ = load(path)
     fill = fill_module()
     with np.load(path) as z: keys = json.loads(str(z['keys']))
     size = int(arrays['input_size'])
-    encoder = loaded(create_encoder('resnet10', img_size=size),
+    encoder = loaded(create_encoder(path.stem.removeprefix('encoder_'), img_size=size),
                      {name: torch.from_numpy(fill.fill(name, tuple(shape))) for name, shape in keys})
     images = torch.from_numpy(np.stack([fill.image(i, size) for i in range(int(arrays['n']))]))
     R = LRP(form='R', norm='identity').relevance(encoder, images, arrays['relevance_features'])
