@@ -139,7 +139,7 @@ def fsc_reproduce(
 def fsc_demo(
     out: Path = Path('demo_out'), # Folder for the figures and the table
     seed: int = 0, # Of weights and episodes
-    epochs: int = 2, # Epochs of 80 episodes with the whole model unfrozen
+    epochs: int = 2, # Epochs of 60 episodes with the whole model unfrozen
     pretrain_epochs: int = 5, # Epochs of encoder pre-training first
     n_episodes: int = 300, # Test episodes a domain
 ):

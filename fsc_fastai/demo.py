@@ -76,7 +76,7 @@ def run_demo(
     *,
     seed: int = 0, # Of weights and episodes
     size: int = 48, # Side of the images in pixels
-    epochs: int = 2, # Epochs of 80 episodes with the whole model unfrozen
+    epochs: int = 2, # Epochs of 60 episodes with the whole model unfrozen
     pretrain_epochs: int = 5, # Epochs of encoder pre-training first
     n_episodes: int = 300, # Test episodes a domain
 ) -> pd.DataFrame:
@@ -86,8 +86,8 @@ def run_demo(
     set_seed(seed, reproducible=True)
 
     unmirrored = episode_transforms(size, do_flip=False)[1]  # a mirrored letter is another letter
-    dls = EpisodeDataLoaders.from_folder(untar_glyphs(), n_way=5, n_shot=5, n_query=8, n_episodes=80, size=size,
-                                         batch_tfms=unmirrored, seed=seed, verify=False)
+    dls = EpisodeDataLoaders.from_folder(untar_glyphs(), n_way=5, n_shot=5, n_query=8, n_episodes=60, val_n_episodes=20,
+                                         size=size, batch_tfms=unmirrored, seed=seed, verify=False)
     dls = dls.with_domains(untar_glyph_domains(UNSEEN), verify=False)
     learn = fsc_learner(dls, 'conv4', RelationNet, cbs=LRPGuidedCallback())
     dls.show_batch()

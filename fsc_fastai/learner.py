@@ -59,6 +59,7 @@ class FSCLearner(Learner):
         "Train for `n_epoch` epochs of `dls.train.n_episodes` episodes"
         try: super().fit(n_epoch, *args, **kwargs)
         except BaseException:
+            self('after_cancel_batch')  # callbacks take off what they put on the model for the step
             self._end_cleanup()  # an error in mid-batch must not keep the batch and its graph alive
             raise
         self.encoder_trained = True
