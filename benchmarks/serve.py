@@ -1,0 +1,90 @@
+"""What a deployed classifier costs, as ratios to a plain forward pass of its encoder: one image, and 64 at once.
+
+    python -m benchmarks.serve [--threads 1] [--arch resnet10] [--size 84] [--rounds 7]
+
+Random weights, images of noise. Every method, from images that are tensors of bytes already and from pictures in memory.
+"""
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.timing import paired, report
+from fsc_fastai.inference import FewShotClassifier, Preprocess
+from fsc_fastai.models import create_fsc_model
+
+LIGHT, HEAVY = ('ProtoNet', 'MatchingNet', 'CrossAttentionNet'), ('GNNNet', 'RelationNet')
+METHODS = LIGHT + HEAVY
+N_WAY, N_SHOT, BATCH = 5, 5, 64
+LIMIT = 1.10
+
+
+def fitted(method: str, arch: str, size: int) -> FewShotClassifier:
+    "A classifier with random weights and examples"
+    known = FewShotClassifier(create_fsc_model(method, arch, n_way=N_WAY, img_size=size), Preprocess(size))
+    return known.fit(pictures(N_WAY * N_SHOT, size), list(range(N_WAY)) * N_SHOT)
+
+
+def pictures(n: int, size: int) -> list[Image.Image]:
+    "Images of noise, of the size that the classifier resizes them to"
+    rng, side = np.random.default_rng(0), int(1.15 * size)
+    return [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(n)]
+
+
+@torch.no_grad()
+def encoder_pass(known: FewShotClassifier, x: torch.Tensor) -> torch.Tensor: return known.model.encode(x)
+
+
+@torch.no_grad()
+def tensor_scores(known: FewShotClassifier, pixels: torch.Tensor) -> torch.Tensor: return known.head(known.encode(pixels))
+
+
+def measure(n: int, arch: str, size: int, rounds: int) -> None:
+    "Print the table for `n` images at once"
+    images = pictures(n, size)
+    classifiers = {method: fitted(method, arch, size) for method in METHODS}
+    first = classifiers[METHODS[0]]
+    pixels = torch.stack([first.preprocess.pixels(im) for im in images])
+    runs: dict[str, Callable[[], object]] = {f'{arch}, plain forward pass': partial(encoder_pass, first, first.preprocess.normalise(pixels))}
+    runs |= {f'{name}, from bytes': partial(tensor_scores, known, pixels) for name, known in classifiers.items()}
+    runs |= {f'{name}, from pictures': partial(known.predict_batch, images) for name, known in classifiers.items()}
+    limits = {f'{name}, from bytes': LIMIT for name in LIGHT} if n == BATCH else None
+    title = f'{n} image{"s" * (n > 1)} of {size} px, {N_WAY}-way {N_SHOT}-shot'
+    report(title, paired(runs, rounds), limits)
+    for name in HEAVY: compare_with_published(title, classifiers[name], pixels, rounds)
+
+
+def compare_with_published(title: str, known: FewShotClassifier, pixels: torch.Tensor, rounds: int) -> None:
+    "A head that is itself a large part of the work, against the published pass: encoder and head on all queries at once"
+    name, x = type(known.model).__name__, known.preprocess.normalise(pixels)
+    f_support, member = known.support.features, known.support.member
+
+    @torch.no_grad()
+    def published() -> torch.Tensor: return known.model.forward_head(f_support, member, known.model.encode(x))
+
+    runs: dict[str, Callable[[], object]] = {f'{name} as published': published, f'{name} deployed': partial(tensor_scores, known, pixels)}
+    # a graph for each query is what it costs that answers do not depend on one another
+    limits = {f'{name} deployed': LIMIT} if name == 'RelationNet' and len(pixels) == BATCH else None
+    report(f'{title}: {name}', paired(runs, rounds), limits)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--arch', default='resnet10')
+    parser.add_argument('--size', type=int, default=84)
+    parser.add_argument('--rounds', type=int, default=7)
+    args = parser.parse_args()
+    warnings.filterwarnings('ignore', category=FutureWarning)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    for n in (BATCH, 1): measure(n, args.arch, args.size, args.rounds)
+
+
+if __name__ == '__main__': main()
