@@ -24,6 +24,8 @@ METHODS = LIGHT + HEAVY
 N_WAY, N_SHOT, BATCH = 5, 5, 64
 LIMIT = 1.10
 
+Runs = dict[str, Callable[[], object]]
+
 
 def fitted(method: str, arch: str, size: int) -> FewShotClassifier:
     "A classifier with random weights and examples"
@@ -51,7 +53,7 @@ def measure(n: int, arch: str, size: int, rounds: int) -> None:
     classifiers = {method: fitted(method, arch, size) for method in METHODS}
     first = classifiers[METHODS[0]]
     pixels = torch.stack([first.preprocess.pixels(im) for im in images])
-    runs: dict[str, Callable[[], object]] = {f'{arch}, plain forward pass': partial(encoder_pass, first, first.preprocess.normalise(pixels))}
+    runs: Runs = {f'{arch}, plain forward pass': partial(encoder_pass, first, first.preprocess.normalise(pixels))}
     runs |= {f'{name}, from bytes': partial(tensor_scores, known, pixels) for name, known in classifiers.items()}
     runs |= {f'{name}, from pictures': partial(known.predict_batch, images) for name, known in classifiers.items()}
     limits = {f'{name}, from bytes': LIMIT for name in LIGHT} if n == BATCH else None
@@ -68,7 +70,7 @@ def compare_with_published(title: str, known: FewShotClassifier, pixels: torch.T
     @torch.no_grad()
     def published() -> torch.Tensor: return known.model.forward_head(f_support, member, known.model.encode(x))
 
-    runs: dict[str, Callable[[], object]] = {f'{name} as published': published, f'{name} deployed': partial(tensor_scores, known, pixels)}
+    runs: Runs = {f'{name} as published': published, f'{name} deployed': partial(tensor_scores, known, pixels)}
     # a graph for each query is what it costs that answers do not depend on one another
     limits = {f'{name} deployed': LIMIT} if name == 'RelationNet' and len(pixels) == BATCH else None
     report(f'{title}: {name}', paired(runs, rounds), limits)
