@@ -24,12 +24,13 @@ from .inference.explain import Explanation
 __all__ = ['Limits', 'create_app', 'fsc_serve']
 
 STYLE = '''
+* { box-sizing: border-box }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; color: #1d2530; background: #f4f6f8 }
 main { max-width: 60rem; margin: auto; padding: 1rem }
 section { background: white; border: 1px solid #d8dee6; border-radius: .6rem; padding: 1rem; margin: 1rem 0 }
 h1, h2 { margin: .2rem 0 .6rem } h1 { font-size: 1.5rem } h2 { font-size: 1.1rem }
 .row { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center; margin: .5rem 0 }
-.row > strong { min-width: 7rem }
+.row > strong { min-width: 7rem } .row > span { width: 6rem; overflow-wrap: anywhere }
 .answer { display: flex; gap: 1.2rem; flex-wrap: wrap; border-top: 1px solid #d8dee6; padding: .8rem 0 }
 img { border-radius: .3rem; image-rendering: auto } .big { width: 168px; height: 168px } .small { width: 48px; height: 48px }
 input, button { font: inherit; padding: .35rem .6rem; border: 1px solid #aab4c0; border-radius: .35rem; background: white }
