@@ -21,7 +21,7 @@ def path(request) -> Path: return request.param
 def code(path) -> list: return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == 'code']
 
 
-def test_all_notebooks_are_here(): assert [path.name[:2] for path in NOTEBOOKS] == ['00', '01', '02', '03']
+def test_all_notebooks_are_here(): assert [path.name[:2] for path in NOTEBOOKS] == ['00', '01', '02', '03', '05']
 
 
 def test_is_valid_and_small(path):
