@@ -15,6 +15,7 @@ from .data.loaders import *
 from .data.readers import *
 from .data.sampler import *
 from .data.splitter import *
+from .distributed import *
 from .evaluate import *
 from .explain import *
 from .explanation import *

@@ -11,6 +11,8 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastai.optimizer import Adam
+from fastai.torch_core import num_distrib, rank_distrib
+from fastcore.foundation import L
 from torch import nn
 
 from .callback.accumulate import EpisodeAccumulation
@@ -76,7 +78,10 @@ class FSCLearner(Learner):
         cbs=None, # Callbacks of the pre-training
         **kwargs, # For `classification_learner`
     ) -> FSCLearner:
-        "Train the encoder by plain classification of the training classes"
+        "Train the encoder by plain classification of the training classes; several ranks share each batch"
+        if hasattr(self, 'episode_distributed_trainer'):
+            cbs = [*L(cbs), self.episode_distributed_trainer.again()]
+            kwargs['bs'] = max(1, kwargs.get('bs', 64) // num_distrib())
         pretrain_encoder(self.dls, self.model.encoder, epochs, lr, cbs, show_bar=hasattr(self, 'progress'), **kwargs)
         self.encoder_trained, self.opt = True, None
         return self
@@ -114,6 +119,7 @@ class FSCLearner(Learner):
 
     def export(self, fname: str | os.PathLike = 'export.pkl', **kwargs) -> None:
         "Write the learner without data for `load_learner`; when that fails, the file and the learner stay as they were"
+        if rank_distrib(): return  # the first one writes
         target = Path(self.path)/fname
         part = target.with_name(target.name + '.part')
         dls, opt, loss_func = self.dls, self.opt, self.loss_func

@@ -28,7 +28,8 @@ class EpisodeAccuracy(Metric):
     "Mean over the episodes of the share of queries classified right"
     def reset(self): self.accuracies: list[Tensor] = []
     def accumulate(self, learn: Learner):
-        self.accuracies.append(learn.to_detach(episode_accuracy(learn.pred, *learn.yb)).reshape(-1))
+        # as a row, which ranks gather one by one; on the device, so that nothing waits for it
+        self.accuracies.append(learn.to_detach(episode_accuracy(learn.pred, *learn.yb).reshape(1), cpu=False))
 
     @property
     def value(self) -> float | None:

@@ -24,7 +24,7 @@ def test_accuracy_reads_scores_tuples_and_maps():
 
 def test_metrics_weigh_every_episode_the_same():
     "A mean over queries would give the larger episode more weight"
-    learn = SimpleNamespace(to_detach=lambda x: x)
+    learn = SimpleNamespace(to_detach=lambda x, cpu: x)
     accuracy, interval = EpisodeAccuracy(), EpisodeCI95()
     for metric in (accuracy, interval):
         metric.reset()

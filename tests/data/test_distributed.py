@@ -16,7 +16,7 @@ def test_ranks_share_the_episodes_of_one_loader(make_dls, n_episodes):
     alone = make_dls(n_episodes=n_episodes)
     ranks = [EpisodicDistributedDL(make_dls(n_episodes=n_episodes).train, rank=r, world_size=2) for r in range(2)]
     for _ in range(2):
-        shared = [o for rank in ranks for o in content(rank)]
+        shared = [o for step in zip(*map(content, ranks), strict=True) for o in step]
         assert shared[:n_episodes] == content(alone.train)
         assert shared[n_episodes:] == shared[:len(shared) - n_episodes]
     assert all(len(rank) == 3 and rank.epoch == 2 and rank.n_inp == 3 and rank.n_way == 3 for rank in ranks)

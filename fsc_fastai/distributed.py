@@ -1,0 +1,76 @@
+"`learn.distrib_ctx`: training and evaluation on several processes"
+# fastai.distributed imports accelerate, which most sessions do without: it is imported when it is asked for.
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from fastai.torch_core import num_distrib, rank_distrib
+from fastcore.basics import patch
+
+from .learner import FSCLearner
+
+__all__: list[str] = []
+
+
+@patch
+def to_distributed(
+    self: FSCLearner,
+    sync_bn: bool = False, # One batch norm over the episodes of all ranks; only on GPUs
+    **kwargs: Any, # For accelerate's `Accelerator`, such as `cpu=True`
+) -> FSCLearner:
+    """Share training, validation and `evaluate` with the other processes that `torchrun` or `accelerate launch` started.
+
+    Moves model and loaders to the device of this process. Raises `ImportError` without accelerate.
+    """
+    if find_spec('accelerate') is None:
+        raise ImportError('training on several processes needs accelerate: pip install accelerate')
+    from .callback.distributed import EpisodeDistributedTrainer
+    trainer = EpisodeDistributedTrainer(sync_bn, **kwargs)
+    self.add_cb(trainer)
+    self.dls.device = trainer.accelerator.device
+    self.model.to(trainer.accelerator.device)
+    if rank_distrib() and hasattr(self, 'progress'):
+        trainer.progress = self.progress
+        self.remove_cb(trainer.progress)
+    return self
+
+
+@patch
+def detach_distributed(self: FSCLearner) -> FSCLearner:
+    "Undo `to_distributed`"
+    from .callback.distributed import EpisodeDistributedTrainer
+    for cb in [cb for cb in self.cbs if isinstance(cb, EpisodeDistributedTrainer)]:
+        cb.leave()
+        self.remove_cb(cb)
+        if cb.progress is not None: self.add_cb(cb.progress)
+    return self
+
+
+@patch
+@contextmanager
+def distrib_ctx(
+    self: FSCLearner,
+    sync_bn: bool = False, # One batch norm over the episodes of all ranks; only on GPUs
+    **kwargs: Any, # For accelerate's `Accelerator`, such as `cpu=True`
+) -> Iterator[FSCLearner]:
+    """A context in which training, validation and `evaluate` are shared by all processes; in a single one it changes nothing.
+
+        with learn.distrib_ctx():
+            learn.fine_tune(5)
+            table = learn.evaluate()
+
+    Every process runs the whole script, on GPUs or CPUs, on one machine or on each of several:
+
+        torchrun --nproc_per_node 2 train.py
+        torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint first_machine:29500 train.py
+
+    On GPUs `accelerate launch train.py` does as well. A step averages the gradients of one episode a rank, so an epoch of
+    n_episodes has n_episodes / ranks steps. Only the first rank shows progress and exports.
+    """
+    if num_distrib() > 1: self.to_distributed(sync_bn, **kwargs)
+    try: yield self
+    finally:
+        if num_distrib() > 1: self.detach_distributed()
