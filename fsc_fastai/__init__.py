@@ -1,2 +1,9 @@
 "Cross-domain few-shot classification with explanation-guided training, as a fastai library"
+import warnings
+
 __version__ = '0.0.1'
+
+with warnings.catch_warnings():
+    # torch's, about fastai's use of it: nobody who reads it can do anything about it
+    warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
+    import fastai.torch_basics  # noqa: F401

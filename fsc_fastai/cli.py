@@ -2,15 +2,15 @@
 # Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 from pathlib import Path
 
-from fastai.learner import load_learner
-from fastcore.script import CliError, call_parse
+from fastcore.script import call_parse
 
 from . import evaluate, explanation  # noqa: F401  these add their methods to the learner
 from .callback.lrp import LRPGuidedCallback
+from .console import learner_from, plain_errors
 from .data.glyphs import untar_glyph_domains, untar_glyphs
 from .data.loaders import EpisodeDataLoaders
 from .data.readers import read_folder
-from .demo import format_table, run_demo, save_figure
+from .demo import format_table, plain_output, run_demo, save_figure
 from .learner import fsc_learner
 from .reproduce.cells import PRESETS
 from .reproduce.table import run_table
@@ -23,12 +23,6 @@ def _domains(paths) -> dict:
     found: dict = {}
     for path in paths: found |= untar_glyph_domains() if path == 'glyphs' else {Path(path).name: Path(path)}
     return found
-
-
-def _plain_errors(f):
-    "Run `f`; what the user can mend is a line on the terminal, not a traceback"
-    try: return f()
-    except (ValueError, TypeError, OSError) as e: raise CliError(f'{type(e).__name__}: {e}') from e
 
 
 @call_parse
@@ -60,11 +54,11 @@ def fsc_train(
         dls = EpisodeDataLoaders.from_folder(source, n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=n_episodes,
                                              size=size, seed=seed)
         learn = fsc_learner(dls, arch, method, pretrained=pretrained, cbs=LRPGuidedCallback() if lrp else None)
-        learn.fine_tune(epochs, lr, pretrain_epochs=0 if pretrained else pretrain_epochs)
+        with plain_output(learn): learn.fine_tune(epochs, lr, pretrain_epochs=0 if pretrained else pretrain_epochs)
         out.parent.mkdir(parents=True, exist_ok=True)
         learn.export(out.absolute())
         print(f'wrote {out}')
-    _plain_errors(train)
+    plain_errors(train)
 
 
 @call_parse
@@ -84,12 +78,13 @@ def fsc_eval(
     Prints a row a domain. Only load learners you trust: the file is a pickle.
     """
     def test():
-        learn = load_learner(learner)
-        table = learn.evaluate(_domains(domains or ['glyphs']), n_episodes=n_episodes, n_way=n_way, n_shot=n_shot,
-                               n_query=n_query, seed=seed, transductive=transductive)
+        learn = learner_from(learner)
+        with plain_output(learn):
+            table = learn.evaluate(_domains(domains or ['glyphs']), n_episodes=n_episodes, n_way=n_way, n_shot=n_shot,
+                                   n_query=n_query, seed=seed, transductive=transductive)
         print(format_table(table))
         if csv: table.to_csv(csv, index=False)
-    _plain_errors(test)
+    plain_errors(test)
 
 
 @call_parse
@@ -109,11 +104,11 @@ def fsc_explain(
         examples = read_folder(support)
         by_class: dict = {}
         for file, label in zip(examples.files, examples.labels): by_class.setdefault(label, []).append(file)
-        load_learner(learner).explain(list(images), by_class).plot(overlay=overlay)
+        learner_from(learner).explain(list(images), by_class).plot(overlay=overlay)
         out.parent.mkdir(parents=True, exist_ok=True)
         save_figure(out)
         print(f'wrote {out}')
-    _plain_errors(explain)
+    plain_errors(explain)
 
 
 @call_parse
@@ -132,7 +127,7 @@ def fsc_reproduce(
     def reproduce():
         if preset not in PRESETS: raise ValueError(f'preset={preset!r}: one of {", ".join(PRESETS)}')
         print(f'wrote {run_table(table, PRESETS[preset], data, out, seeds, [int(shot) for shot in shots.split(",")])}')
-    _plain_errors(reproduce)
+    plain_errors(reproduce)
 
 
 @call_parse

@@ -1,28 +1,23 @@
-"`fsc_classify`: images in, labels out, on the command line"
+"`fsc_deploy` and `fsc_classify`: examples in, labels out, on the command line"
 # Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fastai.data.transforms import get_image_files
-from fastcore.script import CliError, call_parse
+from fastcore.script import call_parse
 
+from .console import learner_from, plain_errors
 from .data.images import broken_images
 from .inference import FewShotClassifier
 
-__all__ = ['fsc_classify', 'load_classifier', 'plain_errors', 'FORMATS']
+__all__ = ['fsc_deploy', 'fsc_classify', 'load_classifier', 'FORMATS']
 
 FORMATS = ('table', 'json', 'csv')
-
-
-def plain_errors(f: Callable[[], Any]) -> Any:
-    "Run `f`; what the user can mend is a line on the terminal, not a traceback"
-    try: return f()
-    except (ValueError, TypeError, OSError) as e: raise CliError(f'{type(e).__name__}: {e}') from e
 
 
 def load_classifier(
@@ -61,6 +56,27 @@ def _as_text(rows: list[dict[str, Any]], form: str) -> str:
     for r in rows:
         writer.writerow([r['file'], '' if r['label'] is None else r['label'], r['confidence'], *r['probabilities'].values()])
     return out.getvalue().rstrip()
+
+
+@call_parse
+def fsc_deploy(
+    learner: Path, # File that `fsc_train` or `learn.export` wrote
+    support: Path, # Folder with a folder of example images per class
+    out: Path = Path('classifier'), # Folder to write; a classifier that is there is replaced
+    reject: float | None = None, # Below this probability an image is none of the classes; default: never
+    thumbnails: bool = False, # Keep small pictures of the examples, for the web page
+):
+    """Make a classifier for `fsc_classify` and `fsc_serve` from a learner and a few examples of each class.
+
+    It is plain data (JSON and safetensors) and executes nothing when it is loaded. The learner is a pickle: only load one that
+    you trust.
+    """
+    def deploy() -> None:
+        classifier = FewShotClassifier.from_learner(learner_from(learner), reject=reject).fit(support)
+        classifier.save(out, thumbnails)
+        shots = ', '.join(f'{label} ({n})' for label, n in classifier.shots_.items())
+        print(f'wrote {out}/ with examples of {shots}')
+    plain_errors(deploy)
 
 
 @call_parse

@@ -17,7 +17,8 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, PlainTextResponse
 
-from .cli_classify import load_classifier, plain_errors
+from .cli_classify import load_classifier
+from .console import plain_errors
 from .inference import FewShotClassifier
 from .inference.explain import Explanation
 

@@ -248,8 +248,9 @@ def _read(domain: Domain, root: str | Path | None, download: bool, strict: bool)
     "The folder of a domain and its classes, downloaded if wanted and needed, and counted"
     root = (fastai_path('data')/(domain.folder or domain.name) if root is None else Path(root)).resolve()
     try: classes = domain.read(root, domain)
-    except FileNotFoundError:
-        if not download: raise
+    except FileNotFoundError as e:
+        if not download and domain.download is None: raise
+        if not download: raise FileNotFoundError(f'{e}; or let download=True fetch it') from e
         root = _download(domain, root)
         classes = domain.read(root, domain)
     if not any(c.files for c in classes): raise FileNotFoundError(f'{domain.name}: no images in {root}. {domain.layout}')

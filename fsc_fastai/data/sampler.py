@@ -72,7 +72,8 @@ class EpisodeSampler:
         if len(kept) < self._way[1]:
             why = f', after leaving out {self._too_small(needed)}' if self.dropped else ''
             raise ValueError(f'n_way={self.n_way}, but {self.name} has {len(kept)} classes '
-                             f'({_names([self._class_name(c) for c in self.classes])}){why}')
+                             f'({_names([self._class_name(c) for c in self.classes])}){why}: '
+                             'ask for fewer, or bring more classes')
 
     def _class_name(self, c: int) -> str: return str(c if self._vocab is None else self._vocab[c])
 
