@@ -4,6 +4,7 @@ from fastai.vision.all import *
 from .callback.accumulate import *
 from .callback.lft import *
 from .callback.lrp import *
+from .callback.lrp_can import *
 from .callback.resume import *
 from .data.augment import *
 from .data.block import *

@@ -20,6 +20,7 @@ from ..models.cross_attention import CrossAttentionNet
 __all__ = ['LRPGuidedCallback', 'StepLoss']
 
 Explainer = Callable[[nn.Module, Any], Tensor]
+SecondPass = Callable[[Any, Any], Any]
 
 
 class StepLoss(Metric):
@@ -66,9 +67,13 @@ class LRPGuidedCallback(Callback):
         lam: float | None = None, # λ, weight of the explanation-guided loss; default: by method and shot
         explainer: Explainer | None = None, # `explainer(model, f_p)` to the relevance of f_p's features; default: `LRP()`
         over: Over = 'channels', # The maximum of |R| is taken over 'channels', or over the whole 'map'
+        second_pass: SecondPass | None = None, # `second_pass(model, f_p)` in the place of classify(w ⊙ f_p): `PublishedCANPass()`
     ):
         if over not in get_args(Over): raise ValueError(f'over={over!r}: choose from {get_args(Over)}')
+        if second_pass is not None and explainer is not None:
+            raise ValueError('LRPGuidedCallback: second_pass explains and weights by itself, give either it or an explainer')
         self.xi, self.lam, self.explainer, self.over = xi, lam, LRP() if explainer is None else explainer, over
+        self.second_pass = second_pass
 
     @property
     def raw_model(self) -> Any:
@@ -105,12 +110,17 @@ class LRPGuidedCallback(Callback):
         if f_p is None:
             raise TypeError(f'LRPGuidedCallback: the forward pass of {type(model).__name__} called neither '
                             '`training_output(f_p)` nor `classify(f_p)`, so there are no processed features to explain')
+        guided = (self.second_pass or self._weighted_pass)(model, f_p)
+        scores, plain = guided if isinstance(guided, Tensor) else guided[0], self.learn.pred
+        # what a method gives its loss besides the scores is that of the first pass
+        self._guided = scores if isinstance(plain, Tensor) else (scores, *plain[1:])
+        self._seen.clear()
+
+    def _weighted_pass(self, model: Any, f_p: Any) -> Any:
+        "classify(w ⊙ f_p), equations (7) and (8)"
         traced = {'traced': self._seen['traced']} if isinstance(self.explainer, LRP) and 'traced' in self._seen else {}
         w = relevance_weights(self.explainer(model, f_p, **traced), self.over)
-        guided = getattr(model, 'training_output', model.classify)(w * f_p)
-        # what a method gives its loss besides the scores is that of the first pass
-        self._guided = guided if isinstance(guided, Tensor) else (guided[0], *self.learn.pred[1:])
-        self._seen.clear()
+        return getattr(model, 'training_output', model.classify)(w * f_p)
 
     def after_loss(self):
         if self._guided is None: return

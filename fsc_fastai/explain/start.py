@@ -14,28 +14,31 @@ Over = Literal['channels', 'map']
 def relevance_start(
     scores: Tensor, # Scores `(..., n_way)`
     eps: float = 1e-3, # Keeps the logarithm finite
+    detach: bool = True, # A constant for the gradient?
 ) -> Tensor:
     """The relevance of every class, R_c = log((K−1)(P_c + ε) / (1 − P_c + ε)) with P the softmax of the scores.
 
-    Positive where a class is likelier than chance (Sun et al. 2020, equations (1) and (2)). Same shape as `scores`, detached.
+    Positive where a class is likelier than chance (Sun et al. 2020, equations (1) and (2)). Same shape as `scores`.
     Raises `ValueError` for a single class, which nothing speaks for or against.
     """
     n_way = scores.shape[-1]
     if n_way < 2: raise ValueError(f'relevance needs two classes to compare, found scores of shape {tuple(scores.shape)}')
-    p = scores.detach().as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
+    if detach: scores = scores.detach()
+    p = scores.as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
     return ((n_way - 1) * (p + eps) / (1 - p + eps)).log()
 
 
 def relevance_weights(
     R: Tensor, # Relevance of features: pairs `(n_query, n_way, C, ...)` or nodes `(n_graphs, n_nodes, C)`
     over: Over = 'channels', # The maximum of |R| is taken at each position over the channels, or over the whole map
+    detach: bool = True, # Constants for the gradient?
 ) -> Tensor:
-    """LRP weights 1 + R/max|R|, between 0 and 2, in the shape of `R`, detached (Sun et al. 2020, equation (7)).
+    """LRP weights 1 + R/max|R|, between 0 and 2, in the shape of `R` (Sun et al. 2020, equation (7)).
 
     Where nothing is relevant the weight is 1. Raises `ValueError` for an unknown `over`.
     """
     if over not in get_args(Over): raise ValueError(f'over={over!r}: choose from {get_args(Over)}')
-    R = R.detach()
+    if detach: R = R.detach()
     # the first two dimensions count pairs or nodes, the third is the channel
     dims = (min(2, R.ndim - 1),) if over == 'channels' else tuple(range(min(2, R.ndim - 1), R.ndim))
     largest = R.abs().amax(dims, keepdim=True)

@@ -1,0 +1,139 @@
+"The guided pass of a cross attention network as its authors' code has it"
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.optimizer import SGD
+from torch.testing import assert_close
+
+from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.callback.lrp_can import PublishedCANPass
+from fsc_fastai.explain import LRP
+from fsc_fastai.models.cross_attention import Attended
+from tests.golden_files import load
+
+from ..models.test_golden import cross_attention_net, files
+from ..models.toys import feature_episode, feature_model
+from .test_lrp import Episodes, few_shot, learner, untouched
+
+EPS = 1e-3
+
+
+def by_hand(query, support, scale=7.):
+    "Scores at every position of one query for all classes: query `(n_way, C, H, W)`, support `(n_way, C, H, W)`"
+    n_way, n_channels, height, width = query.shape
+    q_mean, p = ([m[k].mean((1, 2)) / m[k].mean((1, 2)).norm() for k in range(n_way)] for m in (query, support))
+    cosines = [(q_mean[k] * p[k]).sum() for k in range(n_way)]
+    P = torch.softmax(scale * torch.stack(cosines), 0)
+    rows = []
+    for k in range(n_way):
+        R_class = torch.log((n_way - 1) * (P[k] + EPS) / (1 - P[k] + EPS))
+        R_channel = q_mean[k] * p[k] * R_class / (cosines[k] + EPS * cosines[k].sign())
+        total = query[k].sum((1, 2))
+        share = R_channel / (total + EPS * total.sign())
+        w_channel = 1 + R_channel / R_channel.abs().max()
+        for i in range(height):
+            for j in range(width):
+                here = query[k, :, i, j]
+                w_here = 1 + here * share / (here * share).abs().max()
+                rows.append(scale * (w_channel * w_here * p[k] * here / here.norm()).sum())
+    return torch.stack(rows).view(n_way, height, width)
+
+
+def attended(seed=0, n_query=2, n_way=3, n_channels=4, size=2):
+    g = torch.Generator().manual_seed(seed)
+    parts = [torch.randn(n_query, n_way, n_channels, size, size, generator=g, dtype=torch.float64) for _ in range(2)]
+    return Attended(*parts)
+
+
+@files('can_*.npz')
+def test_relevances_are_the_recorded_ones(path):
+    arrays, weights = load(path)
+    model = cross_attention_net(arrays, weights)
+    f_p = model.process(arrays['support'], arrays['support_y'], arrays['query'])
+    of_terms, of_query = PublishedCANPass(float(arrays['eps'])).relevance(model, f_p)
+    assert_close(of_terms, arrays['relevance_channel'], rtol=1e-3, atol=1e-4)
+    assert_close(of_query, arrays['relevance_attended_query'], rtol=1e-3, atol=1e-4)
+    assert_close(of_query, LRP(float(arrays['eps']))(model, f_p), rtol=1e-5, atol=1e-5)
+
+
+def test_scores_and_their_gradient_by_hand():
+    model, f_p = feature_model('can').double(), attended()
+    f_p.query.requires_grad_(), f_p.support.requires_grad_()
+    found = PublishedCANPass(EPS)(model, f_p)
+    expected = torch.stack([by_hand(q, s) for q, s in zip(f_p.query, f_p.support, strict=True)])
+    assert_close(found, expected)
+    up = torch.randn_like(found)
+    for x in (f_p.query, f_p.support):
+        through, wanted = (torch.autograd.grad((y * up).sum(), x, retain_graph=True)[0] for y in (found, expected))
+        assert_close(through, wanted)
+
+
+def test_the_weights_are_learned_through():
+    "The gradient by finite differences, which constant weights would miss"
+    model, f_p = feature_model('can').double(), attended(seed=1)
+    scores = lambda query: PublishedCANPass(EPS)(model, Attended(f_p.support, query))
+    assert torch.autograd.gradcheck(scores, f_p.query.requires_grad_())
+    assert torch.autograd.gradgradcheck(scores, f_p.query)  # as learned transformations need it
+
+
+def test_dead_channels_leave_gradients_finite():
+    model, f_p = feature_model('can'), attended()
+    f_p = Attended(f_p.support.float(), f_p.query.float())
+    f_p.query[:, :, 1] = 0
+    f_p.support[:, 0] = 0
+    f_p.query.requires_grad_()
+    scores = PublishedCANPass()(model, f_p)
+    assert scores.isfinite().all() and torch.autograd.grad(scores.sum(), f_p.query)[0].isfinite().all()
+
+
+def test_one_step_by_hand():
+    "Global cross entropy + half that of the weighted scores, and no plain term of the episode"
+    support, y, query, query_y = feature_episode(seed=0)
+    model, twin = few_shot('can'), few_shot('can')
+    f_p = twin.process(twin.encode(support), y, twin.encode(query))
+    of_all = twin.training_output(f_p)[1]
+    labels = torch.arange(5).repeat_interleave(3)
+    true = of_all[torch.arange(15), labels]
+    positions = lambda target: target[:, None, None].expand(-1, *true.shape[2:])
+    guided = torch.stack([by_hand(q, s) for q, s in zip(f_p.query, f_p.support, strict=True)])
+    loss = F.cross_entropy(true, positions(labels)) + .5*F.cross_entropy(guided, positions(labels))
+    loss.backward()
+    seen = []
+    class Spy(Callback):
+        order = 90
+        def before_backward(self): seen.append(self.learn.loss.detach().clone())
+    learn = learner(model, [LRPGuidedCallback(second_pass=PublishedCANPass(EPS)), Spy()], Episodes(1))
+    assert learn.opt_func is SGD
+    learn.fit(1, 1., wd=0.)
+    assert_close(seen[0], loss.detach())
+    fresh = few_shot('can')
+    for name, p in twin.named_parameters():
+        before, after = fresh.get_parameter(name), model.get_parameter(name)
+        assert_close(after, before - (0. if p.grad is None else p.grad), rtol=1e-4, atol=1e-5)
+    assert untouched(model)
+
+
+def test_it_weights_otherwise_than_the_paper():
+    losses = []
+    for kwargs in ({}, {'second_pass': PublishedCANPass()}):
+        learner(few_shot('can'), cb := LRPGuidedCallback(**kwargs), Episodes(1)).fit(1)
+        losses.append(cb.losses[0])
+    assert_close(losses[0][0], losses[1][0])
+    assert not torch.isclose(losses[0][1], losses[1][1])
+
+
+@pytest.mark.parametrize('n_classes', [0, 5])
+def test_without_a_global_classifier_too(n_classes):
+    model = feature_model('can', n_classes=n_classes).train()
+    model.encoder.body = few_shot('can').encoder.body
+    learner(model, cb := LRPGuidedCallback(second_pass=PublishedCANPass())).fit(1)
+    assert len(cb.losses) == 3 and all(loss.isfinite() for pair in cb.losses for loss in pair)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match='either it or an explainer'):
+        LRPGuidedCallback(explainer=LRP(), second_pass=PublishedCANPass())
+    learn = learner(few_shot('relation'), LRPGuidedCallback(second_pass=PublishedCANPass()))
+    with pytest.raises(TypeError, match='guides a CrossAttentionNet, found RelationNet'): learn.fit(1)
+    assert untouched(learn.model)
