@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
 from ..models.cross_attention import Attended, CrossAttentionNet
 from ..models.graph import GNNNet, GraphLayer, GraphLayerTrace, GraphNodes
@@ -19,6 +18,7 @@ from ..models.matching import MatchingNet
 from ..models.pairs import LabelledPairs, Pairs, pair_parts
 from ..models.proto import ProtoNet
 from ..models.relation import BlockTrace, RelationNet
+from ..models.small_maps import conv_small, conv_small_input
 from .rules import divide
 from .start import relevance_start
 
@@ -81,14 +81,11 @@ def _unpool(R: Tensor, block: BlockTrace) -> Tensor:
     return F.max_unpool2d(R, block.where, [2, 2], output_size=block.active.shape[-2:])
 
 
-def _transposed(s: Tensor, size: torch.Size, weight: Tensor, conv: nn.Conv2d) -> Tensor:
-    return conv2d_input(size, weight, s, padding=conv.padding)
-
-
 def _alpha_conv(x: Tensor, R: Tensor, conv: nn.Conv2d) -> Tensor:
     "α = 1 rule of a convolution behind a ReLU: equation (5)"
     positive = single(conv.weight).clamp(min=0)
-    return x * _transposed(divide(R, F.conv2d(x, positive, padding=conv.padding)), x.shape, positive, conv)
+    s = divide(R, conv_small(x, positive, padding=conv.padding))
+    return x * conv_small_input(x.shape, positive, s, conv.padding)
 
 
 def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -100,7 +97,7 @@ def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d) -> Tensor:
     s = divide(R, z)
     size = torch.Size((s.shape[0], weight.shape[1], *a.shape[-2:]))
     def contributions(x_a: Tensor, x_b: Tensor, w: Tensor) -> Tensor:
-        c = _transposed(s, size, w, conv).view(len(b), len(a), 2, *a.shape[1:])
+        c = conv_small_input(size, w, s, conv.padding).view(len(b), len(a), 2, *a.shape[1:])
         c[:, :, 0] *= x_a
         c[:, :, 1] *= x_b[:, None]
         return c.flatten(2, 3).flatten(0, 1)
@@ -110,7 +107,7 @@ def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def _conv_parts(a: Tensor, b: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
     w_a, w_b = weight.chunk(2, 1)
-    z_a, z_b = F.conv2d(a, w_a, padding=conv.padding), F.conv2d(b, w_b, padding=conv.padding)
+    z_a, z_b = conv_small(a, w_a, padding=conv.padding), conv_small(b, w_b, padding=conv.padding)
     return (z_a[None] + z_b[:, None]).flatten(0, 1)
 
 
