@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .base import FewShotModel, one_hot
 from .encoder import Encoder
-from .layers import Pool, cosine, pool_vectors, vector_size
+from .layers import Pool, cosine, full_precision, pool_vectors, vector_size
 from .pairs import LabelledPairs
 
 __all__ = ['MatchingNet', 'FullContext']
@@ -28,7 +28,12 @@ class FullContext(nn.Module):
         support: Tensor, # Vectors `(n_support, C)`: their order matters
         query: Tensor, # Vectors `(n_query, C)`
     ) -> tuple[Tensor, Tensor]:
-        "Both in the context of the support set, same shapes"
+        "Both in the context of the support set, same shapes; in the precision of the weights, as LSTMs need it on CPUs"
+        with full_precision(support):
+            dtype = self.query.weight_hh.dtype
+            return self._in_context(support.to(dtype), query.to(dtype))
+
+    def _in_context(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         both_ways = self.support(support)[0]
         support = support + both_ways.unflatten(1, (2, -1)).sum(1)
         hidden, cell = query, torch.zeros_like(query)
