@@ -22,14 +22,19 @@ class EpisodeDistributedTrainer(DistributedTrainer):
     """
     def __init__(self,
         sync_bn: bool = False, # One batch norm over the episodes of all ranks; only on GPUs
-        **kwargs: Any, # For accelerate's `Accelerator`
+        **kwargs: Any, # For accelerate's `Accelerator`; cpu=True to leave GPUs alone
     ):
+        device = torch.accelerator.current_accelerator(check_available=True)
+        kwargs.setdefault('cpu', device is None or device.type == 'mps')  # where accelerate would start no processes
         handlers = list(kwargs.pop('kwargs_handlers', None) or [])
         if not any(isinstance(h, DistributedDataParallelKwargs) for h in handlers):
             handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))  # their mean knows all episodes
         super().__init__(sync_bn, kwargs_handlers=handlers, **kwargs)
         self.settings, self.wrapped = dict(sync_bn=sync_bn, kwargs_handlers=handlers, **kwargs), False
         self.progress: Any = None # callback of the learner, which only the first rank keeps
+        if self.accelerator.num_processes != num_distrib():
+            raise RuntimeError(f'{num_distrib()} processes were started, accelerate has {self.accelerator.num_processes}: '
+                               'make no Accelerator before this one, and on CPUs pass cpu=True')
         if sync_bn and self.accelerator.device.type != 'cuda':
             raise ValueError(f'sync_bn=True needs GPUs, this process trains on {self.accelerator.device}: leave it False')
 
