@@ -1,14 +1,14 @@
 "Accuracy over test episodes, domain by domain, as the paper reports it"
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from .data.sampler import EpisodeIndices, EpisodeSampler
 from .learner import FSCLearner
 from .metrics import ci95
 from .models.base import FewShotModel
+from .models.graph import GNNNet
 from .transduction import CANDIDATES, transductive_scores
 
 __all__ = ['Protocol', 'PROTOCOLS', 'encode_images', 'episode_scores', 'compare']
@@ -37,6 +38,7 @@ PROTOCOLS = {p.name: p for p in (
     Protocol('fwt', 1000, 15),          # Tseng et al. 2020
     Protocol('can', 2000, 15),          # Hou et al. 2019
 )}
+AT_ONCE_MB = 128 # Memory for the pairs of maps of the episodes that are classified together
 
 
 @torch.no_grad()
@@ -58,20 +60,51 @@ def _episode_labels(classes: Sequence[int], n: int, device: torch.device) -> Epi
 def episode_scores(
     model: FewShotModel, # In eval mode
     features: Tensor, # Feature maps of every image `(n_images, C, H, W)`
-    sampler: EpisodeSampler, # Draws the episodes
+    sampler: EpisodeSampler, # Draws the episodes, all with the same numbers of classes and images
     n_episodes: int, # Episodes 0…n_episodes−1 of the sampler
     transductive: bool = False, # Let confident queries join the support set
     candidates: Sequence[int] = CANDIDATES, # How many join in each round
+    at_once: int | None = None, # Episodes classified together; None: as many as `AT_ONCE_MB` allows
 ) -> Iterator[tuple[EpisodeIndices, Tensor, Tensor]]:
-    "Episode by episode: its indices, the scores of its queries `(n_query, n_way)` and their labels `(n_query,)`"
-    for k in range(n_episodes):
-        episode = sampler.episode(k)
-        support_y, query_y = (_episode_labels(episode.classes, len(idxs)//len(episode.classes), features.device)
-                              for idxs in (episode.support, episode.query))
-        f_support, f_query = features[episode.support], features[episode.query]
-        scores = (transductive_scores(model, f_support, support_y, f_query, candidates) if transductive
-                  else model.forward_head(f_support, support_y, f_query))
-        yield episode, scores, query_y.as_subclass(Tensor)
+    """Episode by episode: its indices, the scores of its queries `(n_query, n_way)` and their labels `(n_query,)`.
+
+    Episodes classified together keep to themselves, batch statistics included: their scores are those that they get one by
+    one. A method that can not be vectorised, or would score otherwise, is noticed on the first episodes and goes one by one.
+    """
+    def classify(f_support: Tensor, f_query: Tensor) -> Tensor:
+        support_y = _episode_labels(range(n_way), f_support.shape[0] // n_way, features.device)
+        if transductive: return transductive_scores(model, f_support, support_y, f_query, candidates)
+        return model.forward_head(f_support, support_y, f_query)
+
+    def maps_of(episodes: Sequence[EpisodeIndices]) -> tuple[Tensor, Tensor]:
+        support, query = (torch.tensor(idxs, device=features.device) for idxs in
+                          ([e.support for e in episodes], [e.query for e in episodes]))
+        return features[support], features[query]
+
+    first = [sampler.episode(k) for k in range(min(2, n_episodes))]
+    n_way = len(first[0].classes)
+    if at_once is None: at_once = _episodes_at_once(model, *maps_of(first[:1]))
+    if at_once > 1 and not _vectorises(classify, *maps_of(first)): at_once = 1
+    for ks in chunked(range(n_episodes), at_once):
+        episodes = [sampler.episode(k) for k in ks]
+        maps = maps_of(episodes)
+        scores = torch.vmap(classify)(*maps) if len(ks) > 1 else [classify(*(f[0] for f in maps))]
+        for episode, s in zip(episodes, scores):
+            yield episode, s, _episode_labels(episode.classes, len(episode.query)//n_way, s.device).as_subclass(Tensor)
+
+
+def _episodes_at_once(model: FewShotModel, f_support: Tensor, f_query: Tensor) -> int:
+    "How many episodes to classify together, by the memory that their pairs of maps take (one episode of maps is given)"
+    if isinstance(model, GNNNet): return 1  # the edges of an episode's graphs fill the memory and the cores by themselves
+    pairs = f_query[0].numel() * f_query.element_size() * max(2 * f_support.shape[1], 1)
+    return max(1, min(64, AT_ONCE_MB * 2**20 // pairs))
+
+
+def _vectorises(classify: Callable[[Tensor, Tensor], Tensor], f_support: Tensor, f_query: Tensor) -> bool:
+    "Whether these episodes get the same scores together as one by one"
+    try: together = torch.vmap(classify)(f_support, f_query)
+    except RuntimeError: return False  # an operation that knows no batches, or a decision that depends on values
+    return torch.allclose(together, torch.stack([classify(*maps) for maps in zip(f_support, f_query)]), rtol=1e-4, atol=1e-5)
 
 
 def _as_domains(learn: FSCLearner, domains: Any) -> dict[str, EpisodicDL]:

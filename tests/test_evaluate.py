@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from fsc_fastai.evaluate import PROTOCOLS, compare, encode_images
+from fsc_fastai.data.sampler import EpisodeSampler
+from fsc_fastai.evaluate import PROTOCOLS, compare, encode_images, episode_scores
 from fsc_fastai.metrics import ci95
+from fsc_fastai.models import ProtoNet
 from tests.learners import hue_learner
 
 
@@ -22,6 +24,32 @@ def test_encoding_each_image_once_equals_the_plain_loop(root, method):
         plain = [(learn.model(*b[:3]).argmax(1) == b[3]).float().mean().item() for b in dl]
     assert table.attrs['episodes']['novel'] == pytest.approx(plain)
     assert table.accuracy.item() == pytest.approx(np.mean(plain)) and table.ci95.item() == pytest.approx(ci95(plain))
+
+
+@pytest.mark.parametrize(('method', 'transductive'), [
+    *((m, False) for m in ('relation', 'can', 'gnn', 'proto', 'matching')),
+    *((m, True) for m in ('relation', 'can', 'proto', 'matching'))])
+def test_episodes_classified_together_keep_to_themselves(root, method, transductive):
+    learn = hue_learner(root, method)
+    learn.fit(1)
+    dl = learn.dls.domains['novel']
+    features, sampler = encode_images(learn.model, dl.images()), EpisodeSampler(dl.labels, 3, 2, 5, seed=0)
+    one_by_one, together = (list(episode_scores(learn.model, features, sampler, 7, transductive, at_once=n)) for n in (1, 3))
+    for (episode, scores, y), (same_episode, same_scores, same_y) in zip(one_by_one, together, strict=True):
+        assert episode == same_episode and torch.equal(y, same_y) and torch.equal(scores.argmax(1), same_scores.argmax(1))
+        torch.testing.assert_close(scores, same_scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_that_can_not_be_vectorised_goes_one_by_one(root):
+    class Odd(ProtoNet):
+        def classify(self, f_p):
+            scores = super().classify(f_p)
+            return scores if float(scores.mean()) > 0 else -scores.flip(1)  # a decision that depends on values
+    learn = hue_learner(root, Odd)
+    dl = learn.dls.domains['novel']
+    features, sampler = encode_images(learn.model, dl.images()), EpisodeSampler(dl.labels, 3, 2, 5, seed=0)
+    together, plain = ([s for _, s, _ in episode_scores(learn.model, features, sampler, 5, at_once=n)] for n in (5, 1))
+    assert all(map(torch.equal, together, plain))
 
 
 def test_the_frame_tells_everything(root):
@@ -66,7 +94,6 @@ def test_confusion_counts_who_was_taken_for_whom(root):
     assert matrix.index.tolist() == matrix.columns.tolist() == [f'novel{i}' for i in range(4)]
     accuracy = learn.evaluate(n_episodes=30, n_query=4).accuracy.item()
     times = np.zeros(4)
-    from fsc_fastai.data.sampler import EpisodeSampler
     dl = learn.dls.domains['novel']
     sampler = EpisodeSampler(dl.labels, 3, 2, 4, seed=0)
     ids = sorted(set(dl.labels))
