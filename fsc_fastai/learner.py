@@ -9,13 +9,15 @@ from typing import Any
 from fastai.callback import fp16, hook, progress, schedule, tracker  # noqa: F401  these add their methods to Learner
 from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
-from fastai.learner import Learner
+from fastai.learner import Learner, load_model, save_model
 from fastai.optimizer import Adam
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastcore.foundation import L
+from fastcore.xtras import join_path_file
 from torch import nn
 
 from .callback.accumulate import EpisodeAccumulation
+from .callback.resume import callbacks_with_state
 from .data.loaders import EpisodeDataLoaders
 from .metrics import EpisodeAccuracy, EpisodeCI95
 from .models import FewShotModel, RelationNet, create_fsc_model
@@ -66,9 +68,32 @@ class FSCLearner(Learner):
             raise
         self.encoder_trained = True
 
-    def load(self, file, *args, **kwargs):
-        "Load the weights (and the optimizer) that `save` wrote"
-        super().load(file, *args, **kwargs)
+    def save(self,
+        file: str | os.PathLike, # Name within `path/model_dir`, without the ending
+        **kwargs, # For fastai's `save_model`, such as `with_opt`
+    ) -> Path:
+        """Write the weights, and with the optimizer the state of callbacks that have one, such as γ and β of `LFTCallback`.
+
+        fastai's own `load` reads the file as well, without that state.
+        """
+        path = join_path_file(file, self.path/self.model_dir, ext='.pth')
+        save_model(path, self.model, None if self.opt is None else _OptimizerOf(self), **kwargs)
+        return path
+
+    def load(self,
+        file: str | os.PathLike, # Name within `path/model_dir`, without the ending
+        device=None, # Where to load to; None: that of the loaders
+        **kwargs, # For fastai's `load_model`, such as `with_opt` and `strict`
+    ) -> FSCLearner:
+        """Load what `save` wrote: the weights, the optimizer, and the state of those callbacks that this learner has too.
+
+        Callbacks of which the file holds nothing stay as they are. Raises `ValueError` for the state of other transformations.
+        """
+        if self.opt is None: self.create_opt()
+        path, saved = join_path_file(file, self.path/self.model_dir, ext='.pth'), _OptimizerOf(self)
+        distrib_barrier()
+        load_model(path, self.model, saved, device=getattr(self.dls, 'device', None) if device is None else device, **kwargs)
+        saved.load_callbacks()
         self.encoder_trained = True
         return self
 
@@ -129,6 +154,26 @@ class FSCLearner(Learner):
         finally:
             self.dls, self.opt, self.loss_func = dls, opt, loss_func
             part.unlink(missing_ok=True)
+
+
+class _OptimizerOf:
+    "What `save_model` and `load_model` take for an optimizer: that of a learner, with the state of its callbacks"
+    def __init__(self, learn: FSCLearner):
+        self.opt, self.callbacks = learn.opt, callbacks_with_state(learn)
+        self.found: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        # fastai's optimizers look at their own entries alone
+        kept = {name: cb.state_dict() for name, cb in self.callbacks.items()}
+        return self.opt.state_dict() | (dict(callbacks=kept) if kept else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.found = state.get('callbacks', {})
+        self.opt.load_state_dict(state)
+
+    def load_callbacks(self) -> None:
+        # not in `load_state_dict`, whose errors `load_model` turns into a warning
+        for name in self.callbacks.keys() & self.found.keys(): self.callbacks[name].load_state_dict(self.found[name])
 
 
 def fsc_learner(

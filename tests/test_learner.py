@@ -11,6 +11,7 @@ from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Callback, load_learner
 from fastai.torch_core import set_seed
 
+from fsc_fastai import evaluate  # noqa: F401  adds learn.evaluate
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.learner import encoder_head_splitter, fsc_learner
 from fsc_fastai.metrics import episode_accuracy

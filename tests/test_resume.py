@@ -5,7 +5,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
 from fsc_fastai.callback.lrp import LRPGuidedCallback
-from fsc_fastai.callback.resume import ResumeFit, rng_state, set_rng_state
+from fsc_fastai.callback.resume import ResumeFit, callbacks_with_state, rng_state, set_rng_state
 from tests.learners import hue_learner, weights
 
 
@@ -48,6 +48,23 @@ def test_a_finished_fit_is_not_repeated(root):
     again = learner(root, ResumeFit(state))
     again.fit(2)
     assert all(torch.equal(v, weights(again)[k]) for k, v in weights(first).items())
+
+
+def test_the_file_holds_the_model_once(root):
+    state = root.parent/'state.pt'
+    learn = learner(root, ResumeFit(state))
+    learn.fit(1)
+    assert torch.load(state, weights_only=False)['callbacks'] == {}
+    assert [type(cb) for cb in callbacks_with_state(learn).values()] == []
+
+
+def test_a_callback_that_the_file_knows_nothing_of(root):
+    state = root.parent/'state.pt'
+    learner(root, ResumeFit(state)).fit(1)
+    class Counts(Callback):
+        def load_state_dict(self, state): pass
+        def state_dict(self): return {}
+    with pytest.raises(ValueError, match='state.pt was saved without Counts'): learner(root, ResumeFit(state), Counts()).fit(2)
 
 
 def test_rng_state_round_trip():

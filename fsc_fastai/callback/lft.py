@@ -256,14 +256,15 @@ class LFTCallback(FTCallback):
 
     def state_dict(self) -> dict[str, Any]:
         "γ, β, the auxiliary classifier, their optimizer, and where the pseudo-unseen domains are"
-        if not self.transformations: return {**(self._saved or {}), 'domains': self.domains.state_dict()}
+        domains = {} if self.domains is None else {'domains': self.domains.state_dict()}
+        if not self.transformations: return {**(self._saved or {}), **domains}
         return dict(transformations={name: layer.state_dict() for name, layer in self.transformations.items()},
                     aux_head=self.aux_head.state_dict() if self.aux else None,
-                    opt=self.ft_opt.state_dict(), domains=self.domains.state_dict())
+                    opt=self.ft_opt.state_dict(), **domains)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         "Go on from what `state_dict` returned; `ValueError` if it is of other transformations or another `aux`"
-        self.domains.load_state_dict(state['domains'])
+        if self.domains is not None and 'domains' in state: self.domains.load_state_dict(state['domains'])
         self._saved = state
         if not self.transformations or 'transformations' not in state: return  # until they are made
         if list(state['transformations']) != list(self.transformations):

@@ -11,7 +11,7 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastcore.foundation import L
 
-__all__ = ['ResumeFit', 'rng_state', 'set_rng_state']
+__all__ = ['ResumeFit', 'callbacks_with_state', 'rng_state', 'set_rng_state']
 
 
 # fastai's optimizer keeps its hyper-parameters in these; nothing else than plain types and tensors is read
@@ -35,6 +35,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
     if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
 
 
+def callbacks_with_state(
+    learn: Any, # A fastai `Learner`
+) -> dict[str, Any]:
+    "The callbacks that have a state to keep, by `state_dict` and `load_state_dict`, by name"
+    # of their class: an attribute that a callback lacks is looked up in the learner, and then in the model
+    return {cb.name: cb for cb in learn.cbs if hasattr(type(cb), 'load_state_dict')}
+
+
 class ResumeFit(Callback):
     """Save the whole state of the training after each epoch; when the file is there at the start of a fit, go on from it.
 
@@ -49,10 +57,6 @@ class ResumeFit(Callback):
     ):
         self.file, self.every = Path(file), every
 
-    def _others(self) -> dict[str, Any]:
-        "The callbacks that have a state to keep"
-        return {cb.name: cb for cb in self.learn.cbs if hasattr(cb, 'load_state_dict')}
-
     def before_fit(self):
         self.start = 0
         if not self.file.exists(): return
@@ -61,7 +65,11 @@ class ResumeFit(Callback):
             state = torch.load(self.file, map_location=device, weights_only=True)
         self.model.load_state_dict(state['model'])
         self.opt.load_state_dict(state['opt'])
-        for name, cb in self._others().items(): cb.load_state_dict(state['callbacks'][name])
+        for name, cb in callbacks_with_state(self.learn).items():
+            if name not in state['callbacks']:
+                raise ValueError(f'ResumeFit: {self.file} was saved without {type(cb).__name__}: take the callback out, or go on '
+                                 'from another file')
+            cb.load_state_dict(state['callbacks'][name])
         if state['loader_epoch'] is not None: self.dls.train.epoch = state['loader_epoch']
         set_rng_state({**state['rng'], 'torch': state['rng']['torch'].cpu()})
         self.start = state['epoch'] + 1
@@ -74,7 +82,7 @@ class ResumeFit(Callback):
         if self.epoch < self.start or (self.epoch + 1) % self.every: return
         state = dict(epoch=self.epoch, model=self.model.state_dict(), opt=self.opt.state_dict(), rng=rng_state(),
                      loader_epoch=getattr(self.dls.train, 'epoch', None),
-                     callbacks={k: cb.state_dict() for k, cb in self._others().items()})
+                     callbacks={k: cb.state_dict() for k, cb in callbacks_with_state(self.learn).items()})
         part = self.file.with_name(self.file.name + '.part')
         torch.save(state, part)
         os.replace(part, self.file)

@@ -24,7 +24,7 @@ from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.data.episode import Episode, EpisodeLabel
 from fsc_fastai.explain.lrp import LRP
 from fsc_fastai.explain.start import relevance_weights
-from fsc_fastai.learner import encoder_head_splitter
+from fsc_fastai.learner import FSCLearner, encoder_head_splitter
 from fsc_fastai.models import create_encoder, create_fsc_model
 from fsc_fastai.models.transformation import ft_layers
 from tests.learners import hue_learner, hue_loaders, write_hues
@@ -57,14 +57,14 @@ def build_model(seed=0, method='relation', arch='conv4', dtype=torch.float64):
     return create_fsc_model(method, arch, n_way=3, img_size=SIZE).to(dtype)
 
 
-def learner(cbs, n=3, model=None, lr=0.05, **kwargs):
+def learner(cbs, n=3, model=None, lr=0.05, cls=Learner, path=None, **kwargs):
     "A silent learner that descends the plain gradient"
     model = build_model() if model is None else model
     dtype = next(model.parameters()).dtype
     dls = DataLoaders(Episodes(n, dtype=dtype, **kwargs), Episodes(1, seed=9, dtype=dtype), device='cpu')
     dls.n_inp, dls.vocab = 3, Episodes.vocab
-    learn = Learner(dls, model, loss_func=model.default_loss(), cbs=[*cbs, SingleLoss()], opt_func=partial(SGD, mom=0.), lr=lr,
-                    splitter=encoder_head_splitter)
+    learn = cls(dls, model, loss_func=model.default_loss(), cbs=[*cbs, SingleLoss()], opt_func=partial(SGD, mom=0.), lr=lr,
+                splitter=encoder_head_splitter, path=path)
     learn.remove_cb(learn.progress)
     learn.logger = lambda *args: None
     return learn
@@ -375,6 +375,74 @@ def test_resumed_training_is_the_unbroken_one(tmp_path, every):
         assert_same(layer, resumed[1]['transformations'][name], rtol=0, atol=0)
     assert_same(whole[1]['aux_head'], resumed[1]['aux_head'], rtol=0, atol=0)
     assert whole[1]['domains'] == resumed[1]['domains']
+
+
+def saved_learner(path, cbs, **kwargs): return learner(cbs, cls=FSCLearner, path=path, **kwargs)
+
+
+@pytest.mark.parametrize('aux', [False, True])
+def test_save_and_load_go_on_as_if_nothing_had_happened(tmp_path, aux):
+    def fit(learn):
+        torch.manual_seed(3)
+        learn.fit(1)
+        return weights(learn), learn.lft.state_dict()
+    domains = lambda: {'a': Episodes(2, seed=1), 'b': Episodes(2, seed=2)}
+    first = saved_learner(tmp_path, [LFTCallback(domains(), aux=aux)])
+    fit(first)
+    first.save('half')
+    whole = fit(first)
+    resumed = saved_learner(tmp_path, [LFTCallback(domains(), aux=aux)], model=build_model(seed=7)).load('half')
+    found = fit(resumed)
+    assert_same(whole[0], found[0], rtol=0, atol=0)
+    for name, layer in whole[1]['transformations'].items():
+        assert_same(layer, found[1]['transformations'][name], rtol=0, atol=0)
+        assert not torch.equal(layer['gamma'], torch.full_like(layer['gamma'], .3))
+    assert str(whole[1]['opt']) == str(found[1]['opt']) and whole[1]['domains'] == found[1]['domains']
+    if aux: assert_same(whole[1]['aux_head'], found[1]['aux_head'], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings('error:Could not load', 'error:Saved file')
+def test_files_with_and_without_the_state_of_callbacks(tmp_path):
+    plain, with_lft = saved_learner(tmp_path, []), saved_learner(tmp_path, [lft()])
+    for name, learn in {'plain': plain, 'lft': with_lft}.items():
+        learn.fit(1)
+        learn.save(name)
+    kept = torch.load(tmp_path/'models'/'plain.pth', weights_only=False)
+    assert set(kept) == {'model', 'opt'} and set(kept['opt']) == {'state', 'hypers'}
+    # a file of a plain learner leaves γ, β where they start
+    other = saved_learner(tmp_path, [lft()]).load('plain')
+    assert_same(weights(other), weights(plain))
+    assert other.lft.state_dict().keys() == {'domains'}
+    # and one with their state is read by a learner without the callback, and by fastai's own
+    for cls in (FSCLearner, Learner):
+        assert_same(weights(learner([], cls=cls, path=tmp_path).load('lft')), weights(with_lft))
+    with_lft.save('weights', with_opt=False)
+    assert_same(torch.load(tmp_path/'models'/'weights.pth'), with_lft.model.state_dict())
+    other.load('weights', with_opt=False)
+    assert other.lft.state_dict().keys() == {'domains'}
+
+
+def test_loading_other_transformations_is_an_error(tmp_path):
+    learn = saved_learner(tmp_path, [lft()])
+    learn.fit(1)
+    learn.save('all')
+    other = saved_learner(tmp_path, [lft(names=['encoder.body.stages.3.norm'])])
+    other.fit(1)
+    with pytest.raises(ValueError, match='saved transformations follow encoder.body.stages.0'): other.load('all')
+    fresh = saved_learner(tmp_path, [lft(names=['encoder.body.stages.3.norm'])]).load('all')
+    with pytest.raises(ValueError, match='saved transformations follow encoder.body.stages.0'): fresh.fit(1)
+
+
+def test_an_exported_learner_saves_and_loads_without_them(tmp_path, other_domain):
+    learn = hue_learner(tmp_path/'hues', cbs=LFTCallback(other_domain.train))
+    learn.fit(1)
+    learn.save('with')
+    learn.export()
+    loaded = load_learner(tmp_path/'export.pkl')
+    assert loaded.lft.state_dict() == {}
+    loaded.opt_func, loaded.dls = learn.opt_func, learn.dls
+    loaded.load('with')
+    assert_same(weights(loaded), weights(learn))
 
 
 def test_state_of_another_callback_is_refused():
