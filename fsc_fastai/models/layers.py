@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from fastai.torch_core import TensorBase
 from torch import Tensor
 
@@ -57,8 +56,11 @@ def unit(
     x: Tensor, # Features
     dim: int = -1, # Along which to measure
 ) -> Tensor:
-    "`x` at length 1 along `dim`, in single precision at least"
-    return F.normalize(single(x), dim=dim)
+    "`x` at length 1 along `dim`, in single precision at least; 0 stays 0, with derivatives of every order"
+    x = single(x)
+    squared = x.square().sum(dim, keepdim=True)
+    # where a ReLU left nothing, the second derivative of a norm would be nan
+    return x / torch.where(squared > 0, squared, 1).sqrt()
 
 
 def cosine(

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from fsc_fastai.data.episode import EpisodeLabel
 from fsc_fastai.models.base import FewShotModel, class_means, episode_way, one_hot
-from fsc_fastai.models.layers import cosine, plain, pool_vectors
+from fsc_fastai.models.layers import cosine, plain, pool_vectors, unit
 
 from .toys import METHODS, feature_episode, feature_model
 
@@ -38,6 +38,15 @@ def test_pooling_to_vectors():
     assert_close(pool_vectors(f), f.mean((2, 3)))
     assert pool_vectors(f, 'flatten').shape == (2, 60)
     assert pool_vectors(f[:, :, 0, 0]).shape == (2, 3)
+
+
+def test_unit_vectors_where_a_relu_left_nothing():
+    "Equal to `F.normalize`; second derivatives, which LFT takes, are finite at 0"
+    x = torch.tensor([[3., 4.], [0., 0.]], requires_grad=True)
+    assert_close(unit(x), torch.nn.functional.normalize(x))
+    first, = torch.autograd.grad(unit(x.relu()).square().sum() + unit(x.relu())[:, 0].sum(), x, create_graph=True)
+    second, = torch.autograd.grad(first.square().sum(), x)
+    assert first.isfinite().all() and second.isfinite().all() and not first[1].any()
 
 
 def test_cosine_survives_half_precision():

@@ -1,0 +1,185 @@
+"""Every callback with every precision, method and way to train: {plain, LRP, FT, LFT, LFT + LRP} × {fp32, bf16} × {RN, CAN, GNN,
+ProtoNet} × {fit, fine_tune, accumulate, clip, resume, export}.
+
+fastai's own mixed precision knows CUDA alone, so bf16 is torch's autocast on the CPU, entered and left where fastai's callback
+does; what only a GPU has (loss scaling, half precision) is tested in the tests marked `gpu`.
+"""
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.training import GradientClip
+from fastai.learner import load_learner
+from fastai.optimizer import SGD
+from fastai.torch_core import set_seed
+from torch import nn
+from torch.testing import assert_close
+
+from fsc_fastai.callback.accumulate import EpisodeAccumulation
+from fsc_fastai.callback.lft import FTCallback, LFTCallback
+from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.callback.resume import ResumeFit
+from fsc_fastai.learner import fsc_learner
+from tests.learners import hue_loaders, weights, write_hues
+
+CALLBACKS = ['plain', 'LRP', 'FT', 'LFT', 'LFT+LRP']
+METHODS = ['relation', 'can', 'gnn', 'proto']
+LR, N = .05, 2
+
+
+class Tiny(nn.Sequential):
+    "Images of 8 px to maps `(n, 4, 4, 4)`"
+    def __init__(self): super().__init__(nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+
+
+class BFloat16(Callback):
+    "Autocast from the forward pass to the loss, as fastai's `MixedPrecision` has it on a GPU"
+    order = MixedPrecision.order
+    def __init__(self): self.dtypes = set()
+    def before_batch(self): self.autocast = torch.autocast('cpu', torch.bfloat16); self.autocast.__enter__()
+    def after_pred(self): self.dtypes.add(torch.nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1)).dtype)
+    def after_loss(self): self.autocast.__exit__(None, None, None)
+
+
+class Steps(Callback):
+    "The gradients that each optimizer step takes, after everything that changes them"
+    order = 89
+    def __init__(self): self.grads, self.frozen = [], []
+    def before_step(self):
+        self.grads.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.model.parameters()])
+        self.frozen.append(self.model.encoder.body[0].weight.detach().clone())
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('matrix')/'hues', (('base', 4), ('val', 2)), n=4)
+
+
+@pytest.fixture
+def make(images, tmp_path) -> Callable:
+    "Make a silent learner of a cell, always with the same weights and random numbers"
+    def build(callbacks, precision, method, *cbs, ft_lr=1e-2):
+        set_seed(7, reproducible=True)
+        small = dict(n_way=2, n_shot=1, n_query=2, n_episodes=N, size=8, batch_tfms=[])
+        loaders = lambda **kwargs: hue_loaders(images, **small, **kwargs)
+        own = {'plain': list, 'LRP': lambda: [LRPGuidedCallback()], 'FT': lambda: [FTCallback()],
+               'LFT': lambda: [LFTCallback(loaders(seed=1), ft_lr=ft_lr)],
+               'LFT+LRP': lambda: [LFTCallback(loaders(seed=1), ft_lr=ft_lr), LRPGuidedCallback()]}[callbacks]()
+        own += [BFloat16()] * (precision == 'bf16')
+        learn = fsc_learner(loaders(), Tiny(), method, opt_func=SGD, lr=LR, cbs=[*own, *cbs], path=tmp_path, wd=0.,
+                            method_kwargs=dict(width=8, n_features=8) if method == 'gnn' else {})
+        learn.remove_cb(learn.progress)
+        learn.logger = lambda *args: None
+        return learn
+    return build
+
+
+def check(learn, callbacks, precision, before, steps=N):
+    "What holds after any training: it went on, every part took part, and the model has nothing of it left"
+    after = weights(learn)
+    assert before.keys() == after.keys() and all(v.isfinite().all() for v in after.values())
+    assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith('encoder') and 'weight' in k)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
+    assert not {'classify', 'training_output'} & set(vars(learn.model))
+    if precision == 'bf16': assert learn.b_float16.dtypes == {torch.bfloat16}
+    if 'LRP' in callbacks:
+        assert len(learn.lrp_guided.losses) == steps
+        assert all(loss.isfinite() and loss.dtype == torch.float32 for pair in learn.lrp_guided.losses for loss in pair)
+    if callbacks == 'FT': assert all((o.gamma == .3).all() and (o.beta == .5).all() for o in learn.ft.transformations.values())
+    if 'LFT' in callbacks:
+        assert learn.lft.losses.keys() == {'seen', 'unseen', 'aux'}
+        assert learn.lft.ft_parameters and all(p.isfinite().all() for p in learn.lft.ft_parameters)
+        if learn.lft.ft_lr: assert any((p != start).any() for p, start in zip(learn.lft.ft_parameters, (.3, .5)))
+
+
+def fit(make, tmp_path, *cell):
+    learn = make(*cell)
+    before = weights(learn)
+    learn.fit(1)
+    check(learn, *cell[:2], before)
+
+
+def fine_tune(make, tmp_path, *cell):
+    "The encoder stands still while the head learns; a method without a head has no such phase"
+    learn = make(*cell, steps := Steps())
+    before = weights(learn)
+    learn.fine_tune(1, LR, pretrain_epochs=0)
+    check(learn, *cell[:2], before, N if cell[2] != 'proto' else 2*N)
+    assert len(steps.frozen) == 2*N
+    first = before['encoder.body.0.weight']
+    assert all(torch.equal(w, first) for w in steps.frozen[:N + 1]) == (cell[2] != 'proto')
+
+
+def accumulate(make, tmp_path, *cell):
+    "One step along the mean of the gradients that its episodes have alone"
+    alone = make(*cell, steps := Steps(), ft_lr=0.)
+    alone.fit(1, 0.)
+    assert len(steps.grads) == N
+    together = make(*cell, EpisodeAccumulation(N), ft_lr=0.)
+    before, start = weights(together), [p.detach().clone() for p in together.model.parameters()]
+    together.fit(1, LR)
+    check(together, *cell[:2], before)
+    for p, p0, *grads in zip(together.model.parameters(), start, *steps.grads, strict=True):
+        assert_close(p.detach(), p0 - LR*torch.stack(grads).mean(0), rtol=1e-4, atol=1e-6)
+
+
+def clip(make, tmp_path, *cell):
+    "The gradient of the whole loss, all its parts together, is cut to a length"
+    whole = make(*cell, free := Steps())
+    whole.fit(1)
+    length = torch.cat([g.flatten() for g in free.grads[0]]).norm()
+    clipped = make(*cell, GradientClip(length/3), cut := Steps())
+    before = weights(clipped)
+    clipped.fit(1)
+    check(clipped, *cell[:2], before)
+    for a, b in zip(cut.grads[0], free.grads[0], strict=True): assert_close(a, b/3, rtol=1e-3, atol=1e-6)
+    assert all(torch.cat([g.flatten() for g in grads]).norm() <= length/3 + 1e-6 for grads in cut.grads)
+
+
+class CutOff(Callback):
+    "Breaks the second epoch"
+    order = 95
+    def after_batch(self):
+        if self.training and self.epoch == 1: raise KeyboardInterrupt
+
+
+def resume(make, tmp_path, *cell):
+    "Cut off and gone on with is the same as unbroken, bit for bit"
+    whole = make(*cell)
+    whole.fit_one_cycle(2, LR)
+    with pytest.raises(KeyboardInterrupt): make(*cell, ResumeFit(tmp_path/'state.pt'), CutOff()).fit_one_cycle(2, LR)
+    resumed = make(*cell, ResumeFit(tmp_path/'state.pt'))
+    before = weights(resumed)
+    torch.rand(3)  # another state of the generators than where the training was cut off
+    resumed.fit_one_cycle(2, LR)
+    check(resumed, *cell[:2], before)
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+    if 'LFT' in cell[0]:
+        for a, b in zip(whole.lft.ft_parameters, resumed.lft.ft_parameters, strict=True): assert torch.equal(a, b)
+
+
+def export(make, tmp_path, *cell):
+    "The exported learner answers as this one does, and trains on"
+    learn = make(*cell)
+    before = weights(learn)
+    learn.fit(1)
+    check(learn, *cell[:2], before)
+    learn.export('learner.pkl')
+    loaded = load_learner(tmp_path/'learner.pkl')
+    episode = learn.dls.valid.one_batch()[:3]
+    with torch.no_grad(): assert torch.equal(learn.model.eval()(*episode), loaded.model.eval()(*episode))
+    assert not any(m._forward_hooks for m in loaded.model.modules())
+    assert {type(cb).__name__ for cb in loaded.cbs} == {type(cb).__name__ for cb in learn.cbs}
+    learn.fit(1)
+    assert all(v.isfinite().all() for v in weights(learn).values())
+
+
+USES = [fit, fine_tune, accumulate, clip, resume, export]
+
+
+@pytest.mark.parametrize('cell', product(CALLBACKS, ['fp32', 'bf16'], METHODS), ids='-'.join)
+@pytest.mark.parametrize('use', USES, ids=lambda use: use.__name__)
+def test_matrix(make, tmp_path, cell, use): use(make, tmp_path, *cell)
