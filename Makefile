@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
+DOCS_READY  := $(VENV)/.ready-docs
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all coverage lint tour notebooks docs mutants bench clean
 
 $(READY): settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -14,6 +15,10 @@ $(READY): settings.ini setup.py pyproject.toml
 
 $(BENCH_READY): $(READY)
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
 demo: $(READY)          ## train on Latin glyphs, test on scripts never seen; figures in demo_out/
@@ -25,15 +30,27 @@ test: $(READY)          ## the whole suite but slow and gpu tests
 test-all: $(READY)      ## slow tests too
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu'
 
-lint: $(READY)
+coverage: $(READY)      ## the suite with line coverage, subprocesses included; below 90 % fails
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered
+
+lint: $(READY)          ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 bench: $(BENCH_READY)   ## speed as ratios against peers and limits
 	$(BIN)/python -m benchmarks
 
-docs: $(READY)          ## run every notebook top to bottom
+tour: $(READY)          ## the first hour: README and recipes as a new user follows them, small
+	$(BIN)/python -m tour
+
+notebooks: $(READY)     ## every notebook, top to bottom
 	$(BIN)/python -m nbs.run
 
+docs: $(DOCS_READY)     ## the site in build/docs; broken links fail
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --conf-dir docs --quiet . build/docs
+
+mutants: $(READY)       ## every formula with a mistake put in: a test must fail
+	$(BIN)/python -m tests.mutants
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_out
+	rm -rf $(VENV) build dist *.egg-info demo_out .coverage*

@@ -1,50 +1,103 @@
-"The README's own code: a method in a few lines, the DataBlock way"
+"""README, recipes and CONTRIBUTING name what exists, and the tour runs all of it.
+
+The code itself is run by `make tour`; here is what can be seen without running it.
+"""
+import ast
+import builtins
+import importlib
+import inspect
 import re
+import shlex
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
-from tests.learners import write_hues
+import fsc_fastai.all
+from tour.__main__ import DOCUMENTS, OPTIONS, SMALLER, blocks, commands, smaller
 
-README = (Path(__file__).parents[1]/'README.md').read_text()
-SNIPPETS = re.findall(r'```python\n(.*?)```', README, re.S)
-
-
-def snippet(word: str) -> str:
-    "The one python block of the README that holds `word`"
-    found, = (s for s in SNIPPETS if word in s)
-    return found
+ROOT = Path(__file__).parents[1]
+PAGES = [*DOCUMENTS, ROOT/'CONTRIBUTING.md', ROOT/'CHANGELOG.md', *sorted((ROOT/'docs').rglob('*.md'))]
+SNIPPETS = [(document.name, text) for document in DOCUMENTS for language, text in blocks(document) if language == 'python']
+LINES = [line for document in DOCUMENTS for language, text in blocks(document) if language == 'bash' for line in commands(text)]
 
 
-@pytest.fixture
-def names(tmp_path, monkeypatch) -> dict:
-    "What `from fsc_fastai.all import *` brings, in a folder with a folder `birds` of class folders"
-    write_hues(tmp_path/'hues', splits=(('base', 13),), n=9)
-    (tmp_path/'hues'/'base').rename(tmp_path/'birds')
-    monkeypatch.chdir(tmp_path)
-    found: dict = {}
-    exec('from fsc_fastai.all import *', found)
-    return found
+def settings() -> dict:
+    parser = ConfigParser(delimiters=['='])
+    parser.read(ROOT/'settings.ini', encoding='utf-8')
+    return dict(parser['DEFAULT'])
 
 
-def test_own_images_both_ways(names):
-    code = snippet("splitter=ClassSplitter(0.2)").replace('size=84', 'size=20, n_query=3').replace('Resize(84)', 'Resize(20)')
-    code = code.replace('n_way=5, n_shot=1)', 'n_way=2, n_shot=1, n_query=3)').replace('n_way=5', 'n_way=2')
-    for line in code.replace('\n                ', ' ').strip().splitlines():
-        exec(line, names)
-        learn = names['fsc_learner'](names['dls'], 'conv4', 'proto')
-        with learn.no_bar(): learn.fit(1)
+def scripts() -> dict[str, str]: return dict(line.split('=') for line in settings()['console_scripts'].split())
 
 
-def test_own_method(names):
-    exec("dls = EpisodeDataLoaders.from_folder('birds', n_way=2, n_shot=1, n_query=3, n_episodes=3, size=20)", names)
-    exec(snippet('class Cosine').replace("'resnet10'", "'conv4'"), names)
-    learn = names['learn']
-    with learn.no_bar(): learn.fit(1)
-    assert learn.lrp_guided.losses
-    learn.export('own.pkl')
+@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: path.name)
+def test_names_of_the_snippets_exist(document):
+    "A renamed function of the library leaves no snippet behind"
+    trees = [ast.walk(ast.parse(text)) for name, text in SNIPPETS if name == document.name]
+    nodes = [node for tree in trees for node in tree]
+    used = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Load)}
+    made = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)}
+    made |= {o.name for o in nodes if isinstance(o, ast.FunctionDef | ast.ClassDef)}
+    made |= {o.arg for o in nodes if isinstance(o, ast.arg)}
+    made |= {o.asname or o.name for node in nodes if isinstance(node, ast.ImportFrom) for o in node.names}
+    assert used <= made | set(vars(fsc_fastai.all)) | set(dir(builtins))
 
 
-def test_three_lines_are_the_published_ones():
-    lines = [line for line in SNIPPETS[0].splitlines() if line and not line.startswith('from')]
+def test_three_lines_are_three():
+    lines = [line for line in SNIPPETS[0][1].splitlines() if line and not line.startswith('from')]
     assert len(lines) == 3 and 'fine_tune' in lines[2]
+
+
+@pytest.mark.parametrize('pattern', SMALLER)
+def test_what_makes_the_tour_small_still_fits_something(pattern):
+    assert any(re.search(pattern, text) for _, text in SNIPPETS), f'no snippet has {pattern}: take it out of the tour'
+
+
+def test_the_tour_leaves_nothing_large():
+    for name, text in SNIPPETS:
+        code = smaller(text)
+        assert 'resnet10' not in code and not re.search(r'untar_\w+\(\)|(fine_tune|fit_one_cycle)\(\d\d', code), (name, code)
+        ast.parse(code)
+
+
+def test_every_command_is_shown_and_has_such_options():
+    "A renamed option leaves no line behind; `fsc_demo` is `make demo`"
+    assert {words[0] for words in LINES} | {'fsc_demo'} == set(scripts()) and set(OPTIONS) <= set(scripts())
+    for words in LINES:
+        module, name = scripts()[words[0]].split(':')
+        known = inspect.signature(inspect.unwrap(getattr(importlib.import_module(module), name))).parameters
+        given = [word[2:].replace('-', '_') for word in words if word.startswith('--')]
+        assert set(given) <= set(known), f'{shlex.join(words)}: {words[0]} has {", ".join(known)}'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.stem)
+def test_links_and_pictures_are_there(page):
+    text = re.sub(r'```.*?```', '', page.read_text(encoding='utf-8'), flags=re.S)
+    targets = [target.split('#')[0] for target in re.findall(r'\]\(([^)\s]+)\)', text) if not target.startswith('http')]
+    assert not [target for target in targets if target and not (page.parent/target).exists()]
+
+
+def test_make_targets_that_are_named_exist():
+    made = set(re.findall(r'^([\w-]+):', (ROOT/'Makefile').read_text(), re.M))
+    for page in PAGES: assert set(re.findall(r'(?:^|`)make ([\w-]+)', page.read_text(encoding='utf-8'), re.M)) <= made, page
+
+
+def test_places_that_contributing_names_exist():
+    "Files, folders and names in the table of where things go"
+    lines = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8').splitlines()
+    rows = [line.split('|')[1:-1] for line in lines if line.startswith('| a')]
+    wanted = 'a method, a backbone, a relevance rule, a layer or operation, an explainer, a domain, a callback, a command'
+    assert [row[0].strip() for row in rows] == wanted.split(', ')
+    for row in rows:
+        for code in re.findall(r'`([^`]+)`', '|'.join(row)):
+            if '/' in code: assert (ROOT/code).exists(), f'{row[0]}: {code}'
+            elif code.endswith('.ini'): assert (ROOT/code).exists()
+            elif re.fullmatch(r'@?\w+', code): assert _is_known(code.lstrip('@')), f'{row[0]}: {code}'
+
+
+def _is_known(name: str) -> bool:
+    "Is it a name that something in the package or the tests defines, or a setting?"
+    sources = [path.read_text(encoding='utf-8') for folder in ('fsc_fastai', 'tests') for path in (ROOT/folder).rglob('*.py')]
+    defined = re.compile(rf'\b(def|class) {name}\b|^{name}\b.*=|import .*\b{name}\b', re.M)
+    return name in settings() or any(defined.search(source) for source in sources)

@@ -28,7 +28,8 @@ PORT = 8613
 
 # What makes a snippet small: a pattern and what takes its place
 SMALLER = {
-    r'untar_(glyphs|glyph_domains)\(\)': r'untar_\1(n_classes=30, n_images=12, size=32, progress=False)',
+    r'untar_glyphs\(\)': 'untar_glyphs(n_classes=30, n_images=12, size=32, progress=False)',
+    r'untar_glyph_domains\(\)': 'untar_glyph_domains(n_classes=6, n_images=12, size=32, progress=False)',
     r"'resnet10'": "'conv4'",
     r'vit_tiny_patch16_224': 'test_vit',
     r'size=84|Resize\(84\)': lambda m: m[0].replace('84', '32'),

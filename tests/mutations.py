@@ -1,0 +1,154 @@
+"""Mistakes to put into the formulas, each with the tests that must notice: `make mutants` tries them all.
+
+A line for every rule and formula: the file, what stands there (once), the mistake, and the test files (or one test of a file).
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ['Mutation', 'MUTATIONS']
+
+
+class Mutation(NamedTuple):
+    "One mistake"
+    what: str # The formula
+    file: str # Where it is
+    old: str # What stands there, once
+    new: str # The mistake
+    tests: str # Tests that must fail, separated by spaces
+
+
+RULES, START, HEADS = 'fsc_fastai/explain/rules.py', 'fsc_fastai/explain/start.py', 'fsc_fastai/explain/heads.py'
+BASE, CAN, GNN = 'fsc_fastai/models/base.py', 'fsc_fastai/models/cross_attention.py', 'fsc_fastai/models/graph.py'
+FT, LFT = 'fsc_fastai/models/transformation.py', 'fsc_fastai/callback/lft.py'
+SECOND, TRANSDUCTION = 'fsc_fastai/callback/second_order.py', 'fsc_fastai/transduction.py'
+BY_HAND, HEAD_TESTS = 'tests/explain/test_rules.py', 'tests/explain/test_heads.py'
+LFT_TESTS = 'tests/callback/test_lft.py'
+
+MUTATIONS = (
+    # Relevance rules, equations (4) and (5) of Sun et al. 2020, and those of Montavon, Lapuschkin and others
+    Mutation('ε stabilises, it does not unsettle', RULES, 'z + eps * z.sign() if eps', 'z - eps * z.sign() if eps', BY_HAND),
+    Mutation('ε has the sign of z', RULES, 'z + eps * z.sign() if eps', 'z + eps if eps', BY_HAND),
+    Mutation('nothing contributes, nothing is shared', RULES, 'torch.where(z != 0, R / (z', 'torch.where(z == z, R / (z',
+             BY_HAND),
+    Mutation('ε-rule shares by its own ε', RULES, 'layer.share(R, layer.z, self.eps, layer.bias)',
+             'layer.share(R, layer.z, 0., layer.bias)', BY_HAND),
+    Mutation('β = α − 1', RULES, 'self.alpha - 1 if self.beta is None', 'self.alpha + 1 if self.beta is None', BY_HAND),
+    Mutation('α-β: negative shares are taken off', RULES, 'return self.alpha * c - beta *', 'return self.alpha * c + beta *',
+             BY_HAND),
+    Mutation('α-β: x⁻w⁻ is a positive contribution', RULES, 'c = _by_sign(layer, x, R, pos, neg, bias',
+             'c = _by_sign(layer, x, R, pos, pos, bias', BY_HAND),
+    Mutation('α-β: x⁻w⁺ is a negative contribution', RULES, 'beta * _by_sign(layer, x, R, neg, pos, bias',
+             'beta * _by_sign(layer, x, R, neg, neg, bias', BY_HAND),
+    Mutation('z⁺ is α = 1, β = 0', RULES, 'super().__init__(1., 0.)', 'super().__init__(1., 1.)', BY_HAND),
+    Mutation('γ favours positive weights', RULES, 'w + self.gamma * w.clamp(min=0), w', 'w - self.gamma * w.clamp(min=0), w',
+             BY_HAND),
+    Mutation('γ favours negative weights of negative inputs', RULES, 'w + self.gamma * w.clamp(max=0), self',
+             'w - self.gamma * w.clamp(max=0), self', BY_HAND),
+    Mutation('z^B: low meets w⁺', RULES, 'layer(x, w) - layer(low, pos) - layer(high',
+             'layer(x, w) + layer(low, pos) - layer(high', BY_HAND),
+    Mutation('z^B: high meets w⁻', RULES, '- high * layer.T(s, neg)', '+ high * layer.T(s, neg)', BY_HAND),
+    Mutation('flat: equal parts', RULES, 'torch.ones_like(layer.weight))', 'layer.weight.abs())', BY_HAND),
+    Mutation('w²', RULES, 'layer.weight**2', 'layer.weight.abs()', BY_HAND),
+    Mutation('a folded bias takes part', RULES, 'if bias is not None: z = z + bias', 'if bias is not None: z = z - bias',
+             BY_HAND),
+    Mutation('inputs of both signs at once', RULES, 'torch.where(x > 0, c_pos, c_neg)', 'torch.where(x > 0, c_neg, c_pos)',
+             BY_HAND),
+
+    # Where an explanation starts and what training makes of it, equations (2) and (7)
+    Mutation('relevance of a score: odds', START, '(p + eps) / (1 - p + eps)', '(p + eps) / (1 + p + eps)',
+             'tests/explain/test_start.py'),
+    Mutation('relevance of a score: against chance', START, '((n_way - 1) *', '(n_way *', 'tests/explain/test_start.py'),
+    Mutation('weights are 1 + R/max|R|', START, 'return 1 + R /', 'return 1 - R /', 'tests/explain/test_start.py'),
+    Mutation('of the absolute relevance', START, 'R.abs().amax(', 'R.amax(', 'tests/explain/test_start.py'),
+
+    # Relevance passes written out
+    Mutation('cosine terms', HEADS, 'terms = unit(total) * unit(support', 'terms = total * unit(support', HEAD_TESTS),
+    Mutation('a prototype that is nearer', HEADS, 'return others @ squares - squares', 'return squares - others @ squares',
+             HEAD_TESTS),
+    Mutation('GNN: both operators', HEADS, 'return x * (divide(itself, x, eps) + single',
+             'return x * (divide(itself, x, eps) - single', HEAD_TESTS),
+    Mutation('RN: α-rule takes positive weights', HEADS, 'positive = single(conv.weight).clamp(min=0)',
+             'positive = single(conv.weight)', HEAD_TESTS),
+    Mutation('RN: pairs of both signs', HEADS, 'return R_pairs + contributions(', 'return R_pairs - contributions(', HEAD_TESTS),
+    Mutation('integrated gradients take midpoints', 'fsc_fastai/explain/baselines.py', '(k + .5) / steps', '(k + 1.) / steps',
+             'tests/explain/test_baselines.py'),
+    Mutation('gradient × input', 'fsc_fastai/explain/baselines.py', 'return x * flow', 'return flow',
+             'tests/explain/test_baselines.py'),
+
+    # Explanation-guided training, equations (8) and (9)
+    Mutation('merged loss', 'fsc_fastai/callback/lrp.py', 'lam * guided + xi * plain if xi', 'lam * guided - xi * plain if xi',
+             'tests/callback/test_lrp.py'),
+    Mutation('λ weighs the guided loss', 'fsc_fastai/callback/lrp.py', 'lam * guided + xi * plain if xi',
+             'xi * guided + lam * plain if xi', 'tests/callback/test_lrp.py'),
+    Mutation('λ of one shot', 'fsc_fastai/callback/lrp.py', '.5 if one_shot else 1.', '1. if one_shot else .5',
+             'tests/callback/test_lrp.py'),
+
+    # Feature-wise transformation, Tseng et al. 2020
+    Mutation('FT: scale is around 1', FT, '(1 + scale).view(shape)', 'scale.view(shape)', 'tests/models/test_transformation.py'),
+    Mutation('FT: softplus has β = 100', FT, 'F.softplus(p, beta=100)', 'F.softplus(p)', 'tests/models/test_transformation.py'),
+    Mutation('FT: noise is a draw a channel', FT, 'torch.randn_like(p) *', 'torch.randn(1) *',
+             'tests/models/test_transformation.py'),
+    Mutation('LFT: fast weights go downhill', SECOND, 'w if d is None else w - lr * d', 'w if d is None else w + lr * d',
+             'tests/callback/test_second_order.py'),
+    Mutation('LFT: −lr·∂L′/∂w', SECOND, 'else -lr * u for u', 'else lr * u for u', 'tests/callback/test_second_order.py'),
+    Mutation('LFT: weight of the auxiliary loss', LFT, '0.9**(20 *', '0.9**(10 *', LFT_TESTS),
+    Mutation('LFT: pseudo-unseen episodes are seen in eval mode', LFT, 'with evaluating(model): scores',
+             'with ExitStack(): scores', LFT_TESTS),
+    Mutation('LFT: mean over the domains', LFT, 'as_subclass(Tensor) / len(self.domains)', 'as_subclass(Tensor)', LFT_TESTS),
+    Mutation('accumulation is a mean', 'fsc_fastai/callback/accumulate.py', 'self.learn.loss_grad /= self.n_acc', 'pass',
+             'tests/test_learner.py'),
+
+    # Methods
+    Mutation('class means divide by the shots', BASE, '(total / member.sum(0)[:, None])', '(total / member.sum())',
+             'tests/models/test_base.py'),
+    Mutation('a pair holds the prototype first', 'fsc_fastai/models/pairs.py',
+             'torch.cat(torch.broadcast_tensors(*pair_parts(self)), 2)',
+             'torch.cat(torch.broadcast_tensors(*pair_parts(self)[::-1]), 2)', 'tests/models/test_relation.py'),
+    Mutation('cosine normalises both sides', 'fsc_fastai/models/layers.py', "'nmc,nmc->nm', unit(a), unit(b)",
+             "'nmc,nmc->nm', unit(a), b", 'tests/models/test_base.py tests/models/test_proto.py'),
+    Mutation('ProtoNet: nearer is likelier', 'fsc_fastai/models/proto.py', 'return -(single(query)', 'return (single(query)',
+             'tests/models/test_proto.py'),
+    Mutation('MatchingNet: attention is summed over a class', 'fsc_fastai/models/matching.py', 'f_p.labels.log()).logsumexp(1)',
+             'f_p.labels.log()).amax(1)', 'tests/models/test_matching.py'),
+    Mutation('CAN: attention is 1 + softmax', CAN, 'return 1 + F.softmax(', 'return F.softmax(',
+             'tests/models/test_cross_attention.py'),
+    Mutation('CAN: temperature', CAN, 'fused / self.temperature', 'fused * self.temperature',
+             'tests/models/test_cross_attention.py'),
+    Mutation('CAN: mean correlation', CAN, "'ac,bcj->abj', a.mean(2), b", "'ac,bcj->abj', a.amax(2), b",
+             'tests/models/test_cross_attention.py'),
+    Mutation('CAN: who attends to whom', CAN, 'self.attention(s, q).unflatten(2, size), self',
+             'self.attention(s, s).unflatten(2, size), self', 'tests/models/test_cross_attention.py tests/models/test_golden.py'),
+    Mutation('CAN: half the episodic loss', 'fsc_fastai/models/losses.py', '+ self.episodic * super()', '+ super()',
+             'tests/models/test_losses.py'),
+    Mutation('GNN: no self-loops', GNN, ".masked_fill(itself, float('-inf'))", '',
+             'tests/models/test_graph.py tests/models/test_golden.py'),
+    Mutation('GNN: edges of absolute differences', GNN, '(x[:, i] - x[:, j]).abs()', '(x[:, i] - x[:, j])',
+             'tests/models/test_graph.py tests/models/test_golden.py'),
+    Mutation('GNN: a pair counts twice in the statistics', GNN, '2 / (n_graphs * n**2)', '1 / (n_graphs * n**2)',
+             'tests/models/test_graph.py tests/models/test_golden.py'),
+    Mutation('GNN: queries have no label', GNN, 'F.pad(labels, (0, 0, 0, n_per_graph))',
+             'F.pad(labels, (0, 0, 0, n_per_graph), value=1.)', 'tests/models/test_graph.py tests/models/test_golden.py'),
+    Mutation('RN: loss on sigmoid scores', 'fsc_fastai/models/losses.py', 'F.mse_loss(scores.sigmoid()',
+             'F.mse_loss(scores.tanh()', 'tests/models/test_losses.py tests/models/test_golden.py tests/models/test_relation.py'),
+
+    # Numbers that tables show
+    Mutation('interval: √n', 'fsc_fastai/metrics.py', '/ math.sqrt(len(values))', '/ len(values)', 'tests/test_metrics.py'),
+    Mutation('interval: 1.96', 'fsc_fastai/metrics.py', '1.96 * values.std()', '1.645 * values.std()', 'tests/test_metrics.py'),
+    Mutation('interval: n − 1', 'fsc_fastai/metrics.py', 'values.std().item()', 'values.std(correction=0).item()',
+             'tests/test_metrics.py'),
+    Mutation('difference is b − a', 'fsc_fastai/evaluate.py', 'np.subtract(b[name], a[name])', 'np.subtract(a[name], b[name])',
+             'tests/test_evaluate.py'),
+    Mutation('transduction: the surest queries join', TRANSDUCTION, 'descending=True', 'descending=False',
+             'tests/test_transduction.py'),
+    Mutation('transduction: rounds accumulate', TRANSDUCTION, 'torch.cat([f_support, f_query[chosen]])',
+             'torch.cat([f_support[:-1], f_query[chosen], f_support[-1:]])', 'tests/test_transduction.py'),
+    Mutation('transduction: fewer queries, fewer candidates', TRANSDUCTION, 'min(1., n_query / _PUBLISHED_QUERIES)', '1.',
+             'tests/test_transduction.py'),
+    Mutation('Figure 3: quantile over positions', 'fsc_fastai/statistics.py', 'quantile(0.95, dim=2)', 'mean(dim=2)',
+             'tests/test_statistics.py'),
+    Mutation('Figure 3: 95 % − 45 %', 'fsc_fastai/statistics.py', 'high - low', 'low - high', 'tests/test_statistics.py'),
+    Mutation('Figure 3: 45 %', 'fsc_fastai/statistics.py', '[0.45, 0.95]', '[0.5, 0.95]', 'tests/test_statistics.py'),
+    Mutation('Figure 3: variance over the channels', 'fsc_fastai/statistics.py', 'correction=0', 'correction=1',
+             'tests/test_statistics.py'),
+)
