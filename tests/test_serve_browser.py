@@ -1,4 +1,4 @@
-"The web page in a headless Chromium, which `apt-get install chromium` provides: slow tests only"
+"The web page in a headless Chromium, which `apt-get install chromium` provides"
 import base64
 import json
 import re
@@ -15,14 +15,15 @@ from websockets.sync.client import connect
 from fsc_fastai.serve import create_app
 from tests.inference.toys import classifier, folder_of
 
+CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium: apt-get install chromium')
+
 
 class Browser:
     "A page in Chromium, steered by its DevTools protocol"
     def __init__(self, profile):
-        program = shutil.which('chromium') or shutil.which('google-chrome')
-        if program is None: raise RuntimeError('this test needs Chromium: apt-get install chromium')
         self.log = profile.with_suffix('.log').open('w+')
-        self.process = subprocess.Popen([program, '--headless=new', '--no-sandbox', '--disable-gpu', '--remote-debugging-port=0',
+        self.process = subprocess.Popen([CHROMIUM, '--headless=new', '--no-sandbox', '--disable-gpu', '--remote-debugging-port=0',
                                          f'--user-data-dir={profile}', 'about:blank'], stderr=self.log)
         with urllib.request.urlopen(f'http://{self._address()}/json') as answer: pages = json.load(answer)
         self.socket = connect(next(o['webSocketDebuggerUrl'] for o in pages if o['type'] == 'page'), max_size=None)
@@ -94,7 +95,6 @@ def address():
     thread.join()
 
 
-@pytest.mark.slow
 def test_drop_examples_drop_a_query_see_the_answer(browser, address, tmp_path):
     support, queries = folder_of(tmp_path/'support', 2, ['blue', 'red']), folder_of(tmp_path/'new', 1, ['red', 'blue'], first=50)
     browser.after_load(lambda: browser.call('Page.navigate', url=address))
