@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastcore.basics import chunked
 from fasttransform.transform import Pipeline
 from torch import Tensor
 
-from .cache import ImageCache
+from .cache import CacheChoice, ImageCache
 from .episode import Episode, EpisodeLabel, EpisodeSplit
 from .sampler import Count, EpisodeSampler
 
@@ -28,6 +29,23 @@ def _is_random(tfm: Any) -> bool:
     "Whether an item transform can give something else at its next call, or in another set"
     squish = isinstance(tfm, Resize) and tfm.method == ResizeMethod.Squish
     return not squish and (isinstance(tfm, RandTransform) or tfm.split_idx is not None)
+
+
+def _file_of(item: Any) -> str | os.PathLike | None:
+    "The file of an item, None where it is something else"
+    file = item[0] if isinstance(item, tuple) else item
+    return file if isinstance(file, str | os.PathLike) else None
+
+
+def _file_identity(file: Any) -> str:
+    stat = os.stat(file)
+    return f'{os.fspath(file)} {stat.st_size} {stat.st_mtime_ns}'
+
+
+def _tfm_identity(tfm: Any) -> str:
+    "Name of a transform and the arguments that it keeps"
+    settings = {k: getattr(tfm, k) for k in inspect.signature(type(tfm).__init__).parameters if k in vars(tfm)}
+    return f'{type(tfm).__module__}.{type(tfm).__qualname__} {tfm.name} {settings}'
 
 
 def _has_labels(dataset: Any) -> bool: return not isinstance(dataset, Datasets) or len(dataset.tls) > dataset.n_inp
@@ -54,20 +72,40 @@ class _CachedDL(TfmdDL):
         if unknown: raise TypeError(f'{type(self).__name__} has no argument {", ".join(unknown)}')
         self._labels, self._img_size, self.cache = labels, img_size, None
         self._num_workers = num_workers
-        self._cache_wanted = cache.limit_gb if isinstance(cache, ImageCache) else cache
+        self._cache_wanted = cache.wanted if isinstance(cache, ImageCache) else cache
         super().__init__(dataset, num_workers=num_workers, **{k: v for k, v in kwargs.items() if k in _KNOWN})
         self.cache = self._make_cache(cache)
         if num_workers is None and self.cache is not None:
             self.fake_l.num_workers = 0  # an episode is one gather, which workers would only slow down
 
-    def _make_cache(self, cache: bool | float | None | ImageCache) -> ImageCache | None:
+    def _make_cache(self, cache: CacheChoice | ImageCache) -> ImageCache | None:
         if isinstance(cache, ImageCache): return cache
         random_tfms = [f.name for f in self.after_item.fs if _is_random(f)]
-        if cache is True and random_tfms:
-            raise ValueError(f'cache=True would freeze the random item_tfms {", ".join(random_tfms)}: '
+        folder = cache if isinstance(cache, str | os.PathLike) else None
+        if (cache is True or folder is not None) and random_tfms:
+            raise ValueError(f'cache={cache} would freeze the random item_tfms {", ".join(random_tfms)}: '
                              'use Resize(size, method="squish"), and augment in batch_tfms')
         if cache is False or random_tfms or any(f.name != 'noop' for f in self.before_batch.fs): return None
-        return ImageCache(len(self.dataset), None if cache is None or cache is True else float(cache))
+        if folder is not None and all(_file_of(item) is not None for item in self.items):
+            return ImageCache(len(self.dataset), folder=folder)
+        limit = cache if isinstance(cache, int | float) and cache is not True else None
+        return ImageCache(len(self.dataset), limit)
+
+    def build_cache(self,
+        progress: bool = True, # Show a progress bar
+    ) -> bool:
+        """Decode every image now, instead of at its first use; whether they could be kept.
+
+        In memory by default; with `cache=folder` in a file that is built in any case before its first use.
+        """
+        super().before_iter()
+        return self.cache is not None and self.cache.build(self._load_image, self._identity, progress)
+
+    def _identity(self) -> str:
+        "What the images are made of: the files as they are now, and the transforms with their settings"
+        files = [_file_identity(_file_of(item)) for item in self.items]
+        tfms = [*(self.dataset.tls[0].tfms.fs if isinstance(self.dataset, Datasets) else ()), *self.after_item.fs]
+        return '\n'.join([*files, type(self.dataset).__qualname__, *map(_tfm_identity, tfms)])
 
     @property
     def labels(self) -> list[int]:
@@ -103,7 +141,7 @@ class _CachedDL(TfmdDL):
         super().before_iter()
         if (getattr(self.dataset, 'split_idx', None) or 0) > 1:  # a test set: fastai knows the transforms of two sets only
             for pipeline in self._pipelines(): pipeline.split_idx = 1
-        if self.cache is not None: self.cache.prepare(self._load_image)
+        if self.cache is not None: self.cache.prepare(self._load_image, self._identity)
 
     def do_item(self, s):
         "Item `s` after its transforms. An episode can not do without one of its images: `SkipItemException` is an error"
@@ -124,7 +162,8 @@ class _CachedDL(TfmdDL):
 
     def _batch(self, idxs: list[int]) -> Tensor:
         "The images at `idxs` as one batch, before the batch transforms"
-        if self.cache is not None and self.cache.prepare(self._load_image): return self.cache.get(idxs, self._load_image)
+        if self.cache is not None and self.cache.prepare(self._load_image, self._identity):
+            return self.cache.get(idxs, self._load_image)
         return self.do_batch([self.do_item(i) for i in idxs])[0]
 
     def _shared(self, dataset: Any) -> dict:
@@ -195,7 +234,7 @@ class EpisodicDL(_CachedDL):
         seed: int = 0, # Another seed, other episodes
         epoch: int = 0, # Number of the epoch to come
         drop_small: bool = False, # Leave out the classes with too few images, instead of an error
-        cache: bool | float | None | ImageCache = None, # Keep decoded images: True, up to so many GB, None: where possible, False
+        cache: CacheChoice | ImageCache = None, # Keep decoded images: True, so many GB, a folder, False, None: where possible
         labels: list[int] | None = None, # Class of every image; None: asked of the dataset
         **kwargs, # For `TfmdDL`
     ):

@@ -187,6 +187,13 @@ class EpisodeDataLoaders(DataLoaders):
         self.domains |= self.as_domains(domains, **kwargs)
         return self
 
+    def build_cache(self,
+        progress: bool = True, # Show progress bars
+    ) -> EpisodeDataLoaders:
+        "Decode every image of all loaders and domains now, instead of at its first use, where they are kept; returns itself"
+        for dl in (*self.loaders, *self.domains.values()): dl.build_cache(progress)
+        return self
+
     @property
     def test(self) -> EpisodicDL:
         "Episodes of the source's own held-out classes"

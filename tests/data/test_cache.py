@@ -1,6 +1,9 @@
 "The memory that decoded images may take"
 import gc
+import multiprocessing as mp
+import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,3 +55,101 @@ def test_images_of_another_shape_are_named():
     cache.prepare(image)
     with pytest.raises(ValueError, match=r'image 2 has the shape \(3, 5, 5\), the others \(3, 4, 4\)'):
         cache.get([2], lambda i: torch.zeros(3, 5, 5, dtype=torch.uint8))
+
+
+def in_folder(folder, **kwargs): return ImageCache(9, folder=folder, **kwargs)
+
+
+def test_file_is_built_once_and_found_again(tmp_path):
+    loaded, first = [], in_folder(tmp_path/'new')
+
+    def load(i):
+        loaded.append(i)
+        return image(i)
+    assert first.prepare(load) and len(first) == 9 and str(tmp_path) in repr(first)
+    loaded.clear()
+    again = in_folder(tmp_path/'new')
+    assert again.prepare(load) and again.get([4, 0, 4], load)[:, 0, 0, 0].tolist() == [4, 0, 4]
+    assert len(loaded) <= 9, 'a few images, to recognise the file by'
+    assert sorted(f.suffix for f in (tmp_path/'new').iterdir()) == ['.lock', '.npy']
+
+
+def test_what_is_done_to_a_batch_does_not_reach_the_file(tmp_path):
+    cache = in_folder(tmp_path)
+    cache.prepare(image)
+    cache.store.zero_()
+    again = in_folder(tmp_path)
+    assert again.prepare(image) and again.get([5], image).eq(5).all()
+
+
+@pytest.mark.parametrize(('load', 'identity'), [(lambda i: image(i) + (i > 0), 'a'), (image, 'b')], ids=['pixels', 'identity'])
+def test_other_images_or_transforms_have_another_file(tmp_path, load, identity):
+    in_folder(tmp_path).prepare(image, lambda: 'a')
+    other = in_folder(tmp_path)
+    other.prepare(load, lambda: identity)
+    assert len(list(tmp_path.glob('*.npy'))) == 2 and torch.equal(other.get([8], load)[0], load(8))
+
+
+def build_and_die(folder):
+    def load(i):
+        if i == 7: os._exit(1)
+        return image(i)
+    in_folder(folder).build(load if os.environ.get('_DIES') else image, progress=False)
+
+
+def test_process_killed_half_way_leaves_no_file_and_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr('fsc_fastai.data.cache.ImageCache._key', lambda *args: 'key')
+    monkeypatch.setenv('_DIES', '1')
+    killed = mp.get_context('fork').Process(target=build_and_die, args=(tmp_path,))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == 1 and {f.suffix for f in tmp_path.iterdir()} == {'.part', '.lock'}
+    cache = in_folder(tmp_path)
+    assert cache.prepare(image) and cache.get(range(9), image)[:, 0, 0, 0].tolist() == list(range(9))
+    assert {f.suffix for f in tmp_path.iterdir()} == {'.npy', '.lock'}
+
+
+def build_and_count(folder, number):
+    def load(i):
+        with (folder/f'loaded{number}').open('a') as f: f.write(f'{i}\n')
+        return image(i)
+    cache = in_folder(folder/'cache')
+    cache.build(load, progress=False)
+    assert cache.get(range(9), load)[:, 0, 0, 0].tolist() == list(range(9))
+
+
+def test_two_processes_build_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr('fsc_fastai.data.cache.ImageCache._key', lambda *args: 'key')
+    both = [mp.get_context('fork').Process(target=build_and_count, args=(tmp_path, n)) for n in range(2)]
+    for p in both: p.start()
+    for p in both: p.join()
+    assert [p.exitcode for p in both] == [0, 0]
+    loads = sorted(len((tmp_path/f'loaded{n}').read_text().split()) for n in range(2))
+    assert loads == [1, 10], 'one looks at the first image, the other decodes all'
+
+
+def test_an_image_of_another_shape_leaves_no_file(tmp_path):
+    def load(i): return image(i) if i != 6 else torch.zeros(3, 5, 5, dtype=torch.uint8)
+    cache = in_folder(tmp_path)
+    with pytest.raises(ValueError, match='image 6 has the shape'): cache.prepare(load)
+    assert not list(tmp_path.glob('*.npy')) and in_folder(tmp_path).prepare(image)
+
+
+def test_a_full_disk_or_memory_falls_back_to_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr('fsc_fastai.data.cache.free_memory', lambda: 10)
+    with pytest.warns(UserWarning, match=r'GB of memory that are free.*cache=folder'): assert not ImageCache(9).prepare(image)
+    monkeypatch.setattr('shutil.disk_usage', lambda path: SimpleNamespace(free=10))
+    with pytest.warns(UserWarning, match='GB that are free in .*decoded anew'): assert not in_folder(tmp_path).prepare(image)
+
+
+def test_much_memory_is_told_before_it_is_taken(monkeypatch, capsys):
+    monkeypatch.setattr(ImageCache, 'tell_gb', 0)
+    ImageCache(9).prepare(image)
+    assert '9 decoded images of 3×4×4 take up to 0.0 GB of memory' in capsys.readouterr().out
+
+
+def test_ranks_of_a_machine_share_the_budget(monkeypatch):
+    gc.collect()
+    monkeypatch.setattr(ImageCache, 'budget_gb', ImageCache._used/GB + 1000/GB)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    with pytest.warns(UserWarning, match='need'): assert not ImageCache(15).prepare(image)

@@ -110,6 +110,38 @@ def test_cache_decodes_each_image_once(make_dls, tree):
     assert len(dls.train.cache) == len(dls.train.items) and len(episodes(dls.train)) == 6
 
 
+def test_decoded_images_in_a_folder_give_the_same_episodes_to_later_runs(make_dls, tree, tmp_path):
+    plain = episodes(make_dls(cache=False, num_workers=0).train)
+    assert episodes(make_dls(cache=tmp_path/'cache').train) == plain
+    files = set((tmp_path/'cache').glob('*.npy'))
+    later = make_dls(cache=str(tmp_path/'cache')).train
+    assert episodes(later) == plain and episodes(later.new(num_workers=2, epoch=0)) == plain
+    assert set((tmp_path/'cache').glob('*.npy')) == files
+
+
+def test_an_edited_image_or_transform_is_decoded_anew(make_dls, tree, tmp_path):
+    dl = make_dls(cache=tmp_path/'cache').train
+    before = {tuple(o) for x, _ in dl.images() for o in identity(x)}
+    file = dl.items[0][0]
+    Image.new('RGB', (12, 12), (77, 7, 0)).save(file)
+    assert {tuple(o) for x, _ in make_dls(cache=tmp_path/'cache').train.images() for o in identity(x)} != before
+    smaller = make_dls(cache=tmp_path/'cache', item_tfms=Resize(6, method='squish')).train
+    assert smaller.one_batch().query_x.shape[-2:] == (6, 6) and len(list((tmp_path/'cache').glob('*.npy'))) == 3
+
+
+def test_images_that_are_no_files_stay_in_memory(tmp_path):
+    pairs = [(torch.full((3, 4, 4), 10*c + i, dtype=torch.uint8), c) for c in range(3) for i in range(5)]
+    dl = EpisodicDL(pairs, n_way=3, n_shot=1, n_query=2, num_workers=0, cache=tmp_path/'cache')
+    dl.one_batch()
+    assert len(dl.cache) == 9 and not (tmp_path/'cache').exists()
+
+
+def test_build_cache_decodes_all_at_once(make_dls):
+    dls = make_dls().build_cache(progress=False)
+    assert [len(dl.cache) for dl in dls] == [len(dl.items) for dl in dls]
+    assert not make_dls(cache=False).train.build_cache()
+
+
 def test_workers_fill_the_cache_for_all(make_dls):
     dl = make_dls(num_workers=2).train
     list(dl)
