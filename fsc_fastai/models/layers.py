@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from fastai.torch_core import TensorBase
 from torch import Tensor
 
@@ -58,9 +59,10 @@ def unit(
 ) -> Tensor:
     "`x` at length 1 along `dim`, in single precision at least; 0 stays 0, with derivatives of every order"
     x = single(x)
-    squared = x.square().sum(dim, keepdim=True)
-    # where a ReLU left nothing, the second derivative of a norm would be nan
-    return x / torch.where(squared > 0, squared, 1).sqrt()
+    if not torch.is_grad_enabled(): return F.normalize(x, dim=dim)
+    # where a ReLU left nothing, the second derivative of the norm would be nan
+    nothing = (x.detach() == 0).all(dim, keepdim=True)
+    return F.normalize(torch.where(nothing, 1., x), dim=dim).masked_fill(nothing, 0.)
 
 
 def cosine(
