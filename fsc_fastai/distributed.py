@@ -7,12 +7,47 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch
+from torch import Tensor
 
 from .learner import FSCLearner
 
 __all__: list[str] = []
+
+
+def share_of(
+    learn: FSCLearner, # Maybe within its `distrib_ctx`
+) -> tuple[int, int]:
+    "Which share of the work is this process's, and of how many: (rank, ranks), or (0, 1) where nothing is shared"
+    shared = num_distrib() > 1 and hasattr(learn, 'episode_distributed_trainer')
+    return (rank_distrib(), num_distrib()) if shared else (0, 1)
+
+
+def own_part(
+    n: int, # Things to do
+    share: tuple[int, int], # Of `share_of`
+) -> slice:
+    "Those that this process does: consecutive ones, so that the ranks' results in their order are all of them in order"
+    rank, ranks = share
+    return slice(n * rank // ranks, n * (rank + 1) // ranks)
+
+
+def joined(
+    part: Tensor, # Results of this process `(n, …)`, all on one device
+    share: tuple[int, int], # Of `share_of`
+) -> Tensor:
+    "The results of all processes, one rank's after the other"
+    if share[1] == 1: return part
+    sizes = torch.zeros(share[1], dtype=torch.int64, device=part.device)
+    sizes[share[0]] = len(part)
+    torch.distributed.all_reduce(sizes)
+    starts = [0, *sizes.cumsum(0).tolist()]
+    whole = part.new_zeros(starts[-1], *part.shape[1:])
+    whole[starts[share[0]]:starts[share[0] + 1]] = part
+    torch.distributed.all_reduce(whole)  # each entry is some rank's, and zero in all others
+    return whole
 
 
 @patch

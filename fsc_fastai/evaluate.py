@@ -15,6 +15,7 @@ from torch import Tensor
 from .data.episode import EpisodeLabel
 from .data.loader import EpisodicDL
 from .data.sampler import EpisodeIndices, EpisodeSampler
+from .distributed import joined, own_part, share_of
 from .learner import FSCLearner
 from .metrics import ci95
 from .models.base import FewShotModel
@@ -65,6 +66,7 @@ def episode_scores(
     transductive: bool = False, # Let confident queries join the support set
     candidates: Sequence[int] = CANDIDATES, # How many join in each round
     at_once: int | None = None, # Episodes classified together; None: as many as `AT_ONCE_MB` allows
+    share: tuple[int, int] = (0, 1), # Only the part of the episodes that is this rank's, of so many ranks
 ) -> Iterator[tuple[EpisodeIndices, Tensor, Tensor]]:
     """Episode by episode: its indices, the scores of its queries `(n_query, n_way)` and their labels `(n_query,)`.
 
@@ -85,7 +87,8 @@ def episode_scores(
     n_way = len(first[0].classes)
     if at_once is None: at_once = _episodes_at_once(model, *maps_of(first[:1]))
     if at_once > 1 and not _vectorises(classify, *maps_of(first)): at_once = 1
-    for ks in chunked(range(n_episodes), at_once):
+    together = list(chunked(range(n_episodes), at_once))
+    for ks in together[own_part(len(together), share)]:
         episodes = [sampler.episode(k) for k in ks]
         maps = maps_of(episodes)
         scores = torch.vmap(classify)(*maps) if len(ks) > 1 else [classify(*(f[0] for f in maps))]
@@ -105,6 +108,16 @@ def _vectorises(classify: Callable[[Tensor, Tensor], Tensor], f_support: Tensor,
     try: together = torch.vmap(classify)(f_support, f_query)
     except RuntimeError: return False  # an operation that knows no batches, or a decision that depends on values
     return torch.allclose(together, torch.stack([classify(*maps) for maps in zip(f_support, f_query)]), rtol=1e-4, atol=1e-5)
+
+
+def _encode_domain(learn: FSCLearner, dl: EpisodicDL, bs: int = 64) -> Tensor:
+    "Feature maps of every image of a domain; ranks encode whole batches each, so that they are those of one process"
+    share, n = share_of(learn), len(dl.items)
+    if share[1] == 1: return encode_images(learn.model, dl.images(bs))
+    batches = own_part(-(-n // bs), share)
+    own = dl.images(bs, idxs=range(n)[batches.start * bs:batches.stop * bs])
+    if len(own): return joined(encode_images(learn.model, own), share)
+    return joined(encode_images(learn.model, dl.images(bs, idxs=[0]))[:0], share)  # fewer batches than ranks
 
 
 def _as_domains(learn: FSCLearner, domains: Any) -> dict[str, EpisodicDL]:
@@ -127,8 +140,9 @@ def _test_episodes(learn, domains, n_episodes, n_way, n_shot, n_query, seed, tra
                 for name, dl in named.items()}
     try:
         for name, dl in _bar(learn, named):
-            features = encode_images(model, dl.images())
-            yield name, dl, episode_scores(model, features, samplers[name], n_episodes, transductive, candidates)
+            features = _encode_domain(learn, dl)
+            yield name, dl, episode_scores(model, features, samplers[name], n_episodes, transductive, candidates,
+                                           share=share_of(learn))
     finally: model.train(was_training)
 
 
@@ -159,7 +173,8 @@ def evaluate(
     rows, episodes = [], {}
     for name, _, tested in _test_episodes(self, domains, n_episodes, n_way, n_shot, n_query, seed, transductive, candidates):
         accuracies = [(scores.argmax(1) == y).float().mean() for _, scores, y in tested]
-        episodes[name] = torch.stack(accuracies).tolist()
+        none = torch.zeros(0, device=self.dls.device)  # a rank's share when there are fewer episodes than go together
+        episodes[name] = joined(torch.stack(accuracies) if accuracies else none, share_of(self)).tolist()
         rows.append(dict(domain=name, way=n_way, shot=n_shot, n_episodes=n_episodes, n_query=n_query,
                          accuracy=float(np.mean(episodes[name])), ci95=ci95(episodes[name]),
                          protocol=label + (' transductive' if transductive else '')))
@@ -191,6 +206,8 @@ def confusion(
         classes = np.array(episode.classes)
         np.add.at(taken, (classes[y.cpu()], classes[scores.argmax(1).cpu()]), 1)
         offered[np.ix_(classes, classes)] += n_query
+    taken, offered = (joined(torch.tensor(o, device=self.dls.device)[None], share_of(self)).sum(0).cpu().numpy()
+                      for o in (taken, offered))
     seen = sorted(set(dl.labels))
     share = np.divide(taken, offered, out=np.full_like(taken, np.nan), where=offered > 0)[np.ix_(seen, seen)]
     names = [dl.vocab[i] for i in seen]

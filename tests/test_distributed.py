@@ -5,6 +5,7 @@ import sys
 from functools import partial
 from textwrap import dedent
 
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -72,6 +73,27 @@ def test_validation_counts_every_episode_once_and_in_order(hues, tmp_path):
     for rank_record, rank_preds in ranks:
         assert rank_record[1:] == pytest.approx(record[1:]), 'accuracy and interval'
         torch.testing.assert_close(rank_preds, preds)
+
+
+def tables(hues, **kwargs):
+    "The evaluation, the accuracies that it rests on, and the confusions"
+    learn = learner(hues, kwargs.pop('method', 'relation'))
+    with learn.distrib_ctx(cpu=True):
+        table = learn.evaluate(n_query=4, **kwargs)
+        return table, table.attrs['episodes'], learn.confusion('novel', n_episodes=9, n_query=4)
+
+
+@pytest.mark.parametrize('kwargs', [dict(n_episodes=7), dict(n_episodes=7, transductive=True), dict(method='gnn', n_episodes=3)],
+                         ids=['together', 'transductive', 'one by one'])
+@pytest.mark.parametrize('at_once', [3, 64], ids=['several shares', 'one rank has none'])
+def test_evaluation_gives_the_table_of_one_process(hues, tmp_path, monkeypatch, kwargs, at_once):
+    monkeypatch.setattr('fsc_fastai.evaluate._episodes_at_once', lambda *args: at_once)
+    monkeypatch.setattr('fsc_fastai.evaluate._encode_domain.__defaults__', (20,))
+    table, episodes, confusion = tables(hues, **kwargs)
+    for shared_table, shared_episodes, shared_confusion in in_ranks(partial(tables, hues, **kwargs), tmp_path):
+        pd.testing.assert_frame_equal(shared_table, table, check_exact=True)
+        pd.testing.assert_frame_equal(shared_confusion, confusion, check_exact=True)
+        assert shared_episodes == episodes and len(episodes['novel']) == kwargs['n_episodes']
 
 
 def lft_guided(hues):
