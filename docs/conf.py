@@ -11,9 +11,12 @@ sys.path.insert(0, str(ROOT))
 
 import fsc_fastai.all  # noqa: E402, F401  adds its methods to the learner
 from docs.docments import reference_docstring, skip_member  # noqa: E402
+from docs.reference import write_pages  # noqa: E402
 
 settings = ConfigParser(delimiters=['='])
 settings.read(ROOT/'settings.ini', encoding='utf-8')
+
+write_pages(ROOT/'docs'/'api')
 
 project, author, release = (settings['DEFAULT'][key] for key in ('lib_name', 'author', 'version'))
 copyright = author

@@ -47,8 +47,9 @@ def _mark_up(text: str) -> str:
     def marked(m: re.Match) -> str:
         code = ' '.join(m[1].split())
         target = targets().get(code.removesuffix('()'))
-        return f':py:obj:`{code} <{target}>`' if target else f'``{code}``'
-    return re.sub(r'(?<!`)`([^`]+)`(?!`)', marked, text.replace('\\', '\\\\')).replace('*', '\\*').replace('|', '\\|')
+        linked = f':py:obj:`{code} <{target}>`' if target else f'``{code}``'
+        return linked + (r'\ ' if m[2] else '') # a letter may not touch the end of a code
+    return re.sub(r'(?<!`)`([^`]+)`(?!`)(?=(\w)?)', marked, text.replace('\\', '\\\\')).replace('*', '\\*').replace('|', '\\|')
 
 
 def _code_block(lines: list[str]) -> list[str]:
