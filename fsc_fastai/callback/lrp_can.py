@@ -30,11 +30,12 @@ class PublishedCANPass:
         model: CrossAttentionNet, # Whose scores are explained
         f_p: Attended, # Processed features, `(n_query, n_way, C, H, W)`
     ) -> tuple[Tensor, Tensor]:
-        "Of each term of the cosine `(n_query, n_way, C)` and of the attended queries `(n_query, n_way, C, H, W)`, with gradient"
+        "Of each term of the cosine `(n_query, n_way, C)` and of the attended queries `(n_query, n_way, C, H, W)`"
         query, total = single(f_p.query), single(f_p.query).sum((-2, -1))
         terms = unit(total) * unit(single(f_p.support).mean((-2, -1)))
         cosine = terms.sum(-1)
-        of_terms = terms * self._divide(relevance_start(model.scale * cosine, self.eps, detach=False), cosine)[..., None]
+        # a factor of a whole class, as the relevance of its score is, leaves no trace in weights that are divided by the largest
+        of_terms = terms * self._divide(relevance_start(model.scale * cosine, self.eps), cosine)[..., None]
         return of_terms, query * self._divide(of_terms, total)[..., None, None]
 
     def _divide(self, R: Tensor, z: Tensor) -> Tensor:

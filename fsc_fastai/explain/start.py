@@ -14,17 +14,15 @@ Over = Literal['channels', 'map']
 def relevance_start(
     scores: Tensor, # Scores `(..., n_way)`
     eps: float = 1e-3, # Keeps the logarithm finite
-    detach: bool = True, # A constant for the gradient?
 ) -> Tensor:
     """The relevance of every class, R_c = log((K−1)(P_c + ε) / (1 − P_c + ε)) with P the softmax of the scores.
 
-    Positive where a class is likelier than chance (Sun et al. 2020, equations (1) and (2)). Same shape as `scores`.
+    Positive where a class is likelier than chance (Sun et al. 2020, equations (1) and (2)). Same shape as `scores`, detached.
     Raises `ValueError` for a single class, which nothing speaks for or against.
     """
     n_way = scores.shape[-1]
     if n_way < 2: raise ValueError(f'relevance needs two classes to compare, found scores of shape {tuple(scores.shape)}')
-    if detach: scores = scores.detach()
-    p = scores.as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
+    p = scores.detach().as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
     return ((n_way - 1) * (p + eps) / (1 - p + eps)).log()
 
 

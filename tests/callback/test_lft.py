@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.callback.lrp_can import PublishedCANPass
 from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.data.episode import Episode, EpisodeLabel
 from fsc_fastai.explain.lrp import LRP
@@ -306,6 +307,23 @@ def test_gradient_of_the_guided_loss_equals_the_unrolled_step(plain_descent):
         return 0.7*loss + 0.4*F.cross_entropy(scores, torch.arange(3).repeat_interleave(2))
     hand.seen_loss = guided_loss
     torch.testing.assert_close(start(cb) - gammas(cb), hand.gradient(), rtol=1e-7, atol=1e-12)
+
+
+def test_weights_that_are_learned_through_have_second_derivatives(plain_descent):
+    def fit(guided):
+        learn = learner([lft(), LRPGuidedCallback(second_pass=guided), Seed()], n=1, model=build_model(method='can'))
+        learn.fit(1)
+        return start(learn.lft) - gammas(learn.lft)
+    class Constant(PublishedCANPass):
+        "The same scores with constant weights"
+        def __call__(self, model, f_p):
+            relevance = self.relevance
+            self.relevance = lambda *args: [R.detach() for R in relevance(*args)]
+            try: return super().__call__(model, f_p)
+            finally: del self.relevance
+    through, constant = fit(PublishedCANPass()), fit(Constant())
+    assert through.isfinite().all() and through.abs().max() > 0
+    assert not torch.allclose(through, constant, rtol=1e-3)
 
 
 def test_accumulated_episodes_are_one_update_with_the_mean_gradient(plain_descent):

@@ -14,7 +14,7 @@ from tests.golden_files import load
 
 from ..models.test_golden import cross_attention_net, files
 from ..models.toys import feature_episode, feature_model
-from .test_lrp import Episodes, few_shot, learner, untouched
+from .test_lrp import CPUAutocast, Episodes, few_shot, learner, untouched
 
 EPS = 1e-3
 
@@ -129,6 +129,17 @@ def test_without_a_global_classifier_too(n_classes):
     model.encoder.body = few_shot('can').encoder.body
     learner(model, cb := LRPGuidedCallback(second_pass=PublishedCANPass())).fit(1)
     assert len(cb.losses) == 3 and all(loss.isfinite() for pair in cb.losses for loss in pair)
+
+
+def test_single_precision_under_autocast():
+    class Seen(PublishedCANPass):
+        def __call__(self, model, f_p):
+            scores = super().__call__(model, f_p)
+            seen.append(scores.dtype)
+            return scores
+    seen = []
+    learner(few_shot('can'), [cb := LRPGuidedCallback(second_pass=Seen()), CPUAutocast()]).fit(1)
+    assert set(seen) == {torch.float32} and all(loss.isfinite() for pair in cb.losses for loss in pair)
 
 
 def test_mistakes_are_named():
