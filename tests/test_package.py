@@ -1,6 +1,8 @@
 "The package as a whole: its version, its public names, and which way its imports run"
 import ast
 import importlib
+import inspect
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import fsc_fastai
 PACKAGE = Path(fsc_fastai.__file__).parent
 MODULES = sorted('.'.join(p.relative_to(PACKAGE.parent).with_suffix('').parts) for p in PACKAGE.rglob('*.py'))
 ABOVE = {'callback', 'learner', 'evaluate', 'explanation', 'statistics', 'pretrain', 'inference', 'reproduce', 'demo', 'cli',
-         'all', 'serve'}
+         'all', 'serve', 'console'}
 
 
 def test_version_is_that_of_settings():
@@ -28,6 +30,23 @@ def test_public_names_exist_and_are_documented(module):
         public = getattr(found, name)
         ours = getattr(public, '__module__', '').startswith('fsc_fastai')
         if callable(public) and ours: assert public.__doc__, f'{module}.{name}'
+
+
+# What fastai and torch call, and document: events of callbacks and metrics, parts of loaders, transforms and modules
+HOOKS = re.compile(r'(before|after|on)_\w+|(end|start)_epoch|(load_)?state_dict|forward|reset|accumulate|name|value|extra_repr|encodes'
+                   r'|decodes|setups|get_idxs|create_batches|new|n_inp|epoch|device|open')
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_public_methods_are_documented(module):
+    found = importlib.import_module(module)
+    for name in getattr(found, '__all__', []):
+        cls = getattr(found, name)
+        if not inspect.isclass(cls) or cls.__module__ != module: continue
+        for key, member in vars(cls).items():
+            f = getattr(member, '__func__', getattr(member, 'fget', member))
+            if key[0] == '_' or not inspect.isfunction(f) or HOOKS.fullmatch(key): continue
+            assert f.__doc__, f'{module}.{name}.{key}'
 
 
 def test_data_models_and_explain_import_nothing_above_them():

@@ -43,13 +43,24 @@ class Episode(fastuple):
                 EpisodeLabel(cat(labels), classes=self.classes, n_support=self.support_x.shape[0]))
 
     @property
-    def support_x(self) -> Tensor: return self[0]
+    def support_x(self) -> Tensor:
+        "Support images `(n_support, channels, height, width)`, class by class"
+        return self[0]
+
     @property
-    def support_y(self) -> EpisodeLabel: return self[1]
+    def support_y(self) -> EpisodeLabel:
+        "Their labels within the episode `(n_support,)`"
+        return self[1]
+
     @property
-    def query_x(self) -> Tensor: return self[2]
+    def query_x(self) -> Tensor:
+        "Query images `(n_query, channels, height, width)`, class by class"
+        return self[2]
+
     @property
-    def query_y(self) -> EpisodeLabel: return self[3]
+    def query_y(self) -> EpisodeLabel:
+        "Their labels within the episode `(n_query,)`"
+        return self[3]
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -57,11 +68,19 @@ class Episode(fastuple):
         return self.support_y.classes
 
     @property
-    def n_way(self) -> int: return len(self.classes)
+    def n_way(self) -> int:
+        "Classes"
+        return len(self.classes)
+
     @property
-    def n_shot(self) -> int: return self.support_x.shape[0] // self.n_way
+    def n_shot(self) -> int:
+        "Support images a class"
+        return self.support_x.shape[0] // self.n_way
+
     @property
-    def n_query(self) -> int: return self.query_x.shape[0] // self.n_way
+    def n_query(self) -> int:
+        "Queries a class"
+        return self.query_x.shape[0] // self.n_way
 
     def show(self, ctx=None, vocab=None, **kwargs):
         "Draw the support images of each class in a row and the queries beside them; `vocab` names the classes"

@@ -65,7 +65,9 @@ class RelevanceMode(TorchFunctionMode):
         self.overwritten: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
-    def g_form(self) -> bool: return self.settings.form == 'g'
+    def g_form(self) -> bool:
+        "Does the backward pass carry g with R = x·g, not relevance itself?"
+        return self.settings.form == 'g'
 
     # What tensors are
 

@@ -104,10 +104,14 @@ class FewShotClassifier:
         with TemporaryDirectory() as folder: return upload(self.save(folder, thumbnails), repo_id, **kwargs)
 
     @property
-    def model(self) -> FewShotModel: return self.head.model
+    def model(self) -> FewShotModel:
+        "The few-shot model that it asks, a copy of the trained one"
+        return self.head.model
 
     @property
-    def device(self) -> torch.device: return next((p.device for p in self.model.parameters()), torch.device('cpu'))
+    def device(self) -> torch.device:
+        "Where it computes"
+        return next((p.device for p in self.model.parameters()), torch.device('cpu'))
 
     def to(self, device: torch.device | str) -> FewShotClassifier:
         "Move to a device"

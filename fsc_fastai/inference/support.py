@@ -28,7 +28,9 @@ class Support:
     thumbnails: Tensor | None = None # Bytes `(n_support, 3, 48, 48)`
 
     @property
-    def classes(self) -> list[Label]: return sorted(set(self.labels)) # type: ignore[type-var]
+    def classes(self) -> list[Label]:
+        "The classes, sorted"
+        return sorted(set(self.labels)) # type: ignore[type-var]
 
     @property
     def member(self) -> Tensor:
