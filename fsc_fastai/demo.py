@@ -17,6 +17,7 @@ from .data.glyphs import untar_glyph_domains, untar_glyphs
 from .data.loaders import EpisodeDataLoaders
 from .learner import FSCLearner, fsc_learner
 from .models import ProtoNet, RelationNet
+from .progress import plain_rows
 
 __all__ = ['run_demo', 'pixel_learner', 'format_table', 'plot_results', 'save_figure']
 
@@ -61,8 +62,8 @@ def plot_results(
 
 
 def plain_output(learn: FSCLearner) -> AbstractContextManager:
-    "No progress bars where they would fill a log"
-    return nullcontext() if sys.stdout.isatty() else learn.no_bar()
+    "A line an epoch where progress bars would fill a log"
+    return nullcontext() if sys.stdout.isatty() else plain_rows(learn)
 
 
 def save_figure(path: Path) -> None:

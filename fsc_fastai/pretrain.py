@@ -12,6 +12,7 @@ from torch import nn
 
 from .data.loaders import EpisodeDataLoaders
 from .models.encoder import Encoder
+from .progress import plain_rows
 
 __all__ = ['ImageClassifier', 'classification_learner', 'pretrain_encoder']
 
@@ -54,5 +55,5 @@ def pretrain_encoder(
 ) -> Encoder:
     "Train `encoder` to classify the training classes and return it; the first stage of Chen et al. 2019 and Tseng et al. 2020"
     learn = classification_learner(dls, encoder, **kwargs)
-    with nullcontext() if show_bar else learn.no_bar(): learn.fit_one_cycle(epochs, lr, cbs=cbs)
+    with nullcontext() if show_bar else plain_rows(learn): learn.fit_one_cycle(epochs, lr, cbs=cbs)
     return encoder

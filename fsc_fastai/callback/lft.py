@@ -52,7 +52,9 @@ class FTCallback(Callback):
         return get_model(self.learn.model)
 
     @property
-    def idle(self) -> bool: return hasattr(self.learn, 'lr_finder')
+    def idle(self) -> bool:
+        "Is this `lr_find`, where nothing is to be learned?"
+        return hasattr(self.learn, 'lr_finder')
 
     def before_fit(self):
         self._leave()  # an error may have ended the last fit in the middle of a step

@@ -1,0 +1,29 @@
+"Training where no terminal shows a bar: a line an epoch"
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastai.callback import progress  # noqa: F401  adds `no_bar` to Learner
+from fastai.learner import Learner
+
+__all__ = ['plain_rows']
+
+
+def _cell(name: str, value: Any) -> str:
+    "A number of the recorder with its name"
+    return f'{name} {value:.4f}' if isinstance(value, float) else f'{name} {value}'
+
+
+@contextmanager
+def plain_rows(
+    learn: Learner, # Any
+) -> Iterator[None]:
+    "Inside, `learn` draws no bars and prints a line an epoch: `epoch 3  train_loss 0.4123  accuracy 0.8250  time 00:12`"
+    def row(values: list[Any]) -> None:
+        print('  '.join(_cell(name, value) for name, value in zip(learn.recorder.metric_names, values, strict=False)), flush=True)
+    before, learn.logger = learn.logger, row
+    try:
+        with learn.no_bar(): yield
+    finally: learn.logger = before
