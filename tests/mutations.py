@@ -64,7 +64,7 @@ MUTATIONS = (
 
     # Relevance passes written out
     Mutation('cosine terms', HEADS, 'terms = unit(total) * unit(support', 'terms = total * unit(support', HEAD_TESTS),
-    Mutation('a prototype that is nearer', HEADS, 'return others @ squares - squares', 'return squares - others @ squares',
+    Mutation('a prototype that is nearer', HEADS, 'return others @ squares - squares', 'return others @ squares + squares',
              HEAD_TESTS),
     Mutation('GNN: both operators', HEADS, 'return x * (divide(itself, x, eps) + single',
              'return x * (divide(itself, x, eps) - single', HEAD_TESTS),

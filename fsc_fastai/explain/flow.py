@@ -58,8 +58,9 @@ class _LayerRule(Function):
         R = flow if ctx.y is None else flow * ctx.y
         if ctx.ledger is not None: layer.dead = []
         c = rule(layer, x, R)
-        if ctx.ledger is not None: ctx.ledger.append((layer, rule, R, c if rule.of_input else x * c))
-        if rule.of_input == ctx.g_in: c = divide(c, x) if ctx.g_in else x * c
+        of_input = getattr(rule, 'of_input', False) # a plain function is a rule, too
+        if ctx.ledger is not None: ctx.ledger.append((layer, rule, R, c if of_input else x * c))
+        if of_input == ctx.g_in: c = divide(c, x) if ctx.g_in else x * c
         return (c, *[None] * 6)
 
 

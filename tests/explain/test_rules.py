@@ -60,6 +60,29 @@ def test_bias_absorbs_relevance_only_where_folded():
     assert_close(linear(Epsilon(0.), bias=torch.tensor([3., -4.])), linear(Epsilon(0.)))
 
 
+@pytest.mark.parametrize('rule,expected', [
+    # outputs −3 + 2 and 5 − 1; positive parts 1 + 2 and 5; favoured −2 + 4 and 10 − 1
+    (Epsilon(0.), [[-6 + 5, 12 + 5, 12 + 2.5]]),
+    (AlphaBeta(1.), [[2 + 4, 4, 2]]),
+    (Gamma(1., 0.), [[6 + 40/9, -6 + 40/9, -6 + 20/9]]),
+], ids=repr)
+def test_folded_bias_takes_its_share(rule, expected):
+    "A batch norm behind the layer, folded into it, brings a bias (2, −1), which absorbs relevance"
+    norm = nn.BatchNorm1d(2, eps=0.).eval()
+    norm.bias.data = torch.tensor([2., -1.])
+    net = nn.Sequential(nn.Linear(3, 2, bias=False), norm)
+    net[0].weight.data = W
+    found = LRP(composite={nn.Linear: rule}, norm='fold').relevance(net, X, R)
+    assert_close(found, torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize('form', ['R', 'g'])
+def test_a_function_is_a_rule(form):
+    "Of a layer, its input and the relevance of its output to c with R(x) = x·c"
+    by_hand = lambda layer, x, R: layer.T(layer.share(R, layer.z), layer.weight)
+    assert_close(linear(by_hand, form=form), linear(Epsilon(0.)))
+
+
 @pytest.mark.parametrize('rule', [Epsilon(), AlphaBeta(1.), AlphaBeta(2.), Gamma(), ZBox(0., 0.), WSquare()], ids=repr)
 @pytest.mark.parametrize('form', ['R', 'g'])
 def test_nothing_contributes(rule, form):
