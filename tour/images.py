@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.cbook import get_sample_data
 from PIL import Image
-from scipy.ndimage import gaussian_filter, rotate, zoom
+from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
 
 __all__ = ['write_all']
@@ -31,14 +31,14 @@ def patch_of(photo: np.ndarray, row: int, column: int, rng: np.random.Generator)
 
 def texture(kind: int, rng: np.random.Generator) -> np.ndarray:
     "A woven, blotched or chequered cloth; its class is pattern, grain and colour"
-    y, x = np.mgrid[:2*SIDE, :2*SIDE]
-    grain = 3 + kind % 4
-    pattern = [np.sin(x / grain), np.sin(x / grain) * np.sin(y / grain), np.sin(np.hypot(x - SIDE, y - SIDE) / grain),
+    angle, grain = rng.uniform(-.35, .35), 3 + kind % 4
+    down, right = np.mgrid[:SIDE, :SIDE] - SIDE/2
+    x, y = right*np.cos(angle) + down*np.sin(angle), down*np.cos(angle) - right*np.sin(angle)
+    pattern = [np.sin(x / grain), np.sin(x / grain) * np.sin(y / grain), np.sin(np.hypot(x, y) / grain),
                gaussian_filter(rng.normal(size=x.shape), grain) * 3 * grain][kind % 4 - kind // 8 % 4]
-    turned = rotate(pattern, rng.uniform(-20, 20), reshape=False, mode='reflect')[SIDE//2:-SIDE//2, SIDE//2:-SIDE//2]
     colour = 128 + 90*np.array([np.cos(kind*2.4 + shift) for shift in (0, 2.1, 4.2)])
-    noise = zoom(rng.normal(0, 12, (SIDE//4, SIDE//4, 3)), (4, 4, 1), order=1)
-    return (colour + 60*turned[..., None] + noise).clip(0, 255).astype(np.uint8)
+    noise = rng.normal(0, 12, (SIDE//4, SIDE//4, 3)).repeat(4, 0).repeat(4, 1)
+    return (colour + 60*pattern[..., None] + noise).clip(0, 255).astype(np.uint8)
 
 
 def write_class(folder: Path, images: list[np.ndarray]) -> None:
@@ -52,8 +52,9 @@ def write_class(folder: Path, images: list[np.ndarray]) -> None:
 def write_all(root: Path) -> None:
     """Write what README and recipes speak of.
 
-    `birds` (30 classes to train on) and `plants` (6 to test on) are folders of class folders, `domains` has both with the splits
-    base, val and novel, `examples` has a few images of three classes, and `new` images to classify.
+    `birds` (30 classes to train on), `flowers`, `insects` (25) and `plants` (6 to test on) are folders of class folders;
+    `domains` has birds with the splits base, val and novel beside plants; `examples` has a few images of three classes, `new`
+    some to classify.
     """
     rng = np.random.default_rng(0)
     birds = {f'cloth{kind:02}': [texture(kind, rng) for _ in range(14)] for kind in range(30)}
@@ -61,6 +62,8 @@ def write_all(root: Path) -> None:
     plants = {f'place{i}': [patch_of(*place, rng) for _ in range(14)] for i, place in enumerate(places)}
     for name, images in birds.items(): write_class(root/'birds'/name, images)
     for name, images in plants.items(): write_class(root/'plants'/name, images)
+    for start, name in ((100, 'flowers'), (200, 'insects')):
+        for kind in range(start, start + 25): write_class(root/name/f'cloth{kind}', [texture(kind, rng) for _ in range(8)])
     for i, (name, images) in enumerate(birds.items()):
         write_class(root/'domains'/('base' if i < 20 else 'val' if i < 25 else 'novel')/name, images)
     for name, images in plants.items(): write_class(root/'domains'/'plants'/name, images)
