@@ -13,6 +13,7 @@ from .data.readers import read_folder
 from .demo import format_table, plain_output, run_demo, save_figure
 from .learner import fsc_learner
 from .reproduce.cells import PRESETS
+from .reproduce.data import folder_data
 from .reproduce.table import run_table
 
 __all__ = ['fsc_train', 'fsc_eval', 'fsc_explain', 'fsc_reproduce', 'fsc_demo']
@@ -113,9 +114,11 @@ def fsc_explain(
 
 @call_parse
 def fsc_reproduce(
-    table: str, # table2, table3 or table4
-    preset: str = 'small', # demo, small, paper, or tiny for a trial
-    data: Path | None = None, # Folder with base/val/novel of the seen domain and a folder per unseen domain; None: glyphs
+    table: str, # table2, table3, table4 or figure3
+    preset: str = 'small', # small, paper, demo, or tiny for a trial
+    domains: str = 'glyphs', # `glyphs`; with --data the folders to test on, separated by commas, or `all`
+    data: Path | None = None, # Folder with a folder per domain, as `prepare_domain` fills them; None: the embedded glyphs
+    seen: str = 'mini_imagenet', # Folder in --data to train on
     out: Path = Path('results'), # Folder for trained models, results and the report
     seeds: int = 5, # Models of each kind
     shots: str = '5,1', # Shots, separated by commas
@@ -126,7 +129,13 @@ def fsc_reproduce(
     """
     def reproduce():
         if preset not in PRESETS: raise ValueError(f'preset={preset!r}: one of {", ".join(PRESETS)}')
-        print(f'wrote {run_table(table, PRESETS[preset], data, out, seeds, [int(shot) for shot in shots.split(",")])}')
+        if data is None and domains != 'glyphs': raise ValueError(f'domains={domains!r} needs --data, the folder they are in')
+        targets = [] if domains in ('glyphs', 'all') else domains.split(',')
+        command = f'fsc_reproduce {table} --preset {preset} --seeds {seeds} --shots {shots}'
+        if data: command += f' --data {data.name} --seen {seen}' + (f' --domains {domains}' if targets else '')
+        source = folder_data(data, seen, targets) if data else None
+        report = run_table(table, PRESETS[preset], source, out, seeds, [int(shot) for shot in shots.split(',')], command)
+        print(f'wrote {report}')
     plain_errors(reproduce)
 
 

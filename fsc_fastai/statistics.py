@@ -12,7 +12,7 @@ from torch import Tensor
 from .evaluate import encode_images
 from .learner import FSCLearner
 
-__all__ = ['channel_statistics', 'plot_feature_statistics']
+__all__ = ['channel_statistics', 'statistics_row', 'plot_feature_statistics']
 
 
 def channel_statistics(
@@ -28,18 +28,25 @@ def channel_statistics(
     return pooled.var(1, correction=0), high - low
 
 
+def statistics_row(
+    f: Tensor, # Feature maps of all images of a domain `(n, C, H, W)`
+) -> dict[str, float]:
+    "Mean and standard deviation over the images of both statistics: n_images, variance(_std), quantile_difference(_std)"
+    # torch's quantile takes 16 million values at most
+    variance, difference = (torch.cat(parts) for parts in zip(*(channel_statistics(images.float()) for images in f.split(128))))
+    return dict(n_images=len(f), variance=variance.mean().item(), variance_std=variance.std().item(),
+                quantile_difference=difference.mean().item(), quantile_difference_std=difference.std().item())
+
+
 @patch
 def feature_statistics(
     self: FSCLearner,
     domains: Any = None, # As in `evaluate`
 ) -> pd.DataFrame:
     "Mean and standard deviation over the images of each domain: domain, n_images, variance(_std), quantile_difference(_std)"
-    rows = []
-    for name, dl in (self.dls.domains if domains is None else self.dls.as_domains(domains)).items():
-        variance, difference = channel_statistics(encode_images(self.model, dl.images()).float())
-        rows.append(dict(domain=name, n_images=len(variance), variance=variance.mean().item(), variance_std=variance.std().item(),
-                         quantile_difference=difference.mean().item(), quantile_difference_std=difference.std().item()))
-    return pd.DataFrame(rows)
+    named = self.dls.domains if domains is None else self.dls.as_domains(domains)
+    return pd.DataFrame([dict(domain=name) | statistics_row(encode_images(self.model, dl.images()))
+                         for name, dl in named.items()])
 
 
 def plot_feature_statistics(

@@ -11,6 +11,8 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastcore.foundation import L
 
+from ..files import write_atomically
+
 __all__ = ['ResumeFit', 'callbacks_with_state', 'rng_state', 'set_rng_state']
 
 
@@ -48,6 +50,7 @@ class ResumeFit(Callback):
 
     The resumed training ends with the same weights as an unbroken one (bit for bit on CPU). Other callbacks take part by
     `state_dict` and `load_state_dict`. The file is replaced in one step, so a kill at any moment leaves a whole one.
+    Raises `OSError` where it can not be written.
     """
     order = 90  # after everything that an epoch does, the scheduler and the recorder included
 
@@ -83,6 +86,4 @@ class ResumeFit(Callback):
         state = dict(epoch=self.epoch, model=self.model.state_dict(), opt=self.opt.state_dict(), rng=rng_state(),
                      loader_epoch=getattr(self.dls.train, 'epoch', None),
                      callbacks={k: cb.state_dict() for k, cb in callbacks_with_state(self.learn).items()})
-        part = self.file.with_name(self.file.name + '.part')
-        torch.save(state, part)
-        os.replace(part, self.file)
+        write_atomically(self.file, lambda part: torch.save(state, part))

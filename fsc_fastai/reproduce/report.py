@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..files import write_atomically
 from .paper import PUBLISHED
-from .run import write_atomically
 
-__all__ = ['mean_and_ci', 'summarise', 'paired_effects', 'write_report']
+__all__ = ['mean_and_ci', 'summarise', 'paired_effects', 'markdown', 'write_report']
 
 PAIRS = (('RN', 'LRP-RN'), ('CAN', 'LRP-CAN'), ('GNN', 'LRP-GNN'), ('RN', 'FT-RN'), ('RN', 'LFT-RN'), ('LFT-RN', 'LFT-LRP-RN'))
 "What each step of the paper adds, and to what"
@@ -59,7 +59,9 @@ def paired_effects(
     return pd.DataFrame(rows)
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown(
+    table: pd.DataFrame, # Any
+) -> str:
     "A frame as a Markdown table"
     head = '| ' + ' | '.join(map(str, table.columns)) + ' |'
     rows = ['| ' + ' | '.join(map(str, row)) + ' |' for row in table.itertuples(index=False)]
@@ -94,7 +96,7 @@ def _plot(effects: pd.DataFrame, path: Path) -> None:
         ax.set_title(f'{model} − {baseline}', fontsize=9)
     axes[0, 0].set_ylabel('percentage points')
     axes[0, 0].legend(fontsize=8)
-    fig.savefig(path, dpi=110)
+    write_atomically(path, lambda part: fig.savefig(part, dpi=110, format='png'))
     plt.close(fig)
 
 
@@ -110,15 +112,15 @@ def write_report(
     effects_shown = effects.assign(difference=[f'{r.difference:+.2f} ± {r.ci95:.2f}' for r in effects.itertuples()])
     parts = [f'# {table}: ours beside the paper', f'Made by `{command}`. {description}',
              '## Ours', "Mean accuracy in % over the seeds, ± its 95 % interval over the seeds (Student's t).",
-             _markdown(_wide(summary)),
+             markdown(_wide(summary)),
              '## What each step adds',
              'Percentage points, paired: the same seed gives the same pre-trained encoder, first weights, training and test '
              'episodes. An interval that holds 0 shows no effect.',
-             _markdown(effects_shown.drop(columns='ci95')), f'![paired differences]({table}.png)',
+             markdown(effects_shown.drop(columns='ci95')), f'![paired differences]({table}.png)',
              '## The paper', 'Sun et al. 2020, trained on miniImageNet, 2000 episodes; ± over the episodes of one model.',
-             _markdown(_published(table))]
-    summary.to_csv(folder/f'{table}.csv', index=False)
-    effects.to_csv(folder/f'{table}_effects.csv', index=False)
+             markdown(_published(table))]
+    write_atomically(folder/f'{table}.csv', summary.to_csv(index=False))
+    write_atomically(folder/f'{table}_effects.csv', effects.to_csv(index=False))
     if len(effects): _plot(effects, folder/f'{table}.png')
     write_atomically(folder/f'{table}.md', '\n\n'.join(parts) + '\n')
     return folder/f'{table}.md'

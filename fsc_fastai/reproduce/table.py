@@ -5,30 +5,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cells import Preset, table_cells
+from .data import Data, glyph_data
+from .figure import write_figure
 from .report import write_report
-from .run import folder_data, glyph_data, results_frame, run_cell
+from .run import results_frame, run_cell, statistics_frame
 
 __all__ = ['run_table']
 
 
 def run_table(
-    table: str, # table2, table3 or table4
+    table: str, # table2, table3, table4 or figure3
     preset: Preset, # How long and how large
-    data: Path | None, # Folder of the domains, see `folder_data`; None: glyphs
-    out: Path, # Its folder `<data>-<preset>` gets models, results and the report
-    seeds: int, # Models of each kind
+    data: Data | None = None, # Of the domains, see `folder_data`; None: glyphs
+    out: Path = Path('results'), # Its folder `<data>/<preset>` gets models, results and the report
+    seeds: int = 5, # Models of each kind
     shots: Sequence[int] = (5, 1), # Shots in the order in which to train
+    command: str = '', # That runs this, for the report
 ) -> Path:
-    "Train, test and report a table; returns the Markdown report. Finished cells are read, a cell that was cut off goes on"
+    """Train, test and report a table; returns the Markdown report. Finished cells are read, a cell that was cut off goes on.
+
+    Raises `ValueError` for an unknown table or settings, `OSError` for what can not be written.
+    """
     if seeds < 1: raise ValueError(f'seeds={seeds}: at least 1')
-    domains = glyph_data() if data is None else folder_data(data)
-    cells = table_cells(table, seeds, list(domains.targets), shots)
-    folder = out/f'{domains.name}-{preset.name}'
-    folder.mkdir(parents=True, exist_ok=True)
-    frame = results_frame(run_cell(cell, preset, domains, folder) for cell in cells)
+    if not shots or min(shots) < 1: raise ValueError(f'shots={list(shots)}: at least one, each at least 1')
+    data = data or glyph_data()
+    cells = table_cells(table, seeds, list(data.targets), shots)
+    folder = out/data.name/preset.name
+    results = [run_cell(cell, preset, data, folder) for cell in cells]
+    if table == 'figure3': return write_figure(statistics_frame(results), folder, command)
+    frame = results_frame(results)
     frame.attrs['seen'] = 'novel'
-    command = f'fsc_reproduce {table} --preset {preset.name} --seeds {seeds} --shots {",".join(map(str, shots))}'
-    return write_report(frame, table, folder, command + (f' --data {data.name}' if data else ''),
-                        f'{preset.test_episodes} test episodes × {preset.test_query} queries a class, {seeds} seeds, '
-                        f'{preset.size} px, {preset.epochs} epochs of {preset.n_episodes} episodes on an encoder pre-trained for '
-                        f'{preset.pretrain_epochs} epochs. `novel` is held-out classes of the seen domain ({domains.seen}).')
+    return write_report(frame, table, folder, command, describe(preset, cells[0].base, data, seeds))
+
+
+def describe(preset: Preset, base: str, data: Data, seeds: int) -> str:
+    "Protocol and preset in a few sentences"
+    recipe = preset.recipes[base]
+    return (f'{seeds} seeds. Protocol: {preset.test_episodes} test episodes × {preset.test_query} queries a class, 5-way. '
+            f'Training ({base}): {recipe.arch} at {recipe.size} px, {recipe.epochs} epochs of {recipe.n_episodes} episodes with '
+            f'{recipe.n_query} queries a class, on an encoder pre-trained for {recipe.pretrain_epochs} epochs. '
+            f'`novel`: held-out classes of the seen domain ({data.seen}).')

@@ -1,46 +1,75 @@
-"Tables as resumable runs, on few and small glyphs"
+"Tables as resumable runs, on few and small images"
 import json
-from functools import partial
 
 import pytest
 
-from fsc_fastai.data.glyphs import untar_glyph_domains, untar_glyphs
+from fsc_fastai.learner import FSCLearner
 from fsc_fastai.reproduce import run as runs
-from fsc_fastai.reproduce import table as tables
 from fsc_fastai.reproduce.cells import PRESETS, Cell, table_cells
+from fsc_fastai.reproduce.data import folder_data
 from fsc_fastai.reproduce.paper import PUBLISHED, published
 from fsc_fastai.reproduce.report import mean_and_ci, paired_effects, summarise
+from fsc_fastai.reproduce.table import run_table
+from tests.reproduce.small import small_glyphs
+
+TINY = PRESETS['tiny']
 
 
-@pytest.fixture
-def small_glyphs(tmp_path, monkeypatch):
-    small = dict(n_images=10, size=28, path=tmp_path/'glyphs', progress=False)
-    data = runs.Data('glyphs', 'latin', untar_glyphs(n_classes=40, **small),
-                     untar_glyph_domains(['greek', 'braille'], n_classes=6, **small), do_flip=False)
-    monkeypatch.setattr(tables, 'glyph_data', lambda: data)
-    return data
+@pytest.fixture(scope='module')
+def glyphs(tmp_path_factory): return small_glyphs(tmp_path_factory.mktemp('glyphs'))
 
 
-def test_a_table_is_trained_once_and_reported(small_glyphs, tmp_path, monkeypatch):
-    run = partial(tables.run_table, 'table3', PRESETS['tiny'], None, tmp_path/'results', 2, [1])
+def test_a_table_is_trained_once_and_reported(glyphs, tmp_path, monkeypatch):
+    def run(): return run_table('table3', TINY, glyphs, tmp_path, 2, [1], 'fsc_reproduce table3')
     report = run()
     folder = report.parent
+    assert folder == tmp_path/'glyphs'/'tiny'
     text = report.read_text()
-    for word in ('LRP-GNN', 'greek', 'novel', '65.03 ± 0.54', 'fsc_reproduce table3 --preset tiny --seeds 2 --shots 1'):
+    for word in ('LRP-GNN', 'greek', 'novel', '65.03 ± 0.54', '`fsc_reproduce table3`', '4 test episodes × 5 queries'):
         assert word in text
     results = {p: p.read_text() for p in folder.glob('cells/*/result.json')}
     assert len(results) == 4 and not list(folder.rglob('*.pt')) and not list(folder.rglob('*.part'))
-    monkeypatch.setattr(runs, '_train', lambda *args: pytest.fail('trained twice'))
+    assert {p.name for p in folder.glob('table3*')} == {'table3.md', 'table3.csv', 'table3_effects.csv', 'table3.png'}
+    monkeypatch.setattr(runs, 'train_cell', lambda *args: pytest.fail('trained twice'))
     assert run().read_text() == text
     assert {p: p.read_text() for p in folder.glob('cells/*/result.json')} == results
 
 
-def test_a_lost_result_is_computed_again_to_the_same_numbers(small_glyphs, tmp_path):
-    cell, preset = Cell('RN', 1, 0, lrp=True), PRESETS['tiny']
-    first = runs.run_cell(cell, preset, small_glyphs, tmp_path)
+def test_a_lost_result_is_computed_again_to_the_same_numbers(glyphs, tmp_path):
+    cell = Cell('RN', 1, 0, lrp=True)
+    first = runs.run_cell(cell, TINY, glyphs, tmp_path)
     for name in ('result.json', 'model.safetensors'): (tmp_path/'cells'/cell.key/name).unlink()
-    assert json.dumps(runs.run_cell(cell, preset, small_glyphs, tmp_path)) == json.dumps(first)
+    assert json.dumps(runs.run_cell(cell, TINY, glyphs, tmp_path)) == json.dumps(first)
     assert {r['transductive'] for r in first['results']} == {False, True}
+
+
+def test_a_result_of_other_settings_is_not_taken_for_this_one(glyphs, tmp_path):
+    cell = Cell('RN', 1, 0)
+    runs.run_cell(cell, TINY, glyphs, tmp_path)
+    with pytest.raises(ValueError, match=r'result\.json was computed with another recipe and test: found .*--out'):
+        runs.run_cell(cell, PRESETS['small'], glyphs, tmp_path)
+
+
+def test_the_numbers_are_those_of_evaluate(glyphs, tmp_path):
+    cell = Cell('RN', 1, 0)
+    result = runs.run_cell(cell, TINY, glyphs, tmp_path)
+    learn: FSCLearner = runs.train_cell(cell, TINY.recipes['RN'], glyphs, tmp_path)
+    for transductive in (False, True):
+        table = learn.evaluate(n_way=5, n_shot=1, n_episodes=4, n_query=5, transductive=transductive)
+        ours = {r['domain']: r['accuracy'] for r in result['results'] if r['transductive'] == transductive}
+        assert ours == pytest.approx(dict(zip(table.domain, table.accuracy)))
+    statistics = learn.feature_statistics().set_index('domain').to_dict('index')
+    assert {r['domain']: r['statistics'] for r in result['results'] if 'statistics' in r} == {
+        k: pytest.approx(v) for k, v in statistics.items()}
+
+
+def test_figure3_compares_models_with_and_without_explanations(glyphs, tmp_path):
+    report = run_table('figure3', TINY, glyphs, tmp_path, 1, [1], 'fsc_reproduce figure3')
+    text = report.read_text()
+    for word in ('LRP-RN', 'LRP-CAN', 'LRP-GNN', 'quantile difference', 'greek', 'novel'): assert word in text
+    assert {p.name for p in report.parent.glob('figure3*')} == {'figure3.md', 'figure3.csv', 'figure3_effects.csv', 'figure3.png'}
+    assert {p.name for p in (report.parent/'cells').iterdir()} == {
+        f'{m}_5shot_seed0' for m in ('rn', 'lrp-rn', 'can', 'lrp-can', 'gnn', 'lrp-gnn')}
 
 
 def test_table4_leaves_one_target_out():
@@ -50,8 +79,8 @@ def test_table4_leaves_one_target_out():
     with pytest.raises(ValueError, match='table9'): table_cells('table9', 1, [])
 
 
-def test_lft_cell_is_tested_on_the_target_left_out(small_glyphs, tmp_path):
-    result = runs.run_cell(Cell('RN', 1, 0, lrp=True, ft='lft', unseen='greek'), PRESETS['tiny'], small_glyphs, tmp_path)
+def test_lft_cell_is_tested_on_the_target_left_out(glyphs, tmp_path):
+    result = runs.run_cell(Cell('RN', 1, 0, lrp=True, ft='lft', unseen='greek'), TINY, glyphs, tmp_path)
     assert {r['domain'] for r in result['results']} == {'greek'} and result['model'] == 'LFT-LRP-RN'
 
 
@@ -69,9 +98,21 @@ def test_intervals_over_seeds_are_students():
 
 
 def test_effects_pair_the_seeds():
-    row = dict(transductive=False, ci95=0., right=[])
+    row = dict(transductive=False, right=[])
     frame = runs.results_frame([dict(model=m, cell=dict(shot=5, seed=s), results=[dict(domain=d, accuracy=a + s/10, **row)])
                                 for m, a in (('RN', .5), ('LRP-RN', .52)) for s in (0, 1) for d in ('x',)])
     effects = paired_effects(frame)
     assert effects.difference.tolist() == pytest.approx([2., 2.]) and effects.ci95.tolist() == pytest.approx([0., 0.], abs=1e-9)
     assert effects.domain.tolist() == ['x', 'all unseen'] and summarise(frame).accuracy.tolist() == pytest.approx([55., 57.])
+
+
+def test_settings_that_make_no_table_are_refused(glyphs, tmp_path):
+    with pytest.raises(ValueError, match='seeds=0'): run_table('table2', TINY, glyphs, tmp_path, 0)
+    with pytest.raises(ValueError, match='shots'): run_table('table2', TINY, glyphs, tmp_path, 1, [])
+
+
+def test_a_folder_that_lacks_domains_is_described(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no folder .*prepare_domain'): folder_data(tmp_path/'nowhere')
+    (tmp_path/'mini_imagenet').mkdir()
+    with pytest.raises(FileNotFoundError, match='no domain to test on beside mini_imagenet'): folder_data(tmp_path)
+    with pytest.raises(FileNotFoundError, match='no folder cub, but mini_imagenet'): folder_data(tmp_path, targets=['cub'])

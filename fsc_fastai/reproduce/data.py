@@ -1,0 +1,83 @@
+"The domains of a table: one that is seen, and the unseen ones to test on"
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ..data.augment import episode_transforms
+from ..data.glyphs import untar_glyph_domains, untar_glyphs
+from ..data.loader import EpisodicDL
+from ..data.loaders import EpisodeDataLoaders
+from ..data.readers import read_images
+from .cells import Cell, Recipe
+
+__all__ = ['Data', 'glyph_data', 'folder_data']
+
+SEEN = 'novel'  # the name of the seen domain's held-out classes among the domains to test on
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    "The seen domain with its splits, and the unseen domains to test on"
+    name: str
+    seen: str                   # what the tables call the seen domain
+    source: Path                # folder with base, val and novel, as folders or file lists
+    targets: dict[str, Path]    # folders of the unseen domains
+    do_flip: bool = True        # whether a mirrored image is of the same class
+
+    def loaders(self, cell: Cell, recipe: Recipe) -> EpisodeDataLoaders:
+        "Episodes of the seen domain to train on, its novel classes and the targets to test on; all cells share the images"
+        shared = _decoded(self, recipe.size)
+        episodes = dict(n_way=5, n_shot=cell.shot, n_query=recipe.n_query, seed=cell.seed)
+        return EpisodeDataLoaders(shared.train.new(n_episodes=recipe.n_episodes, **episodes),
+                                  shared.valid.new(n_episodes=recipe.val_episodes or 1, **episodes),
+                                  device=shared.device, domains={k: dl.new(**episodes) for k, dl in shared.domains.items()})
+
+    def pseudo_unseen(self, dls: EpisodeDataLoaders, cell: Cell) -> dict[str, EpisodicDL]:
+        "Episodes of all targets but the cell's: of their base classes where they have splits, as Tseng et al. 2020 do"
+        others = {name: read_images(path) for name, path in self.targets.items() if name != cell.unseen}
+        base = {name: images.subset(i for i, o in enumerate(images.sets) if o == 'train')
+                for name, images in others.items() if images.sets}
+        return {name: dls.domains[name] for name in others if name not in base} | dls.as_domains(base, verify=False)
+
+
+@lru_cache(maxsize=2)
+def _decoded(data: Data, size: int) -> EpisodeDataLoaders:
+    "Loaders of all domains at one size, whose decoded images every cell uses"
+    dls = EpisodeDataLoaders.from_folder(data.source, size=size, verify=False, n_way=2, n_shot=1, n_query=1,
+                                         batch_tfms=episode_transforms(size, do_flip=data.do_flip)[1])
+    dls = dls.with_domains(data.targets, verify=False)
+    if SEEN not in dls.domains: raise FileNotFoundError(f'{data.source} has no novel classes of the seen domain to test on')
+    return dls
+
+
+def glyph_data() -> Data:
+    "Latin glyphs to train on, four other scripts to test on (as many targets as the paper has)"
+    return Data('glyphs', 'latin', untar_glyphs(), untar_glyph_domains(['greek', 'cyrillic', 'canadian', 'braille']),
+                do_flip=False)
+
+
+def folder_data(
+    path: Path, # Folder with a folder per domain
+    seen: str = 'mini_imagenet', # Which of them is seen
+    targets: Sequence[str] = (), # Which of the others to test on; all if none is named
+) -> Data:
+    """Domains of your own: a folder each, with the images in class folders or with file lists, as `prepare_domain` writes them.
+
+    The seen domain has base, val and novel classes; an unseen one may have them too, and then its novel classes are tested.
+    Raises `FileNotFoundError` for what is missing.
+    """
+    if not path.is_dir(): raise FileNotFoundError(f'no folder {path}. {_LAYOUT}')
+    found = {p.name: p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith('.')}
+    unseen = list(targets) or [name for name in found if name != seen]
+    if missing := [name for name in (seen, *unseen) if name not in found]:
+        raise FileNotFoundError(f'{path} has no folder {", ".join(missing)}, but {", ".join(found) or "none at all"}. {_LAYOUT}')
+    if not unseen: raise FileNotFoundError(f'{path} has no domain to test on beside {seen}. {_LAYOUT}')
+    return Data(path.name, seen, found[seen], {name: found[name] for name in unseen})
+
+
+_LAYOUT = ('It needs a folder for each domain, with base, val and novel in it: folders of class folders, or base.json, '
+           "val.json and novel.json, which `prepare_domain(name, out='PATH/name')` writes for mini_imagenet, cub, cars, places "
+           'and plantae. --seen names the domain to train on')

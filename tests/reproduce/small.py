@@ -1,0 +1,10 @@
+"Few and small glyphs to run tables on"
+from fsc_fastai.data.glyphs import untar_glyph_domains, untar_glyphs
+from fsc_fastai.reproduce.data import Data
+
+
+def small_glyphs(path) -> Data:
+    "Domains that train and test within seconds"
+    small = dict(n_images=10, size=28, path=path, progress=False)
+    return Data('glyphs', 'latin', untar_glyphs(n_classes=40, **small),
+                untar_glyph_domains(['greek', 'braille'], n_classes=6, **small), do_flip=False)
