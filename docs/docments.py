@@ -64,7 +64,7 @@ def _paragraphs(lines: list[str]) -> list[str]:
     out: list[str] = []
     for empty, group in groupby(lines, lambda line: not line):
         paragraph = list(group)
-        if empty: out += paragraph
+        if empty or paragraph[0].startswith('>>>'): out += paragraph
         elif paragraph[0].startswith('    '): out += _code_block(paragraph)
         else: out += _mark_up('\n'.join(paragraph)).splitlines()
     return out

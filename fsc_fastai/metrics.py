@@ -19,7 +19,11 @@ def episode_accuracy(pred: Tensor | tuple, y: Tensor) -> Tensor:
 
 
 def ci95(accuracies: Sequence[float] | Tensor) -> float:
-    "Half width of the 95 % confidence interval of the mean over episodes, 1.96·std/√n; nan for fewer than two"
+    """Half width of the 95 % confidence interval of the mean over episodes, 1.96·std/√n; nan for fewer than two.
+
+    >>> round(ci95([0.6, 0.8, 0.7, 0.7]), 3)
+    0.08
+    """
     values = torch.as_tensor(accuracies, dtype=torch.float64)
     return 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 

@@ -19,7 +19,11 @@ def scale_candidates(
     n_query: int, # Queries of the episode, all classes together
     candidates: Sequence[int] = CANDIDATES, # Queries that join in each round, for 75 or more queries
 ) -> tuple[int, ...]:
-    "`candidates` for an episode of `n_query` queries: in proportion where there are fewer than the published 75"
+    """`candidates` for an episode of `n_query` queries: in proportion where there are fewer than the published 75.
+
+    >>> scale_candidates(15)
+    (7, 14)
+    """
     share = min(1., n_query / _PUBLISHED_QUERIES)
     return tuple(max(1, int(n*share)) for n in candidates)
 

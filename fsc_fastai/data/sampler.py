@@ -40,6 +40,11 @@ class EpisodeSampler:
     The k-th episode of an epoch depends on (seed, epoch, k) alone: workers and ranks need not talk to agree. Drawing one takes
     time in the classes, not in the images. Raises `ValueError` for fewer classes than `n_way`, and for classes with fewer
     than `n_shot + n_query` images, unless `drop_small` leaves those out.
+
+    >>> sampler = EpisodeSampler([0, 0, 0, 1, 1, 1, 2, 2, 2], n_way=2, n_shot=1, n_query=2)
+    >>> support, query, classes = sampler.episode(0)
+    >>> len(support), len(query), len(classes), sampler.episode(0) == sampler.episode(0)
+    (2, 4, 2, True)
     """
     def __init__(self,
         labels: Sequence[int] | np.ndarray, # Class of every image of the dataset

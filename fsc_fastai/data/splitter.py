@@ -21,6 +21,9 @@ class ClassSplitter:
     `valid` and `test` are each a fraction of the classes (drawn by `seed`), a collection of class names, or a predicate of a
     name; the rest is for training, unless `train` names its classes. Raises `ValueError` for names that no item has and
     for classes that two sets claim.
+
+    >>> ClassSplitter(valid=['wren'], test=lambda name: name.endswith('hawk')).split_classes(['goshawk', 'robin', 'wren'])
+    [['robin'], ['wren'], ['goshawk']]
     """
     def __init__(self,
         valid: Share = .2, # Classes to validate on

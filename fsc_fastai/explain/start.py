@@ -19,6 +19,9 @@ def relevance_start(
 
     Positive where a class is likelier than chance (Sun et al. 2020, equations (1) and (2)). Same shape as `scores`, detached.
     Raises `ValueError` for a single class, which nothing speaks for or against.
+
+    >>> relevance_start(torch.tensor([[0.7, 0.2, 0.1]]).log(), eps=0.)   # log(2·0.7/0.3), log(2·0.2/0.8), log(2·0.1/0.9)
+    tensor([[ 1.5404, -0.6931, -1.5041]])
     """
     n_way = scores.shape[-1]
     if n_way < 2: raise ValueError(f'relevance needs two classes to compare, found scores of shape {tuple(scores.shape)}')
@@ -34,6 +37,9 @@ def relevance_weights(
     """LRP weights 1 + R/max|R|, between 0 and 2, in the shape of `R` (Sun et al. 2020, equation (7)).
 
     Where nothing is relevant the weight is 1. Raises `ValueError` for an unknown `over`.
+
+    >>> relevance_weights(torch.tensor([[[4., -2., 0.]]]))
+    tensor([[[2.0000, 0.5000, 1.0000]]])
     """
     if over not in get_args(Over): raise ValueError(f'over={over!r}: choose from {get_args(Over)}')
     if detach: R = R.detach()

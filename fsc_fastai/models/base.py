@@ -37,7 +37,12 @@ def class_means(
     f_support: Tensor, # Features `(n_support, ...)`
     support_y: Tensor, # Labels `(n_support,)`, or one-hot `(n_support, n_way)`
 ) -> Tensor:
-    "The mean feature of each class, `(n_way, ...)`; classes may have unequal shots, and come in any order"
+    """The mean feature of each class, `(n_way, ...)`; classes may have unequal shots, and come in any order.
+
+    >>> class_means(torch.tensor([[1.], [10.], [3.]]), torch.tensor([0, 1, 0]))
+    tensor([[ 2.],
+            [10.]])
+    """
     member = one_hot(support_y, f_support.dtype)
     with full_precision(f_support): total = member.T @ f_support.flatten(1)
     return (total / member.sum(0)[:, None]).unflatten(1, f_support.shape[1:])
