@@ -159,7 +159,8 @@ class FSCLearner(Learner):
 class _OptimizerOf:
     "What `save_model` and `load_model` take for an optimizer: that of a learner, with the state of its callbacks"
     def __init__(self, learn: FSCLearner):
-        self.opt, self.callbacks = learn.opt, callbacks_with_state(learn)
+        self.opt: Any = learn.opt
+        self.callbacks = callbacks_with_state(learn)
         self.found: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Adjacency(nn.Module):
         share = x.new_full((z.shape[0], 1), 2 / (n_graphs * n**2))
         share[-1] = 1 / n
         for conv, norm, activation in zip(self.hidden[::3], self.hidden[1::3], self.hidden[2::3]):
-            z = activation(weighted_norm(_each_row(conv, z), share, norm))
+            z = activation(weighted_norm(_each_row(conv, z), share, norm))  # type: ignore[arg-type]
         weight = _each_row(self.last, z[:-1]).unflatten(0, (n_graphs, -1))[..., 0]
         both_ways = torch.zeros(n, n, dtype=torch.long, device=x.device)
         both_ways[i, j] = both_ways[j, i] = torch.arange(i.shape[0], device=x.device)
