@@ -57,6 +57,6 @@ def test_every_name_is_defined_or_imported(code):
     used = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Load)}
     made = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)}
     made |= {o.name for o in nodes if isinstance(o, ast.FunctionDef | ast.ClassDef)}
-    made |= {o.arg for o in nodes if isinstance(o, ast.arg)}
+    made |= {o.arg for o in nodes if isinstance(o, ast.arg)} | {o.name for o in nodes if isinstance(o, ast.ExceptHandler)}
     made |= {o.asname or o.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for o in node.names}
     assert used <= made | set(vars(fsc_fastai.all)) | set(vars(builtins))
