@@ -167,6 +167,13 @@ def test_a_missing_domain_says_what_to_put_where(tmp_path, name):
     assert str(tmp_path) in str(e.value)
 
 
+@pytest.mark.parametrize('name', list(DOMAINS))
+def test_a_missing_domain_offers_the_download_where_there_is_one(tmp_path, name):
+    with pytest.raises(FileNotFoundError) as error: prepare_domain(name, tmp_path)
+    assert ('download=True' in str(error.value)) == (DOMAINS[name].download is not None)
+    assert str(tmp_path) in str(error.value)
+
+
 @pytest.mark.parametrize('name', available_domains())
 def test_the_counts_wanted_follow_from_the_rule_of_the_splits(name):
     domain = DOMAINS[name]
