@@ -53,8 +53,8 @@ class FewShotClassifier:
     Images are files, bytes, PIL images, arrays or tensors. An answer depends on the image and the examples alone, not on
     what else is asked: batch statistics of the published methods are replaced by those of the examples, fixed in `fit`.
     For a RelationNet (conv4, one seed, 100 episodes on each of three glyph domains, `benchmarks/statistics.py`) that costs 0.2
-    to 0.6 points of accuracy at 5 shots and 0.8 to 1.6 at 1 shot, where published statistics see all 25 queries of a balanced
-    episode; where they see one query at a time, it gains 8 to 16.
+    to 0.6 points of accuracy at 5 shots and 0.7 to 1.6 at 1 shot, where published statistics see all 25 queries of a balanced
+    episode; where they see one query at a time, it gains 5 to 16.
     """
     def __init__(self,
         model: FewShotModel, # Copied: training it on changes nothing here
