@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ['Cell', 'Preset', 'PRESETS', 'table_cells']
+__all__ = ['Cell', 'Recipe', 'Preset', 'PRESETS', 'table_cells']
 
 METHODS = {'RN': 'relation', 'CAN': 'can', 'GNN': 'gnn'}
 
