@@ -60,6 +60,11 @@ class ResumeFit(Callback):
     ):
         self.file, self.every = Path(file), every
 
+    def _loader_rng(self) -> Any:
+        "The state of the generator by which fastai's loaders shuffle"
+        rng = getattr(self.dls.train, 'rng', None)
+        return None if rng is None else rng.getstate()
+
     def before_fit(self):
         self.start = 0
         if not self.file.exists(): return
@@ -74,6 +79,7 @@ class ResumeFit(Callback):
                                  'from another file')
             cb.load_state_dict(state['callbacks'][name])
         if state['loader_epoch'] is not None: self.dls.train.epoch = state['loader_epoch']
+        if state['loader_rng'] is not None: self.dls.train.rng.setstate(state['loader_rng'])
         set_rng_state({**state['rng'], 'torch': state['rng']['torch'].cpu()})
         self.start = state['epoch'] + 1
         self.learn.train_iter = self.start * len(self.dls.train)
@@ -84,6 +90,6 @@ class ResumeFit(Callback):
     def after_epoch(self):
         if self.epoch < self.start or (self.epoch + 1) % self.every: return
         state = dict(epoch=self.epoch, model=self.model.state_dict(), opt=self.opt.state_dict(), rng=rng_state(),
-                     loader_epoch=getattr(self.dls.train, 'epoch', None),
+                     loader_epoch=getattr(self.dls.train, 'epoch', None), loader_rng=self._loader_rng(),
                      callbacks={k: cb.state_dict() for k, cb in callbacks_with_state(self.learn).items()})
         write_atomically(self.file, lambda part: torch.save(state, part))

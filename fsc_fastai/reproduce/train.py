@@ -71,7 +71,8 @@ def train_cell(
     else:
         if recipe.n_acc > 1: learn.add_cb(EpisodeAccumulation(recipe.n_acc))
         if recipe.val_episodes: learn.add_cb(KeepBest(metric))
-        _fit(learn, recipe.epochs, recipe, recipe.lr, weights.with_name('training.pt'))
+        lr = recipe.lr if recipe.encoder_lr == 1 else slice(recipe.encoder_lr * recipe.lr, recipe.lr)
+        _fit(learn, recipe.epochs, recipe, lr, weights.with_name('training.pt'))
         save_weights(learn.model, weights)
         weights.with_name('training.pt').unlink(missing_ok=True)
     return learn
@@ -92,7 +93,7 @@ def _pretrained(dls: EpisodeDataLoaders, recipe: Recipe, seed: int, folder: Path
     return load_file(weights)
 
 
-def _fit(learn: Learner, epochs: int, recipe: Recipe, lr: float, state: Path) -> None:
+def _fit(learn: Learner, epochs: int, recipe: Recipe, lr: float | slice, state: Path) -> None:
     "Train in silence, with the state in the file `state` after each epoch"
     resume = ResumeFit(state)
     with learn.no_bar(), learn.no_logging():

@@ -1,0 +1,107 @@
+"A table that is killed, or meets a full disk, goes on to the same numbers"
+import json
+import multiprocessing
+import re
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsc_fastai.callback.resume import ResumeFit
+from fsc_fastai.files import write_atomically
+from fsc_fastai.reproduce.cells import PRESETS, Preset, Recipe
+from fsc_fastai.reproduce.table import run_table
+from fsc_fastai.reproduce.train import KeepBest
+from tests.reproduce.small import small_glyphs
+
+SHORT = Recipe(size=28, pretrain_epochs=2, epochs=3, n_episodes=2, n_query=3)
+CHOSEN = Recipe(size=28, pretrain_epochs=1, pretrain_bs=16, epochs=3, n_episodes=4, n_query=3, n_acc=2, optimizer='sgd', lr=.01,
+                schedule='flat', lr_steps=((2, .001),), val_episodes=3)
+FORK = multiprocessing.get_context('fork')  # a child with the imports of this process
+PRESET = Preset('short', {'RN': SHORT, 'CAN': CHOSEN, 'GNN': SHORT}, test_episodes=3, test_query=4)
+
+
+@pytest.fixture(scope='module')
+def glyphs(tmp_path_factory): return small_glyphs(tmp_path_factory.mktemp('glyphs'))
+
+
+def run(glyphs, out): return run_table('table2', PRESET, glyphs, out, 1, [1], 'fsc_reproduce table2')
+
+
+@pytest.fixture(scope='module')
+def unbroken(glyphs, tmp_path_factory): return files(run(glyphs, tmp_path_factory.mktemp('unbroken')).parent)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    "Everything that a finished run leaves"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def kill_when(found, target, *args) -> None:
+    "Run in another process, and kill it as soon as `found()`"
+    child = FORK.Process(target=target, args=args)
+    child.start()
+    while child.is_alive() and not found(): time.sleep(.002)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL, 'the run ended before the moment to kill it came'
+
+
+KILLS = ('encoders/*.pt',                           # between two epochs of pre-training
+         'encoders/*.safetensors',                  # pre-trained, not trained
+         'cells/rn_*/training.pt',                  # between two epochs of training
+         'cells/lrp-rn_*/.training.pt.part',        # while the state is being written
+         'cells/lrp-rn_*/model.safetensors',        # trained, not tested
+         'cells/can_*/training.pt',                 # with a best epoch to remember, gradients accumulated, another optimizer
+         'cells/lrp-can_*/result.json')             # before the report
+
+
+def test_killed_at_any_moment_it_ends_with_the_numbers_of_an_unbroken_run(glyphs, unbroken, tmp_path):
+    folder = tmp_path/'glyphs'/'short'
+    for moment in KILLS:
+        stale = set(folder.glob(moment))
+        kill_when(lambda m=moment, s=stale: set(folder.glob(m)) - s, run, glyphs, tmp_path)
+    run(glyphs, tmp_path)
+    assert files(folder) == unbroken
+
+
+def _with_a_small_disk(glyphs, out, limit, errors):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try: run(glyphs, out)
+    except OSError as e: errors.put(str(e))
+    else: errors.put('')
+
+
+@pytest.mark.parametrize(('limit', 'named'), [(100_000, r'conv4_28px_seed0.*can not be written'), (600, 'can not be written')])
+def test_a_full_disk_is_named_and_loses_nothing(glyphs, unbroken, tmp_path, limit, named):
+    folder = tmp_path/'glyphs'/'short'
+    if limit == 600:  # everything is there but a result: text is what the disk has no room for
+        run(glyphs, tmp_path)
+        (folder/'cells'/'rn_1shot_seed0'/'result.json').unlink()
+    before, errors = files(folder), FORK.SimpleQueue()
+    child = FORK.Process(target=_with_a_small_disk, args=(glyphs, tmp_path, limit, errors))
+    child.start()
+    assert re.search(named, errors.get(), re.DOTALL)
+    child.join()
+    assert files(folder) == before
+    run(glyphs, tmp_path)
+    assert files(folder) == unbroken
+
+
+def test_a_folder_that_can_not_be_made_is_named(glyphs, tmp_path):
+    (tmp_path/'file').write_text('in the way')
+    with pytest.raises(OSError, match='file/glyphs/short.*choose a folder that can be written'): run(glyphs, tmp_path/'file')
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path/'result.json'
+    write_atomically(file, 'old')
+    def fail(part):
+        part.write_text('half')
+        raise RuntimeError('disk is full')
+    with pytest.raises(OSError, match=r'result\.json can not be written \(RuntimeError: disk is full\)'): write_atomically(file, fail)
+    assert file.read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['result.json']
