@@ -2,11 +2,12 @@
 # No `from __future__ import annotations`: fastai dispatches on the annotation of `encodes`.
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage
-from fastai.vision.augment import Resize, aug_transforms
+from fastai.vision.augment import AffineCoordTfm, Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fasttransform.transform import Transform
+from torch import addcmul
 
-__all__ = ['CenterCrop', 'episode_transforms']
+__all__ = ['CenterCrop', 'FusedNormalize', 'RandomView', 'episode_transforms']
 
 
 class CenterCrop(Transform):
@@ -24,6 +25,18 @@ class CenterCrop(Transform):
         return x[..., top:top + self.size, left:left + self.size]
 
 
+class RandomView(AffineCoordTfm):
+    "Affine transforms of training; in validation nothing, where fastai's would sample every pixel from where it is"
+    def before_call(self, b, split_idx):
+        if split_idx: self.do = False
+        else: super().before_call(b, split_idx)
+
+
+class FusedNormalize(Normalize):
+    "fastai's `Normalize` in one pass over the pixels"
+    def encodes(self, x: TensorImage): return addcmul(-self.mean/self.std, x, 1/self.std)
+
+
 def episode_transforms(
     size: int = 84, # Side of the images that the model sees
     do_flip: bool = True, # Mirror half of the training images; False where left and right matter, as in writing
@@ -36,5 +49,6 @@ def episode_transforms(
     """
     augmentations = aug_transforms(size=size, do_flip=do_flip, max_rotate=0., max_warp=0., min_zoom=1., max_zoom=1.5, p_affine=1.,
                                    max_lighting=.4)
+    views = [RandomView(t.aff_fs, t.coord_fs, t.size) if isinstance(t, AffineCoordTfm) else t for t in augmentations]
     return (Resize(int(1.15 * size), method='squish'),
-            [CenterCrop(size), *augmentations, Normalize.from_stats(*stats, cuda=False)])
+            [CenterCrop(size), *views, FusedNormalize.from_stats(*stats, cuda=False)])

@@ -91,7 +91,7 @@ class ImageCache:
         at = torch.as_tensor(idxs)
         missing = np.unique(at[~self.filled[at]].numpy()).tolist()
         if missing: self._fill(missing, load)
-        return self.store[at].as_subclass(self.type)
+        return self.store.index_select(0, at).as_subclass(self.type)  # copies whole images, where indexing goes by the byte
 
     def _allocate(self, load: Load, identity: Callable[[], str]) -> None:
         image = load(0)

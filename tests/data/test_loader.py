@@ -5,10 +5,12 @@ import warnings
 import pytest
 import torch
 from fastai.data.load import SkipItemException
-from fastai.vision.augment import RandomResizedCrop, Resize
+from fastai.data.transforms import Normalize
+from fastai.vision.augment import Flip, RandomResizedCrop, Resize
 from fastai.vision.core import PILImage
 from PIL import Image
 
+from fsc_fastai.data.augment import RandomView, episode_transforms
 from fsc_fastai.data.cache import ImageCache
 from fsc_fastai.data.loader import EpisodicDL, ImageDL
 
@@ -231,3 +233,14 @@ def test_image_size_is_what_the_model_sees(make_dls):
 def test_transform_without_randomness_is_cached(make_dls):
     dl = make_dls(item_tfms=Resize(6, method='squish')).train
     assert dl.cache is not None and dl.one_batch().query_x.shape[-2:] == (6, 6)
+
+
+def test_fast_transforms_give_the_pixels_of_fastai_s_own(make_dls):
+    item_tfms, tfms = episode_transforms(12)
+    crop, *augmentations, normalize = tfms
+    plain = [crop, *(Flip(p=1., size=12) if isinstance(t, RandomView) else t for t in augmentations),
+             Normalize(normalize.mean, normalize.std)]
+    fast, slow = (make_dls(item_tfms=item_tfms, batch_tfms=t).valid.episode(2) for t in (tfms, plain))
+    torch.testing.assert_close(fast.query_x, slow.query_x, rtol=0, atol=1e-5)
+    train = make_dls(item_tfms=item_tfms, batch_tfms=tfms).train.episode(2)
+    assert train.query_x.shape == fast.query_x.shape and train.query_x.std() > .1
