@@ -88,10 +88,15 @@ def _alpha_conv(x: Tensor, R: Tensor, conv: nn.Conv2d) -> Tensor:
     return x * conv_small_input(x.shape, positive, s, conv.padding)
 
 
+def _may_be_negative(*maps: Tensor) -> bool:
+    "Whether any entry is negative; always on a device, where the question would make the step wait for the answer"
+    return not maps[0].is_cpu or any(bool((m < 0).any()) for m in maps)
+
+
 def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d) -> Tensor:
     "α = 1 rule where conv(cat(a, b)) = conv_a(a) + conv_b(b): the denominators are computed on single maps, not on pairs"
     a, b, weight = single(pairs.support), single(pairs.query), single(conv.weight)
-    positive, signed = weight.clamp(min=0), bool((a < 0).any() | (b < 0).any())
+    positive, signed = weight.clamp(min=0), _may_be_negative(a, b)
     z = _conv_parts(a.clamp(min=0), b.clamp(min=0), positive, conv)
     if signed: z = z + _conv_parts(a.clamp(max=0), b.clamp(max=0), weight.clamp(max=0), conv)
     s = divide(R, z)

@@ -1,0 +1,114 @@
+"A training step waits for the device no more often than fastai itself does"
+import traceback
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fsc_fastai.callback.accumulate import EpisodeAccumulation
+from fsc_fastai.callback.lft import FTCallback, LFTCallback
+from fsc_fastai.callback.lrp import LRPGuidedCallback
+from tests.learners import hue_learner, hue_loaders, write_hues
+
+aten = torch.ops.aten
+WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
+         aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default, aten.is_nonzero.default}
+"What needs a value, or a shape that depends on values, on the host"
+
+
+def _counts_steps() -> bool:
+    "Whether torch's optimizer asks for its number of steps, which it keeps on the host"
+    return any('torch/optim' in frame.filename for frame in traceback.extract_stack(limit=12))
+
+
+class Waits(TorchDispatchMode):
+    "Collects the operations that would wait for a device; on the CPU no copy from it would show, so `.cpu()` is patched"
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = func is aten.index.Tensor and any(t is not None and t.dtype in (torch.bool, torch.uint8)
+                                                    for t in tree_leaves(args[1]))
+        if (func in WAITS or by_mask) and not _counts_steps(): self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class CountWaits(Callback):
+    "Counts from the forward pass to the end of each training step, except the first, which may set things up"
+    order, run_valid = -100, False
+
+    def before_fit(self): self.waits, self.counted = None, []
+
+    def before_batch(self):
+        self.waits = Waits()
+        self.waits.__enter__()
+
+    def after_batch(self):
+        self.waits.__exit__(None, None, None)
+        if self.iter: self.counted.append(self.waits.found)
+        self.waits = None
+
+
+@pytest.fixture(scope='module')
+def hues(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('hues')/'images')
+
+
+def lft(hues):
+    cb = LFTCallback([list(hue_loaders(hues, n_episodes=3, seed=1).train)])  # loaded: that is the host's business
+    cb.domains.check = lambda dls: None  # the same images here
+    return cb
+
+
+KINDS = {'plain': lambda hues: [], 'guided': lambda hues: [LRPGuidedCallback()], 'ft': lambda hues: [FTCallback()],
+         'lft': lambda hues: [lft(hues)], 'lft guided': lambda hues: [lft(hues), LRPGuidedCallback()],
+         'accumulated': lambda hues: [EpisodeAccumulation(2), LRPGuidedCallback()]}
+
+
+def trained(hues, method, cbs, **kwargs):
+    learn = hue_learner(hues, method, cbs=cbs, dls_kwargs=dict(n_episodes=3, val_n_episodes=1, **kwargs))
+    learn.fit(1)
+    return learn
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('method', ['relation', 'cross_attention', 'gnn', 'proto', 'matching'])
+def test_step_needs_no_value_on_the_host(hues, method, kind):
+    to_cpu = torch.Tensor.cpu
+    counter = CountWaits()
+
+    def cpu(tensor, *args, **kwargs):
+        if counter.waits is not None and counter.learn.training: counter.waits.found.append('Tensor.cpu')
+        return to_cpu(tensor, *args, **kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, 'cpu', cpu)
+        patch.setattr('fsc_fastai.explain.heads._may_be_negative', lambda *maps: True)  # as on a device
+        trained(hues, method, [*KINDS[kind](hues), counter])
+    assert len(counter.counted) == 2
+    for found in counter.counted: assert found == []
+
+
+def test_the_count_notices_what_waits(hues):
+    class Waiting(Callback):
+        order, run_valid = 20, False
+        def after_loss(self):
+            self.loss.item(), self.loss.detach().cpu(), self.pred[self.pred > 0], self.pred.nonzero()
+    counter = CountWaits()
+    trained(hues, 'proto', [Waiting(), counter])
+    assert all(len(found) >= 3 for found in counter.counted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('method', ['relation', 'cross_attention', 'gnn', 'proto', 'matching'])
+def test_step_does_not_synchronise_the_gpu(hues, method, kind):
+    class Strict(Callback):
+        "An error where a step synchronises, except in the first step and in what fastai's recorder does after the last event"
+        order, run_valid = -100, False
+        def before_batch(self): torch.cuda.set_sync_debug_mode('error' if self.iter else 'default')
+        def after_step(self): torch.cuda.set_sync_debug_mode('default')
+        def after_cancel_batch(self): torch.cuda.set_sync_debug_mode('default')
+    try: trained(hues, method, [*KINDS[kind](hues), Strict()], device='cuda')
+    finally: torch.cuda.set_sync_debug_mode('default')
