@@ -22,7 +22,7 @@ from .models.base import FewShotModel
 from .models.graph import GNNNet
 from .transduction import CANDIDATES, transductive_scores
 
-__all__ = ['Protocol', 'PROTOCOLS', 'encode_images', 'episode_scores', 'compare']
+__all__ = ['Protocol', 'PROTOCOLS', 'encode_images', 'episode_scores', 'worst_domain', 'compare']
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def _test_episodes(learn, domains, n_episodes, n_way, n_shot, n_query, seed, tra
     "Domain by domain: its name, its loader and the iterator of `episode_scores`; the model's mode is as before at the end"
     model, was_training = learn.model, learn.model.training
     named = _as_domains(learn, domains)
+    for dl in named.values(): dl.check_distinct()
     samplers = {name: EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed, dl.drop_small, dl.vocab, f'domain {name!r}')
                 for name, dl in named.items()}
     try:
@@ -212,6 +213,24 @@ def confusion(
     share = np.divide(taken, offered, out=np.full_like(taken, np.nan), where=offered > 0)[np.ix_(seen, seen)]
     names = [dl.vocab[i] for i in seen]
     return pd.DataFrame(share, index=names, columns=names)
+
+
+@patch
+def accuracy_by_class(
+    self: FSCLearner,
+    domain: Any, # As in `confusion`
+    **kwargs, # For `confusion`: n_episodes, n_way, n_shot, n_query, seed
+) -> pd.Series:
+    "How often a query of each class was classified right, the worst class first; nan for a class that no episode had"
+    matrix = self.confusion(domain, **kwargs)
+    return pd.Series(np.diag(matrix), index=matrix.index, name='accuracy').sort_values()
+
+
+def worst_domain(
+    results: pd.DataFrame, # From `learn.evaluate`
+) -> pd.Series:
+    "The row of the domain with the lowest accuracy: what a model that is taken somewhere new may come down to"
+    return results.loc[results.accuracy.idxmin()]
 
 
 def compare(

@@ -1,10 +1,12 @@
 "Evaluation: cached equals uncached, the same episodes for every model, paired differences"
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.sampler import EpisodeSampler
-from fsc_fastai.evaluate import PROTOCOLS, compare, encode_images, episode_scores
+from fsc_fastai.evaluate import PROTOCOLS, compare, encode_images, episode_scores, worst_domain
 from fsc_fastai.metrics import ci95
 from fsc_fastai.models import ProtoNet
 from tests.learners import hue_learner
@@ -99,6 +101,25 @@ def test_confusion_counts_who_was_taken_for_whom(root):
     ids = sorted(set(dl.labels))
     for k in range(30): times[[ids.index(c) for c in sampler.episode(k).classes]] += 1
     assert np.average(np.diag(matrix), weights=times) == pytest.approx(accuracy)
+
+
+def test_worst_class_and_worst_domain(root):
+    learn = hue_learner(root, 'proto')
+    by_class = learn.accuracy_by_class('novel', n_episodes=20, n_query=4)
+    matrix = learn.confusion('novel', n_episodes=20, n_query=4)
+    assert by_class.is_monotonic_increasing and by_class.to_dict() == {c: matrix.loc[c, c] for c in matrix.index}
+    table = learn.evaluate({'here': root/'novel', 'there': root/'val'}, n_episodes=3, n_query=4)
+    assert worst_domain(table).accuracy == table.accuracy.min() and worst_domain(table).domain in ('here', 'there')
+
+
+def test_a_file_that_is_there_twice_is_named(root):
+    learn = hue_learner(root)
+    files = sorted((root/'novel').rglob('*.png'))
+    twice = pd.DataFrame(dict(name=files + files[7:8], label=[f.parent.name for f in files + files[7:8]]))
+    with pytest.raises(ValueError, match=rf'1 files .* {files[7]} \(2 times\)'):
+        learn.evaluate({'twice': twice}, n_episodes=2, n_query=2)
+    with pytest.raises(ValueError, match='as support and as query'):
+        EpisodeDataLoaders.from_df(twice, n_way=2, n_shot=1, n_query=1, size=20)
 
 
 def test_encode_images_is_in_order(root):

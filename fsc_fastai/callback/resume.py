@@ -79,7 +79,7 @@ class ResumeFit(Callback):
                                  'from another file')
             cb.load_state_dict(state['callbacks'][name])
         if state['loader_epoch'] is not None: self.dls.train.epoch = state['loader_epoch']
-        if state['loader_rng'] is not None: self.dls.train.rng.setstate(state['loader_rng'])
+        if state.get('loader_rng') is not None: self.dls.train.rng.setstate(state['loader_rng'])
         set_rng_state({**state['rng'], 'torch': state['rng']['torch'].cpu()})
         self.start = state['epoch'] + 1
         self.learn.train_iter = self.start * len(self.dls.train)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -250,10 +251,18 @@ class EpisodicDL(_CachedDL):
     def sampler(self) -> EpisodeSampler:
         "Draws the episodes; made at the first use, because an exported loader has no images"
         if self._sampler is None:
+            self.check_distinct()
             name = {0: 'the training set', 1: 'the held-out set'}.get(getattr(self.dataset, 'split_idx', -1), 'the dataset')
             self._sampler = EpisodeSampler(self.labels, self.n_way, self.n_shot, self.n_query, self.seed, self.drop_small,
                                            self.vocab, name)
         return self._sampler
+
+    def check_distinct(self) -> None:
+        "`ValueError` naming a file that the set has twice: it could be support and query of one episode"
+        counts = Counter(str(file) for file in map(_file_of, self.items) if file is not None)
+        if repeated := [f'{file} ({n} times)' for file, n in counts.items() if n > 1]:
+            raise ValueError(f'{len(repeated)} files are in the set more than once, so that an episode could have one as '
+                             f'support and as query: {", ".join(repeated[:5])}{", …" if len(repeated) > 5 else ""}. Leave the repeats out')
 
     def get_idxs(self): return [(self.epoch, k) for k in range(self.n)]
 

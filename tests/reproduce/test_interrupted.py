@@ -1,5 +1,4 @@
 "A table that is killed, or meets a full disk, goes on to the same numbers"
-import json
 import multiprocessing
 import re
 import resource
@@ -8,13 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.files import write_atomically
-from fsc_fastai.reproduce.cells import PRESETS, Preset, Recipe
+from fsc_fastai.reproduce.cells import Preset, Recipe
 from fsc_fastai.reproduce.table import run_table
-from fsc_fastai.reproduce.train import KeepBest
 from tests.reproduce.small import small_glyphs
 
 SHORT = Recipe(size=28, pretrain_epochs=2, epochs=3, n_episodes=2, n_query=3)
@@ -103,5 +99,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     def fail(part):
         part.write_text('half')
         raise RuntimeError('disk is full')
-    with pytest.raises(OSError, match=r'result\.json can not be written \(RuntimeError: disk is full\)'): write_atomically(file, fail)
+    with pytest.raises(OSError, match=r'result\.json can not be written \(RuntimeError: disk is full'):
+        write_atomically(file, fail)
     assert file.read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['result.json']
