@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 DOCS_READY  := $(VENV)/.ready-docs
 
-.PHONY: demo test test-all coverage lint tour notebooks docs mutants bench clean
+.PHONY: demo test test-all lint tour notebooks docs mutants bench clean
 
 $(READY): settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,14 +24,11 @@ $(DOCS_READY): $(READY)
 demo: $(READY)          ## train on Latin glyphs, test on scripts never seen; figures in demo_out/
 	$(BIN)/fsc_demo
 
-test: $(READY)          ## the whole suite but slow and gpu tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(READY)          ## the whole suite but slow and gpu tests, with its line coverage, subprocesses included; below 90 % fails
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered
 
 test-all: $(READY)      ## slow tests too
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu'
-
-coverage: $(READY)      ## the suite with line coverage, subprocesses included; below 90 % fails
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered
 
 lint: $(READY)          ## style and types
 	$(BIN)/ruff check .
