@@ -44,7 +44,7 @@ SMALLER = {
 OPTIONS = {
     'fsc_train': '--arch conv4 --size 32 --epochs 1 --pretrain-epochs 2 --n-episodes 6 --n-query 5',
     'fsc_eval': '--n-episodes 20 --n-query 5',
-    'fsc_reproduce': '--preset tiny --data domains --seeds 1 --shots 5',
+    'fsc_reproduce': '--preset tiny --data domains --seen birds --seeds 1 --shots 5',
     'fsc_serve': f'--port {PORT}',
 }
 

@@ -65,7 +65,7 @@ def write_all(root: Path) -> None:
     for start, name in ((100, 'flowers'), (200, 'insects')):
         for kind in range(start, start + 25): write_class(root/name/f'cloth{kind}', [texture(kind, rng) for _ in range(8)])
     for i, (name, images) in enumerate(birds.items()):
-        write_class(root/'domains'/('base' if i < 20 else 'val' if i < 25 else 'novel')/name, images)
+        write_class(root/'domains'/'birds'/('base' if i < 20 else 'val' if i < 25 else 'novel')/name, images)
     for name, images in plants.items(): write_class(root/'domains'/'plants'/name, images)
     for name in ('place0', 'place2', 'place4'): write_class(root/'examples'/name, plants[name][:4])
     write_class(root/'new', [plants[name][5] for name in ('place0', 'place2', 'place4')])
