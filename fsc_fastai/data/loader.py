@@ -261,8 +261,9 @@ class EpisodicDL(_CachedDL):
         "`ValueError` naming a file that the set has twice: it could be support and query of one episode"
         counts = Counter(str(file) for file in map(_file_of, self.items) if file is not None)
         if repeated := [f'{file} ({n} times)' for file, n in counts.items() if n > 1]:
-            raise ValueError(f'{len(repeated)} files are in the set more than once, so that an episode could have one as '
-                             f'support and as query: {", ".join(repeated[:5])}{", …" if len(repeated) > 5 else ""}. Leave the repeats out')
+            named = ', '.join(repeated[:5]) + (', …' if len(repeated) > 5 else '')
+            raise ValueError(f'{len(repeated)} files are in the set more than once, so that an episode could have one as support '
+                             f'and as query: {named}. Leave the repeats out')
 
     def get_idxs(self): return [(self.epoch, k) for k in range(self.n)]
 
