@@ -1,12 +1,76 @@
-"Runs every benchmark: `python -m benchmarks`"
+"""Runs benchmarks, each in a process of its own, and writes what they found into `benchmarks/RESULTS.md`.
+
+    python -m benchmarks [names …] [-- options of theirs]
+
+Without names all of them run. What each found is kept in `build/bench`, so that several calls make one file.
+"""
+import json
+import os
+import platform
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
-NOT_BENCHMARKS = {'__init__', '__main__', 'timing'}
+from benchmarks.timing import RECORD
 
-if __name__ == '__main__':
-    names = sorted(p.stem for p in Path(__file__).parent.glob('*.py') if p.stem not in NOT_BENCHMARKS)
-    # a process each, so that none inherits the threads or the memory of another
-    failed = [name for name in names if subprocess.run([sys.executable, '-m', f'benchmarks.{name}']).returncode]
+HERE = Path(__file__).parent
+RECORDS, RESULTS = HERE.parent/'build'/'bench', HERE/'RESULTS.md'
+NOT_BENCHMARKS = {'__init__', '__main__', 'timing', 'images'}
+VERSIONS = ('torch', 'fastai', 'timm', 'numpy', 'pillow', 'easyfsl', 'zennit', 'captum')
+
+
+def run(name: str, options: list[str]) -> bool:
+    "Whether the benchmark ended well; its old record goes when it does"
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    record = RECORDS/f'{" ".join([name, *options])}.jsonl'
+    part = record.with_suffix('.part')
+    part.unlink(missing_ok=True)
+    command = [sys.executable, '-m', f'benchmarks.{name}', *options]  # of its own, not inheriting threads and memory of another
+    ended_well = not subprocess.run(command, env=os.environ | {RECORD: str(part)}).returncode
+    if ended_well and part.exists(): os.replace(part, record)
+    return ended_well
+
+
+def machine() -> str:
+    "Processor, cores and versions"
+    cpuinfo = Path('/proc/cpuinfo')
+    names = [line.split(':')[1].strip() for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+             if line.startswith('model name')]
+    versions = ', '.join(f'{name} {version(name)}' for name in VERSIONS)
+    return f'{names[0] if names else platform.machine()}, {os.cpu_count()} cores. Python {platform.python_version()}, {versions}.'
+
+
+def row(name: str, seconds: float, ratio: float, limit: float | None) -> str:
+    promised = '' if limit is None else f'{limit:.3g} | {"met" if ratio <= limit else "**MISSED**"}'
+    took = f'{seconds:.1f} s' if seconds >= 10 else f'{1e3 * seconds:.4g} ms'
+    speed = f' ({1/ratio:.3g} times as fast)' if ratio < .5 else ''
+    return f'| {name} | {took} | {ratio:.3g}{speed} | {promised or " | "} |'
+
+
+def write_results() -> None:
+    "All records as Markdown"
+    lines = ['# Measured', '', 'Written by `python -m benchmarks`. A ratio is the median over paired runs of the time of a line',
+             'to that of the first line of its table; limits are promises. On one thread the time of the process counts.',
+             '', machine()]
+    for record in sorted(RECORDS.glob('*.jsonl')):
+        lines += ['', f'## {record.stem}', '']
+        for entry in map(json.loads, record.read_text().splitlines()):
+            if 'note' in entry: lines += [entry['note'].strip(), '']
+            else:
+                lines += [f'**{entry["title"]}**', '', '| | time | ratio | limit | |', '|---|---|---|---|---|']
+                lines += [row(*r) for r in entry['rows']] + ['']
+    RESULTS.write_text('\n'.join(lines).rstrip() + '\n')
+
+
+def main(args: list[str]) -> None:
+    at = args.index('--') if '--' in args else len(args)
+    if not args: shutil.rmtree(RECORDS, ignore_errors=True)
+    names = args[:at] or sorted(p.stem for p in HERE.glob('*.py') if p.stem not in NOT_BENCHMARKS)
+    failed = [name for name in names if not run(name, args[at + 1:])]
+    write_results()
     if failed: sys.exit(f'failed: {", ".join(failed)}')
+
+
+if __name__ == '__main__': main(sys.argv[1:])

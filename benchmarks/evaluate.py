@@ -33,7 +33,7 @@ from fsc_fastai.models import RelationNet
 
 N_CLASSES, N_IMAGES, N_EPISODES, SIZE = 50, 60, 2000, 84
 PEER_LIMIT, LEAST_LIMIT = 1/20, 1.5
-SAMPLE, PEER_SAMPLE, ENCODED = 64, 2, 128 # Episodes and images that a round measures
+SAMPLE, PEER_SAMPLE, ENCODED = 32, 2, 128 # Episodes and images that a round measures
 
 
 class Maps(nn.Module):

@@ -18,7 +18,7 @@ from zennit.composites import LayerMapComposite
 from zennit.rules import Epsilon, Norm, Pass, ZPlus
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
-from benchmarks.timing import paired, report
+from benchmarks.timing import note, paired, report
 from fsc_fastai.data.episode import EpisodeLabel
 from fsc_fastai.explain import LRP, relevance_start, relevance_weights
 from fsc_fastai.explain.lrp import scores_and_trace
@@ -189,7 +189,7 @@ def main() -> None:
     comparisons = (relation_head, relation_step, graph_head, attention_step, encoder_pixels)
     for device, threads in [('cuda', 1)] if torch.cuda.is_available() else [('cpu', n) for n in args.threads]:
         torch.set_num_threads(threads)
-        print(f'\n=== {device}' + (f', {threads} thread(s)' if device == 'cpu' else f' ({torch.cuda.get_device_name()})'))
+        note(f'\n=== {device}' + (f', {threads} thread(s)' if device == 'cpu' else f' ({torch.cuda.get_device_name()})'))
         for compare in comparisons:
             torch.manual_seed(0)
             if not args.only or compare.__name__ in args.only: compare(device, args.rounds)

@@ -21,7 +21,7 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from benchmarks.timing import paired, report
+from benchmarks.timing import note, paired, report
 from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.data.episode import Episode, EpisodeLabel
 from fsc_fastai.models import RelationNet, create_encoder
@@ -133,11 +133,11 @@ def step_memory(size: int, device: str) -> None:
     command = [sys.executable, '-m', 'benchmarks.lft', '--size', str(size), '--device', device, '--peak']
     peaks = {kind: float(subprocess.run([*command, kind], check=True, capture_output=True, text=True, env=env).stdout.split()[-1])
              for kind in ('plain', 'lft', 'lft_aux')}
-    print(f'\nPeak memory of RN/ResNet10 at {size} px, {device}')
+    note(f'\nPeak memory of RN/ResNet10 at {size} px, {device}')
     for kind, peak in peaks.items():
         ratio = peak / peaks['plain']
         verdict = '' if kind == 'plain' else f'   limit {MEMORY_LIMIT:g}: {"met" if ratio <= MEMORY_LIMIT else "MISSED"}'
-        print(f'  {kind:<44}{peak:>9.0f} MB {ratio:>8.2f} x{verdict}')
+        note(f'  {kind:<44}{peak:>9.0f} MB {ratio:>8.2f} x{verdict}')
 
 
 def main() -> None:

@@ -5,9 +5,8 @@ from fastai.torch_core import TensorImage
 from fastai.vision.augment import AffineCoordTfm, Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fasttransform.transform import Transform
-from torch import addcmul
 
-__all__ = ['CenterCrop', 'FusedNormalize', 'RandomView', 'episode_transforms']
+__all__ = ['CenterCrop', 'InplaceNormalize', 'RandomView', 'episode_transforms']
 
 
 class CenterCrop(Transform):
@@ -32,9 +31,9 @@ class RandomView(AffineCoordTfm):
         else: super().before_call(b, split_idx)
 
 
-class FusedNormalize(Normalize):
-    "fastai's `Normalize` in one pass over the pixels"
-    def encodes(self, x: TensorImage): return addcmul(-self.mean/self.std, x, 1/self.std)
+class InplaceNormalize(Normalize):
+    "fastai's `Normalize` in place, on the copy that `IntToFloatTensor` has made"
+    def encodes(self, x: TensorImage): return x.mul_(1/self.std).add_(-self.mean/self.std)
 
 
 def episode_transforms(
@@ -51,4 +50,4 @@ def episode_transforms(
                                    max_lighting=.4)
     views = [RandomView(t.aff_fs, t.coord_fs, t.size) if isinstance(t, AffineCoordTfm) else t for t in augmentations]
     return (Resize(int(1.15 * size), method='squish'),
-            [CenterCrop(size), *views, FusedNormalize.from_stats(*stats, cuda=False)])
+            [CenterCrop(size), *views, InplaceNormalize.from_stats(*stats, cuda=False)])
