@@ -1,6 +1,7 @@
 "The command line from training to heatmaps, on images that the test makes"
 import pandas as pd
 import pytest
+from fastcore.script import CliError
 
 from fsc_fastai import cli
 from tests.learners import SIZE, write_hues
@@ -47,7 +48,7 @@ def test_explain_writes_a_picture(trained):
     (lambda root: cli.fsc_reproduce('table5', preset='tiny', out=root), 'table4'),
 ])
 def test_what_the_user_can_mend_is_one_line(trained, call, named):
-    with pytest.raises(cli.CliError, match=named): call(trained)
+    with pytest.raises(CliError, match=named): call(trained)
 
 
 def test_console_scripts_exist():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..models import CrossAttentionNet, FewShotModel, GNNNet, MatchingNet, ProtoNet, RelationNet
 from ..models.base import class_means
+from ..models.graph import EdgeNorm
 from ..models.layers import pool_vectors
 
 __all__ = ['DeployedHead', 'deployed_head', 'free_norms']
@@ -31,8 +32,8 @@ def free_norms(model: nn.Module) -> dict[str, Any]:
 def _statistics_of(norms: dict[str, Any]) -> Iterator[None]:
     "Fixes the statistics of `norms` to those of what passes through them here, where they use these already"
     def remember(norm, args):
-        var, mean = torch.var_mean(args[0].transpose(0, 1).flatten(1), 1, correction=0)
-        seen[norm] = mean, var
+        if isinstance(norm, EdgeNorm): seen[norm] = norm.statistics(*args)
+        else: seen[norm] = torch.var_mean(args[0].transpose(0, 1).flatten(1), 1, correction=0)[::-1]
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     for norm in norms.values(): norm.running_mean = norm.running_var = None
     hooks = [norm.register_forward_pre_hook(remember) for norm in norms.values()]

@@ -13,7 +13,7 @@ from .base import FewShotModel, Processed, episode_way, one_hot
 from .encoder import Encoder
 from .layers import Pool, pool_vectors, vector_size
 
-__all__ = ['GNNNet', 'GraphNodes', 'GraphNet', 'GraphLayer', 'Adjacency', 'GraphLayerTrace']
+__all__ = ['GNNNet', 'GraphNodes', 'GraphNet', 'GraphLayer', 'Adjacency', 'EdgeNorm', 'GraphLayerTrace']
 
 
 @dataclass
@@ -43,6 +43,28 @@ class GraphLayerTrace(NamedTuple):
     gathered: Tensor # Input of `fc` `(n_graphs, n_nodes, 2·n_in)`: the identity's part, then the adjacency's
 
 
+class EdgeNorm(nn.BatchNorm2d):
+    "Batch norm of rows `(n, C)` of which each stands for several equal ones; without running statistics unless some are set"
+    def __init__(self,
+        num_features: int, # C
+    ):
+        super().__init__(num_features, track_running_stats=False)
+
+    @staticmethod
+    def statistics(
+        x: Tensor, # `(n, C)`
+        share: Tensor, # Share of each row in the whole `(n, 1)`, in sum 1
+    ) -> tuple[Tensor, Tensor]:
+        "Mean and variance `(C,)`"
+        mean = (share * x).sum(0)
+        return mean, (share * (x - mean).square()).sum(0)
+
+    def forward(self, x: Tensor, share: Tensor) -> Tensor: # type: ignore[override]
+        "Rows `(n, C)` to normalised rows"
+        mean, var = (self.running_mean, self.running_var) if self.running_mean is not None else self.statistics(x, share)
+        return (x - mean) * ((var + self.eps).rsqrt() * self.weight) + self.bias  # type: ignore[operator]
+
+
 class Adjacency(nn.Module):
     """Edge weights from the absolute differences of the nodes: 1×1 convolutions, softmax over the other nodes.
 
@@ -56,7 +78,7 @@ class Adjacency(nn.Module):
         super().__init__()
         sizes = (n_in, 2 * width, 2 * width, width, width)
         self.hidden = nn.Sequential(*[layer for a, b in pairwise(sizes) for layer in (
-            nn.Conv2d(a, b, 1), nn.BatchNorm2d(b, track_running_stats=False), nn.LeakyReLU())])
+            nn.Conv2d(a, b, 1), EdgeNorm(b), nn.LeakyReLU())])
         self.last = nn.Conv2d(width, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +89,7 @@ class Adjacency(nn.Module):
         share = x.new_full((z.shape[0], 1), 2 / (n_graphs * n**2))
         share[-1] = 1 / n
         for conv, norm, activation in zip(self.hidden[::3], self.hidden[1::3], self.hidden[2::3]):
-            z = activation(weighted_norm(_each_row(conv, z), share, norm))  # type: ignore[arg-type]
+            z = activation(norm(_each_row(conv, z), share))  # type: ignore[arg-type]
         weight = _each_row(self.last, z[:-1]).unflatten(0, (n_graphs, -1))[..., 0]
         both_ways = torch.zeros(n, n, dtype=torch.long, device=x.device)
         both_ways[i, j] = both_ways[j, i] = torch.arange(i.shape[0], device=x.device)
@@ -78,16 +100,6 @@ class Adjacency(nn.Module):
 def _each_row(conv: nn.Conv2d, x: Tensor) -> Tensor:
     "A 1×1 convolution on rows `(n, n_in)`"
     return F.linear(x, conv.weight.flatten(1), conv.bias)
-
-
-def weighted_norm(
-    x: Tensor, # `(n, C)`
-    share: Tensor, # Share of each row in the statistics `(n, 1)`, in sum 1
-    norm: nn.BatchNorm2d, # Without running statistics
-) -> Tensor:
-    "Batch norm of rows that stand for several equal ones"
-    centred = x - (share * x).sum(0)
-    return centred * ((share * centred.square()).sum(0) + norm.eps).rsqrt() * norm.weight + norm.bias
 
 
 class GraphLayer(nn.Module):
