@@ -59,9 +59,10 @@ class EdgeNorm(nn.BatchNorm2d):
         mean = (share * x).sum(0)
         return mean, (share * (x - mean).square()).sum(0)
 
-    def forward(self, x: Tensor, share: Tensor) -> Tensor: # type: ignore[override]
-        "Rows `(n, C)` to normalised rows"
-        mean, var = (self.running_mean, self.running_var) if self.running_mean is not None else self.statistics(x, share)
+    def forward(self, x: Tensor, share: Tensor | None) -> Tensor: # type: ignore[override]
+        "Rows `(n, C)` to normalised rows; without their shares if statistics are set"
+        fixed = self.running_mean is not None
+        mean, var = (self.running_mean, self.running_var) if fixed else self.statistics(x, share)  # type: ignore[arg-type]
         return (x - mean) * ((var + self.eps).rsqrt() * self.weight) + self.bias  # type: ignore[operator]
 
 
@@ -83,22 +84,35 @@ class Adjacency(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         "Nodes `(n_graphs, n_nodes, n_in)` to weights `(n_graphs, n_nodes, n_nodes)`, without self-loops"
+        weight = self._of_ordered_pairs(x) if torch.compiler.is_exporting() else self._of_pairs(x)
+        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        return weight.masked_fill(itself, float('-inf')).softmax(-1)
+
+    def _of_pairs(self, x: Tensor) -> Tensor:
+        "Edge weights before the softmax"
         n_graphs, n, _ = x.shape
         i, j = torch.triu_indices(n, n, 1, device=x.device)
         z = torch.cat([(x[:, i] - x[:, j]).abs().flatten(0, 1), x.new_zeros(1, x.shape[2])])
         share = x.new_full((z.shape[0], 1), 2 / (n_graphs * n**2))
         share[-1] = 1 / n
-        for conv, norm, activation in zip(self.hidden[::3], self.hidden[1::3], self.hidden[2::3]):
-            z = activation(norm(_each_row(conv, z), share))  # type: ignore[arg-type]
-        weight = _each_row(self.last, z[:-1]).unflatten(0, (n_graphs, -1))[..., 0]
+        weight = self._layers(z, share)[:-1].unflatten(0, (n_graphs, -1))
         both_ways = torch.zeros(n, n, dtype=torch.long, device=x.device)
         both_ways[i, j] = both_ways[j, i] = torch.arange(i.shape[0], device=x.device)
-        itself = torch.eye(n, dtype=torch.bool, device=x.device)
-        return weight[:, both_ways].masked_fill(itself, float('-inf')).softmax(-1)
+        return weight[:, both_ways]
+
+    def _of_ordered_pairs(self, x: Tensor) -> Tensor:
+        "The same for any number of nodes, as an exported graph needs it; with statistics that are fixed"
+        return self._layers((x[:, :, None] - x[:, None]).abs(), None)
+
+    def _layers(self, z: Tensor, share: Tensor | None) -> Tensor:
+        "Differences `(..., n_in)` to edge weights `(...)`"
+        for conv, norm, activation in zip(self.hidden[::3], self.hidden[1::3], self.hidden[2::3]):
+            z = activation(norm(_each_row(conv, z), share))
+        return _each_row(self.last, z)[..., 0]
 
 
 def _each_row(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    "A 1×1 convolution on rows `(n, n_in)`"
+    "A 1×1 convolution on rows `(..., n_in)`"
     return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
