@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,9 +61,10 @@ class EdgeNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, share: Tensor | None) -> Tensor: # type: ignore[override]
         "Rows `(n, C)` to normalised rows; without their shares if statistics are set"
-        fixed = self.running_mean is not None
-        mean, var = (self.running_mean, self.running_var) if fixed else self.statistics(x, share)  # type: ignore[arg-type]
-        return (x - mean) * ((var + self.eps).rsqrt() * self.weight) + self.bias  # type: ignore[operator]
+        mean: Any = self.running_mean # None unless a deployed head has set it
+        var: Any = self.running_var
+        if mean is None: mean, var = self.statistics(x, share)  # type: ignore[arg-type]
+        return (x - mean) * ((var + self.eps).rsqrt() * self.weight) + self.bias
 
 
 class Adjacency(nn.Module):
@@ -111,7 +112,7 @@ class Adjacency(nn.Module):
         return _each_row(self.last, z)[..., 0]
 
 
-def _each_row(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def _each_row(conv: Any, x: Tensor) -> Tensor:
     "A 1×1 convolution on rows `(..., n_in)`"
     return F.linear(x, conv.weight.flatten(1), conv.bias)
 

@@ -101,7 +101,7 @@ def _fit(learn: Learner, epochs: int, recipe: Recipe, lr: float | slice, state: 
         else: learn.fit(epochs, lr, cbs=[resume, _stepwise(lr, recipe.lr_steps, epochs)])
 
 
-def _stepwise(lr: float, steps: tuple[tuple[int, float], ...], epochs: int) -> ParamScheduler:
+def _stepwise(lr: Any, steps: tuple[tuple[int, float], ...], epochs: int) -> ParamScheduler:
     "`lr`, and from each step's epoch on the step's learning rate"
     def lr_at(pct_train: float) -> float:
         return ([lr] + [new for start, new in steps if pct_train * epochs >= start - 1e-6])[-1]
