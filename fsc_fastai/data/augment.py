@@ -1,15 +1,13 @@
 "Transforms of the images of an episode"
 # No `from __future__ import annotations`: fastai dispatches on the annotation of `encodes`.
-from collections.abc import Iterable
-
-from fastai.data.transforms import IntToFloatTensor, Normalize
+from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import AffineCoordTfm, Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fasttransform.transform import Transform
-from torch import Tensor, empty
+from torch import Tensor
 
-__all__ = ['BytesToFloat', 'CenterCrop', 'InplaceNormalize', 'RandomView', 'episode_transforms']
+__all__ = ['CenterCrop', 'InplaceNormalize', 'RandomView', 'episode_transforms']
 
 
 class CenterCrop(Transform):
@@ -34,24 +32,13 @@ class RandomView(AffineCoordTfm):
         else: super().before_call(b, split_idx)
 
 
-def _parts(x: Tensor) -> Iterable[Tensor]:
-    "On a CPU a few images at once, which stay in its cache from one operation to the next"
-    return x.as_subclass(Tensor).split(max(1, 2**18 // x[0].numel()) if x.is_cpu else len(x))
-
-
-class BytesToFloat(IntToFloatTensor):
-    "fastai's `IntToFloatTensor`, a few images at once"
-    def encodes(self, x: TensorImage):
-        res = empty(x.shape, device=x.device)
-        for part, pixels in zip(_parts(res), _parts(x)): part.copy_(pixels).div_(self.div)
-        return TensorImage(res)
-
-
 class InplaceNormalize(Normalize):
-    "fastai's `Normalize` in place, on the copy that `BytesToFloat` or `IntToFloatTensor` has made"
+    "fastai's `Normalize` in place, on the copy that `IntToFloatTensor` has made"
     def encodes(self, x: TensorImage):
         scale, shift = 1/self.std, -self.mean/self.std
-        for part in _parts(x): part.mul_(scale).add_(shift)
+        # on a CPU a few images at once, which stay in its cache from one operation to the next
+        at_once = max(1, 2**18 // x[0].numel()) if x.is_cpu else len(x)
+        for part in x.as_subclass(Tensor).split(at_once): part.mul_(scale).add_(shift)
         return x
 
 
