@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import ItemGetter
+from fastai.data.transforms import IntToFloatTensor, ItemGetter
 from fastcore.basics import listify
 from fastcore.meta import delegates
 
-from .augment import BytesToFloat, episode_transforms
+from .augment import episode_transforms
 from .block import EpisodeBlock, EpisodeCategorize
 from .images import open_image
 from .loader import EpisodicDL, ImageDL
@@ -62,7 +62,7 @@ class EpisodeDataLoaders(DataLoaders):
         if splitter is None: splits = images.splits() if images.sets else ClassSplitter(seed=seed).split_labels(images.labels)
         else: splits = splitter.split_labels(images.labels) if isinstance(splitter, ClassSplitter) else splitter(images.files)
         default_item, default_batch = episode_transforms(size)
-        images_block = TransformBlock(type_tfms=open_image, batch_tfms=BytesToFloat)
+        images_block = TransformBlock(type_tfms=open_image, batch_tfms=IntToFloatTensor)
         block = DataBlock(blocks=(images_block, EpisodeBlock(seed=seed, **kwargs)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=lambda items: splits,
                           item_tfms=default_item if item_tfms is None else item_tfms,
