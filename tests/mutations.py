@@ -23,7 +23,7 @@ BASE, CAN, GNN = 'fsc_fastai/models/base.py', 'fsc_fastai/models/cross_attention
 FT, LFT = 'fsc_fastai/models/transformation.py', 'fsc_fastai/callback/lft.py'
 SECOND, TRANSDUCTION = 'fsc_fastai/callback/second_order.py', 'fsc_fastai/transduction.py'
 BY_HAND, HEAD_TESTS = 'tests/explain/test_rules.py', 'tests/explain/test_heads.py'
-LFT_TESTS = 'tests/callback/test_lft.py'
+LFT_TESTS = 'tests/callback/test_lft_gradient.py'
 
 MUTATIONS = (
     # Relevance rules, equations (4) and (5) of Sun et al. 2020, and those of Montavon, Lapuschkin and others

@@ -7,7 +7,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .test_lft import Episodes, build_model, gammas, learner, lft, start
+from .episodes import Episodes, build_model, gammas, learner, lft, start
 
 
 class Distributed(Callback):
