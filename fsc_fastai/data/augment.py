@@ -54,6 +54,7 @@ def episode_transforms(
     """
     augmentations = aug_transforms(size=size, do_flip=do_flip, max_rotate=0., max_warp=0., min_zoom=1., max_zoom=1.5, p_affine=1.,
                                    max_lighting=.4)
-    views = [RandomView(t.aff_fs, t.coord_fs, t.size) if isinstance(t, AffineCoordTfm) else t for t in augmentations]
+    views = [RandomView(t.aff_fs, t.coord_fs, t.size, t.mode, t.pad_mode, t.mode_mask, t.align_corners)
+             if isinstance(t, AffineCoordTfm) else t for t in augmentations]
     return (Resize(int(1.15 * size), method='squish'),
             [CenterCrop(size), *views, InplaceNormalize.from_stats(*stats, cuda=False)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastai.data.load import SkipItemException
 from fastai.data.transforms import Normalize
-from fastai.vision.augment import Flip, RandomResizedCrop, Resize
+from fastai.vision.augment import AffineCoordTfm, Flip, RandomResizedCrop, Resize, aug_transforms
 from fastai.vision.core import PILImage
 from PIL import Image
 
@@ -244,3 +244,14 @@ def test_fast_transforms_give_the_pixels_of_fastai_s_own(make_dls):
     torch.testing.assert_close(fast.query_x, slow.query_x, rtol=0, atol=1e-5)
     train = make_dls(item_tfms=item_tfms, batch_tfms=tfms).train.episode(2)
     assert train.query_x.shape == (9, 3, 12, 12) and train.query_x.std() > .1
+
+
+def test_views_are_sampled_as_fastai_s_transforms_would(make_dls):
+    chains = episode_transforms(12)[1], aug_transforms(size=12)
+    own, theirs = (next(t for t in chain if isinstance(t, AffineCoordTfm)) for chain in chains)
+    assert isinstance(own, RandomView)
+    names = ['size', 'mode', 'pad_mode', 'mode_mask', 'align_corners']
+    assert [getattr(own, name) for name in names] == [getattr(theirs, name) for name in names]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # torch has words for a corner that is left to its default
+        make_dls(item_tfms=Resize(13, method='squish'), batch_tfms=episode_transforms(12)[1]).train.one_batch()
