@@ -20,6 +20,7 @@ from .learner import FSCLearner
 from .metrics import ci95
 from .models.base import FewShotModel
 from .models.graph import GNNNet
+from .models.relation_quick import QuickRelation
 from .transduction import CANDIDATES, transductive_scores
 
 __all__ = ['Protocol', 'PROTOCOLS', 'encode_images', 'episode_scores', 'worst_domain', 'compare']
@@ -73,19 +74,21 @@ def episode_scores(
     Episodes classified together keep to themselves, batch statistics included: their scores are those that they get one by
     one. A method that can not be vectorised, or would score otherwise, is noticed on the first episodes and goes one by one.
     """
+    first = [sampler.episode(k) for k in range(min(2, n_episodes))]
+    n_way, n_images = len(first[0].classes), len(first[0].support) + len(first[0].query)
+    scorer, features = model.prepared(features) if n_images * n_episodes > len(features) else (model, features)
+
     def classify(f_support: Tensor, f_query: Tensor) -> Tensor:
         support_y = _episode_labels(range(n_way), f_support.shape[0] // n_way, features.device)
-        if transductive: return transductive_scores(model, f_support, support_y, f_query, candidates)
-        return model.forward_head(f_support, support_y, f_query)
+        if transductive: return transductive_scores(scorer, f_support, support_y, f_query, candidates)
+        return scorer.forward_head(f_support, support_y, f_query)
 
     def maps_of(episodes: Sequence[EpisodeIndices]) -> tuple[Tensor, Tensor]:
         support, query = (torch.tensor(idxs, device=features.device) for idxs in
                           ([e.support for e in episodes], [e.query for e in episodes]))
         return features[support], features[query]
 
-    first = [sampler.episode(k) for k in range(min(2, n_episodes))]
-    n_way = len(first[0].classes)
-    if at_once is None: at_once = _episodes_at_once(model, *maps_of(first[:1]))
+    if at_once is None: at_once = _episodes_at_once(scorer, *maps_of(first[:1]))
     if at_once > 1 and not _vectorises(classify, *maps_of(first)): at_once = 1
     together = list(chunked(range(n_episodes), at_once))
     for ks in together[own_part(len(together), share)]:
@@ -96,9 +99,10 @@ def episode_scores(
             yield episode, s, _episode_labels(episode.classes, len(episode.query)//n_way, s.device).as_subclass(Tensor)
 
 
-def _episodes_at_once(model: FewShotModel, f_support: Tensor, f_query: Tensor) -> int:
+def _episodes_at_once(model: Any, f_support: Tensor, f_query: Tensor) -> int:
     "How many episodes to classify together, by the memory that their pairs of maps take (one episode of maps is given)"
-    if isinstance(model, GNNNet): return 1  # the edges of an episode's graphs fill the memory and the cores by themselves
+    # the edges of an episode's graphs, or the matrix products of its pairs, fill the cores by themselves
+    if isinstance(model, (GNNNet, QuickRelation)): return 1
     pairs = f_query[0].numel() * f_query.element_size() * max(2 * f_support.shape[1], 1)
     return max(1, min(64, AT_ONCE_MB * 2**20 // pairs))
 

@@ -14,6 +14,7 @@ from ..models import CrossAttentionNet, FewShotModel, GNNNet, MatchingNet, Proto
 from ..models.base import class_means
 from ..models.graph import EdgeNorm
 from ..models.layers import pool_vectors
+from ..models.relation_quick import QuickRelation
 
 __all__ = ['DeployedHead', 'deployed_head', 'free_norms']
 
@@ -118,7 +119,21 @@ class RelationHead(PrototypeHead):
     """A relation network, whose batch norms get the statistics of support samples paired with every prototype.
 
     A sample meets the prototype of its class without itself, as a query would; alone in its class, it meets itself.
+    On a CPU what concerns the prototypes alone is computed in `fit`.
     """
+    def fit(self, f_support: Tensor, member: Tensor) -> DeployedHead:
+        "Fix the support set"
+        super().fit(f_support, member)
+        self.quick = QuickRelation(self.model.relation)
+        self.ready_support = self.quick.as_support(self.support)
+        return self
+
+    def forward(self, f_query: Tensor) -> Tensor:
+        "Scores `(n_query, n_way)` of any number of queries"
+        if self.ready_support.device != f_query.device or not self.quick.serves(self.model.relation, f_query):
+            return super().forward(f_query)
+        return torch.cat([self.quick.classify(self.ready_support, self.quick.as_query(f)) for f in f_query.split(self.chunk())])
+
     def rehearse(self, f_support: Tensor, member: Tensor) -> None:
         n_way = member.shape[1]
         chosen = _spread(len(f_support) * n_way, PAIRS).to(member.device)

@@ -10,6 +10,7 @@ from .base import FewShotModel, class_means
 from .encoder import Encoder
 from .losses import EpisodeCrossEntropy, SigmoidMSE
 from .pairs import Pairs
+from .relation_quick import QuickRelation
 from .small_maps import SmallConv2d, conv_small
 
 __all__ = ['RelationNet', 'RelationModule', 'RelationBlock', 'RelationTrace', 'BlockTrace']
@@ -101,7 +102,8 @@ class RelationModule(nn.Module):
 
     def forward(self, pairs: Pairs | Tensor) -> tuple[Tensor, RelationTrace]:
         "`Pairs` of maps, or dense pairs `(n_query, n_way, 2C, H, W)`, to scores `(n_query, n_way)` and the trace"
-        self._check(pairs)
+        problem = self.problem(pairs.query if isinstance(pairs, Pairs) else pairs)
+        if problem: raise ValueError(problem)
         n_query, n_way = ((pairs.query.shape[0], pairs.support.shape[0]) if isinstance(pairs, Pairs) else pairs.shape[:2])
         layer1 = self.layer1(pairs if isinstance(pairs, Pairs) else pairs.flatten(0, 1))
         layer2 = self.layer2(layer1.pooled)
@@ -110,11 +112,11 @@ class RelationModule(nn.Module):
         hidden = F.relu(self.fc1(flat))
         return self.fc2(hidden).view(n_query, n_way), RelationTrace(layer1, layer2, flat, hidden)
 
-    def _check(self, pairs: Pairs | Tensor) -> None:
-        h, w = (pairs.query if isinstance(pairs, Pairs) else pairs).shape[-2:]
-        if not self.layer1.conv.padding[0] and min(h, w) < 8:
-            raise ValueError(f'A relation module trained on maps of 10×10 or more needs 8×8 at least, found {h}×{w}: '
-                             'use larger images, or train at this size')
+    def problem(self, maps: Tensor) -> str | None:
+        "Why maps `(…, H, W)` of this size can not be classified, or None"
+        h, w = maps.shape[-2:]
+        return (f'A relation module trained on maps of 10×10 or more needs 8×8 at least, found {h}×{w}: '
+                'use larger images, or train at this size') if not self.layer1.conv.padding[0] and min(h, w) < 8 else None
 
 
 class RelationNet(FewShotModel):
@@ -146,6 +148,13 @@ class RelationNet(FewShotModel):
     def classify_with_trace(self, f_p: Pairs | Tensor) -> tuple[Tensor, RelationTrace]:
         "`classify`, and the activations on the way"
         return self.relation(f_p)
+
+    def prepared(self, f: Tensor) -> tuple[Any, Tensor]:
+        "On a CPU `QuickRelation`, where that is this method's own arithmetic"
+        own = type(self).process is RelationNet.process and type(self).classify is RelationNet.classify
+        if not own or type(self.relation) is not RelationModule or not QuickRelation.serves(self.relation, f): return self, f
+        quick = QuickRelation(self.relation)
+        return quick, quick.prepare(f)
 
     def default_loss(self) -> nn.Module:
         "Cross entropy, or the mean squared error of the publication"

@@ -3,6 +3,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fsc_fastai.models.matching import FullContext
+
 from .toys import feature_episode, feature_model
 
 
@@ -27,6 +29,20 @@ def test_context_changes_the_embeddings_and_learns():
     assert all(p.grad is not None for p in model.context.parameters())
     plain = feature_model('matching')
     assert not torch.allclose(model(support_x, support_y, query_x), plain(support_x, support_y, query_x))
+
+
+def test_context_by_hand():
+    "Vinyals et al. 2016, appendix A: both LSTM directions add to a sample, a query reads the support at each of K steps"
+    torch.manual_seed(0)
+    context, support, query = FullContext(4, n_steps=3), torch.randn(5, 4), torch.randn(2, 4)
+    forward, backward = context.support(support)[0].chunk(2, 1)
+    samples = support + forward + backward
+    h, cell = query, torch.zeros(2, 4)
+    for _ in range(3):
+        read = torch.stack([((q @ samples.T).softmax(0)[:, None] * samples).sum(0) for q in h])
+        h, cell = context.query(torch.cat([query, read], 1), (h, cell))
+        h = h + query
+    for ours, expected in zip(context(support, query), (samples, h), strict=True): assert_close(ours, expected)
 
 
 def test_features_pair_every_query_with_every_sample():
