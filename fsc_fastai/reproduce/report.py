@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,7 +13,7 @@ from scipy import stats
 from ..files import write_atomically
 from .paper import PUBLISHED
 
-__all__ = ['mean_and_ci', 'summarise', 'paired_effects', 'markdown', 'write_report']
+__all__ = ['mean_and_ci', 'summarise', 'paired_effects', 'transductive_effects', 'markdown', 'write_report']
 
 PAIRS = (('RN', 'LRP-RN'), ('CAN', 'LRP-CAN'), ('GNN', 'LRP-GNN'), ('RN', 'FT-RN'), ('RN', 'LFT-RN'), ('LFT-RN', 'LFT-LRP-RN'))
 "What each step of the paper adds, and to what"
@@ -46,15 +46,29 @@ def paired_effects(
     Columns: baseline, model, shot, transductive, domain, seeds, difference, ci95 (over the seeds, Student's t). The domain
     `all unseen` averages the targets of each seed first.
     """
-    keys = ['seed', 'shot', 'transductive', 'domain']
+    keys = ['shot', 'transductive']
+    return _effects(((baseline, model, frame[frame.model == baseline], frame[frame.model == model]) for baseline, model in PAIRS),
+                    keys, frame.attrs.get('seen'))
+
+
+def transductive_effects(
+    frame: pd.DataFrame, # From `results_frame`
+) -> pd.DataFrame:
+    "What transductive inference adds to each model, in the columns of `paired_effects` without transductive"
+    models = frame[frame.transductive].model.unique()
+    return _effects(((model, f'{model}, transductive', own[~own.transductive], own[own.transductive])
+                     for model, own in ((m, frame[frame.model == m]) for m in models)), ['shot'], frame.attrs.get('seen'))
+
+
+def _effects(pairs: Iterable[tuple[str, str, pd.DataFrame, pd.DataFrame]], keys: list[str], seen: str | None) -> pd.DataFrame:
+    "The differences of results of two names, paired by seed, `keys` and domain"
     rows = []
-    for baseline, model in PAIRS:
-        a, b = (frame[frame.model == m].set_index(keys).accuracy for m in (baseline, model))
+    for baseline, model, *results in pairs:
+        a, b = (r.set_index(['seed', *keys, 'domain']).accuracy for r in results)
         difference = (100*(b - a)).dropna().reset_index()
-        unseen = difference[difference.domain != frame.attrs.get('seen')]
-        mean = unseen.groupby(['seed', 'shot', 'transductive'], as_index=False).accuracy.mean().assign(domain='all unseen')
-        for key, group in pd.concat([difference, mean]).groupby(keys[1:], sort=False):
-            rows.append(dict(baseline=baseline, model=model) | dict(zip(keys[1:], key))
+        mean = difference[difference.domain != seen].groupby(['seed', *keys], as_index=False).accuracy.mean()
+        for key, group in pd.concat([difference, mean.assign(domain='all unseen')]).groupby([*keys, 'domain'], sort=False):
+            rows.append(dict(baseline=baseline, model=model) | dict(zip([*keys, 'domain'], key))
                         | dict(zip(('difference', 'ci95'), mean_and_ci(group.accuracy))) | dict(seeds=len(group)))
     return pd.DataFrame(rows)
 
@@ -74,6 +88,11 @@ def _wide(summary: pd.DataFrame) -> pd.DataFrame:
                                   for r in summary.itertuples()])
     wide = shown.pivot_table('value', ['model', 'shot', 'transductive'], 'domain', aggfunc='first', sort=False)
     return wide.fillna('–').reset_index()
+
+
+def _effects_shown(effects: pd.DataFrame) -> str:
+    shown = effects.assign(difference=[f'{r.difference:+.2f} ± {r.ci95:.2f}' for r in effects.itertuples()])
+    return markdown(shown.drop(columns='ci95'))
 
 
 def _published(table: str) -> pd.DataFrame:
@@ -108,15 +127,16 @@ def write_report(
     description: str, # Protocol and preset in a sentence
 ) -> Path:
     "Write `<table>.md`, `.csv` and `.png`: our accuracies, the paired effects, the paper's table; returns the Markdown file"
-    summary, effects = summarise(frame), paired_effects(frame)
-    effects_shown = effects.assign(difference=[f'{r.difference:+.2f} ± {r.ci95:.2f}' for r in effects.itertuples()])
+    summary, effects, transduction = summarise(frame), paired_effects(frame), transductive_effects(frame)
     parts = [f'# {table}: ours beside the paper', f'Made by `{command}`. {description}',
              '## Ours', "Mean accuracy in % over the seeds, ± its 95 % interval over the seeds (Student's t).",
              markdown(_wide(summary)),
              '## What each step adds',
              'Percentage points, paired: the same seed gives the same pre-trained encoder, first weights, training and test '
              'episodes. An interval that holds 0 shows no effect.',
-             markdown(effects_shown.drop(columns='ci95')), f'![paired differences]({table}.png)',
+             _effects_shown(effects), f'![paired differences]({table}.png)',
+             *(['## What transductive inference adds', 'In percentage points: the same models on the same episodes.',
+                _effects_shown(transduction)] if len(transduction) else []),
              '## The paper', 'Sun et al. 2020, trained on miniImageNet, 2000 episodes; ± over the episodes of one model.',
              markdown(_published(table))]
     write_atomically(folder/f'{table}.csv', summary.to_csv(index=False))

@@ -1,14 +1,16 @@
 "Tables as resumable runs, on few and small images"
 import json
 
+import pandas as pd
 import pytest
 
 from fsc_fastai.learner import FSCLearner
 from fsc_fastai.reproduce import run as runs
 from fsc_fastai.reproduce.cells import PRESETS, Cell, table_cells
 from fsc_fastai.reproduce.data import folder_data
+from fsc_fastai.reproduce.figure import statistics_effects
 from fsc_fastai.reproduce.paper import PUBLISHED, published
-from fsc_fastai.reproduce.report import mean_and_ci, paired_effects, summarise
+from fsc_fastai.reproduce.report import mean_and_ci, paired_effects, summarise, transductive_effects
 from fsc_fastai.reproduce.table import run_table
 from tests.reproduce.small import small_glyphs
 
@@ -97,6 +99,17 @@ def test_intervals_over_seeds_are_students():
     assert mean == 2 and half == pytest.approx(4.302653 / 3**.5, rel=1e-5)
 
 
+def test_what_transduction_adds_is_paired_too():
+    frame = pd.DataFrame([dict(model=model, shot=1, seed=seed, domain=domain, transductive=t, accuracy=.5 + .1 * seed + gain * t)
+                          for model in ('RN', 'GNN') for seed in (0, 1) for t in (False, True) if model == 'RN' or not t
+                          for domain, gain in (('seen', .04), ('x', .02), ('y', -.03))])
+    frame.attrs['seen'] = 'seen'
+    effects = transductive_effects(frame)
+    assert effects.domain.tolist() == ['seen', 'x', 'y', 'all unseen'] and set(effects.model) == {'RN, transductive'}
+    assert effects.difference.tolist() == pytest.approx([4., 2., -3., -.5])
+    assert transductive_effects(frame[frame.model == 'GNN']).empty
+
+
 def test_effects_pair_the_seeds():
     row = dict(transductive=False, right=[])
     frame = runs.results_frame([dict(model=m, cell=dict(shot=5, seed=s), results=[dict(domain=d, accuracy=a + s/10, **row)])
@@ -104,6 +117,16 @@ def test_effects_pair_the_seeds():
     effects = paired_effects(frame)
     assert effects.difference.tolist() == pytest.approx([2., 2.]) and effects.ci95.tolist() == pytest.approx([0., 0.], abs=1e-9)
     assert effects.domain.tolist() == ['x', 'all unseen'] and summarise(frame).accuracy.tolist() == pytest.approx([55., 57.])
+
+
+def test_statistics_change_against_the_baseline():
+    values = {'RN': (2., 4.), 'LRP-RN': (1., 5.)}
+    frame = pd.DataFrame([dict(model=m, seed=s, domain='x', variance=v * (s + 1), quantile_difference=q)
+                          for m, (v, q) in values.items() for s in (0, 1)])
+    effects = statistics_effects(frame)
+    assert effects.statistic.tolist() == ['variance', 'quantile difference']
+    assert effects.change.tolist() == pytest.approx([-50., 25.]) and effects.seeds.tolist() == [2, 2]
+    assert effects.ci95_low.tolist() == pytest.approx(effects.change.tolist())  # the same ratio in every seed
 
 
 def test_settings_that_make_no_table_are_refused(glyphs, tmp_path):
