@@ -14,6 +14,7 @@ from .explain.heatmaps import plot_heatmaps, plot_support_heatmaps
 from .explain.images import attention_maps, explain_images
 from .learner import FSCLearner
 from .models.cross_attention import CrossAttentionNet
+from .models.layers import evaluating
 
 __all__ = ['EpisodeExplanation']
 
@@ -29,7 +30,9 @@ class EpisodeExplanation:
     query_y: Tensor | None      # true labels, where they are known
     attention: Tensor | None    # of a cross attention network `(n_query, n_way, H, W)`
 
-    def plot(self, **kwargs) -> Figure:
+    def plot(self,
+        **kwargs, # For `plot_heatmaps`, such as `overlay` and `shared`
+    ) -> Figure:
         "Queries by classes beside the support images, as the paper's Figure 1 (Figure 4 with attention); see `plot_heatmaps`"
         support_x, support_y, query_x = self.images
         return plot_heatmaps(query_x, self.query, self.scores, support_x, support_y, self.query_y, self.classes, self.attention,
@@ -78,9 +81,8 @@ def explain(
     else:
         support_x, support_y, query_x = _own_episode(self, query, support)
         classes = list(support)
-    was_training, model = self.model.training, self.model.eval()
-    try:
+    model = self.model
+    with evaluating(model):
         R = explain_images(model, support_x, support_y, query_x, explainer, support=explain_support)
-        attention = (attention_maps(model, support_x, support_y, query_x)[0] if isinstance(model, CrossAttentionNet) else None)
-    finally: model.train(was_training)
+        attention = attention_maps(model, support_x, support_y, query_x)[0] if isinstance(model, CrossAttentionNet) else None
     return EpisodeExplanation(R.query, R.support, R.scores, (support_x, support_y, query_x), classes, query_y, attention)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .evaluate import encode_images
 from .learner import FSCLearner
+from .models.layers import evaluating
 
 __all__ = ['channel_statistics', 'statistics_row', 'plot_feature_statistics']
 
@@ -32,7 +33,7 @@ def statistics_row(
     f: Tensor, # Feature maps of all images of a domain `(n, C, H, W)`
 ) -> dict[str, float]:
     "Mean and standard deviation over the images of both statistics: n_images, variance(_std), quantile_difference(_std)"
-    # torch's quantile takes 16 million values at most
+    # sorting takes several times the memory of what it sorts
     variance, difference = (torch.cat(parts) for parts in zip(*(channel_statistics(images.float()) for images in f.split(128))))
     return dict(n_images=len(f), variance=variance.mean().item(), variance_std=variance.std().item(),
                 quantile_difference=difference.mean().item(), quantile_difference_std=difference.std().item())
@@ -43,16 +44,26 @@ def feature_statistics(
     self: FSCLearner,
     domains: Any = None, # As in `evaluate`
 ) -> pd.DataFrame:
-    "Mean and standard deviation over the images of each domain: domain, n_images, variance(_std), quantile_difference(_std)"
+    """Mean and standard deviation over the images of each domain: domain, n_images, variance(_std), quantile_difference(_std).
+
+    Raises `ValueError` where there are no domains.
+    """
     named = self.dls.domains if domains is None else self.dls.as_domains(domains)
-    return pd.DataFrame([dict(domain=name) | statistics_row(encode_images(self.model, dl.images()))
-                         for name, dl in named.items()])
+    if not named:
+        raise ValueError('feature_statistics needs domains: pass {name: folder}, or build the loaders with dls.with_domains(...)')
+    with evaluating(self.model):
+        return pd.DataFrame([dict(domain=name) | statistics_row(encode_images(self.model, dl.images()))
+                             for name, dl in named.items()])
 
 
 def plot_feature_statistics(
     tables: dict[str, pd.DataFrame], # Tables of `learn.feature_statistics` by model, over the same domains
 ) -> plt.Figure:
-    "The two statistics of several models side by side, with the standard deviation over the images (Figure 3)"
+    """The two statistics of several models side by side, with the standard deviation over the images (Figure 3).
+
+    Raises `ValueError` without a table.
+    """
+    if not tables: raise ValueError('no tables to plot: give {model: learn.feature_statistics()}')
     fig, axes = plt.subplots(2, 1, figsize=(8, 5), sharex=True, layout='constrained')
     width = 0.8 / len(tables)
     for ax, column in zip(axes, ('variance', 'quantile_difference')):
@@ -61,5 +72,6 @@ def plot_feature_statistics(
             ax.bar(at, table[column], width, yerr=table[f'{column}_std'], label=name, capsize=2)
         ax.set_ylabel(column.replace('_', ' '))
     axes[0].legend()
-    axes[1].set_xticks([j + 0.4 - width/2 for j in range(len(table))], table.domain)
+    domains = next(iter(tables.values())).domain
+    axes[1].set_xticks([j + 0.4 - width/2 for j in range(len(domains))], domains)
     return fig

@@ -14,11 +14,11 @@ def root(tmp_path): return tmp_path/'hues'
 @pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
 def test_explains_a_validation_episode(root, method):
     learn = hue_learner(root, method)
-    learn.model.train()
+    learn.model.train().encoder.eval()  # as with batch norms that are frozen
     found = learn.explain()
     assert found.query.shape == (3, 3, 3, 20, 20) and found.scores.shape == (3, 3) and found.query.abs().sum() > 0
     assert (found.attention is not None) == (method == 'can') and found.query_y.tolist() == [0, 1, 2]
-    assert learn.model.training
+    assert learn.model.training and not learn.model.encoder.training
     assert found.plot().axes
     plt.close('all')
 

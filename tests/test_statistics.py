@@ -35,3 +35,13 @@ def test_table_and_picture(tmp_path):
     fig = plot_feature_statistics({'a': table, 'b': table})
     assert len(fig.axes) == 2 and [len(ax.patches) for ax in fig.axes] == [2, 2]
     plt.close(fig)
+
+
+def test_nothing_to_show_is_named(tmp_path):
+    learn = hue_learner(tmp_path/'hues', 'proto')
+    learn.model.train()
+    learn.feature_statistics()
+    assert learn.model.training
+    learn.dls.domains.clear()
+    with pytest.raises(ValueError, match=r'needs domains: .*with_domains'): learn.feature_statistics()
+    with pytest.raises(ValueError, match='no tables'): plot_feature_statistics({})

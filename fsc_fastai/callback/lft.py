@@ -11,30 +11,30 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.torch_core import get_model, to_detach, to_device
+from fastai.torch_core import to_detach, to_device
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import skip_init
 
-from ..models.layers import pool_vectors
-from ..models.transformation import FeatureWiseTransformation, add_ft, evaluating, remove_ft
+from ..models.layers import evaluating, pool_vectors
+from ..models.transformation import FeatureWiseTransformation, add_ft, remove_ft
+from .model import ModelCallback
 from .pseudo_unseen import Every, PseudoUnseen, world_size
 from .second_order import Gradients, gradient, second_order_step, sums, with_gradient
 
 __all__ = ['FTCallback', 'LFTCallback']
 
 
-class FTCallback(Callback):
+class FTCallback(ModelCallback):
     """Train with feature-wise transformations of fixed γ, β in the encoder (FT of Table IV).
 
     The transformations are in the model from the start of a training step to its end: whatever saves, exports, validates or
     optimises the model does not meet them. Does nothing under `lr_find`. Raises `ValueError` for a compiled model.
     """
     # after LRPGuidedCallback (MixedPrecision − 5) has merged the loss, before gradient accumulation (− 4) divides it
-    order, run_valid = MixedPrecision.order - 4.5, False
+    order = MixedPrecision.order - 4.5
     _stateattrs: tuple[str, ...] = ('transformations', '_in_step')
     transformations: dict[str, FeatureWiseTransformation] = {} # made on the first batch
     _in_step: ExitStack | None = None
@@ -47,11 +47,6 @@ class FTCallback(Callback):
         self.gamma, self.beta, self.names = gamma, beta, names
 
     @property
-    def raw_model(self) -> nn.Module:
-        "The model without the wrapper of distributed training"
-        return get_model(self.learn.model)
-
-    @property
     def idle(self) -> bool:
         "Is this `lr_find`, where nothing is to be learned?"
         return hasattr(self.learn, 'lr_finder')
@@ -60,9 +55,7 @@ class FTCallback(Callback):
         self._leave()  # an error may have ended the last fit in the middle of a step
         if sum(isinstance(cb, FTCallback) for cb in self.learn.cbs) > 1:
             raise ValueError(f'{type(self).__name__}: the learner has two callbacks with feature-wise transformations, use one')
-        if any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in self.learn.model.modules()):
-            raise ValueError(f'{type(self).__name__}: a compiled model overlooks hooks and has no second derivative. Train the '
-                             'plain model (`learn.model = learn.model._orig_mod`), and compile it afterwards')
+        self.refuse_compiled('overlooks hooks and has no second derivative')
 
     def before_batch(self):
         self._leave()

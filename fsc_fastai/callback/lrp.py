@@ -6,16 +6,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, get_args
 
 import torch
-from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import Metric
-from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from ..explain.heads import head_of
 from ..explain.lrp import LRP
 from ..explain.start import Over, relevance_weights
 from ..models.cross_attention import CrossAttentionNet
+from .model import ModelCallback
 
 __all__ = ['LRPGuidedCallback', 'StepLoss']
 
@@ -25,7 +24,8 @@ SecondPass = Callable[[Any, Any], Any]
 
 class StepLoss(Metric):
     "Mean of a part of the training loss over the epoch: a column of the recorder beside the metrics"
-    def __init__(self, name: str): self._name, self.total, self.count = name, torch.zeros(()), 0
+    def __init__(self, name: str): # Of the column
+        self._name, self.total, self.count = name, torch.zeros(()), 0
 
     @property
     def name(self) -> str: return self._name
@@ -46,7 +46,7 @@ class StepLoss(Metric):
     def accumulate(self, learn) -> None: pass
 
 
-class LRPGuidedCallback(Callback):
+class LRPGuidedCallback(ModelCallback):
     """Train with L = ξ·L(y, p) + λ·L(y, p_lrp), where p_lrp = classify(w ⊙ f_p) and w = 1 + R/max|R| (equations 7 to 9).
 
     For any model whose forward pass calls `classify(f_p)`, or `training_output(f_p)`. Defaults of ξ and λ are the published
@@ -55,7 +55,7 @@ class LRPGuidedCallback(Callback):
     for predictions. Raises `TypeError` for a model without `classify`, and `ValueError` for a compiled model.
     """
     # within autocast, before the gradient accumulation divides the loss and before the loss is scaled
-    order, run_valid = MixedPrecision.order - 5, False
+    order = MixedPrecision.order - 5
     _stateattrs = ('losses', '_seen', '_guided', '_watch')
     losses: list[tuple[Tensor, Tensor]] = [] # Plain and guided loss of each step of the last fit
     _seen: dict[str, Any] = {} # by the first pass
@@ -75,22 +75,14 @@ class LRPGuidedCallback(Callback):
         self.xi, self.lam, self.explainer, self.over = xi, lam, LRP() if explainer is None else explainer, over
         self.second_pass = second_pass
 
-    @property
-    def raw_model(self) -> Any:
-        "The model without the wrapper of distributed training"
-        return get_model(self.learn.model)
-
     def before_fit(self):
         self._leave()  # an error may have ended the last fit in the middle of a step
         self._drop_columns()
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if not self.run: return
-        model = self.raw_model
-        if any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in self.learn.model.modules()):
-            raise ValueError('LRPGuidedCallback: in a compiled model the processed features are out of reach. Train the plain '
-                             'model (`learn.model = learn.model._orig_mod`), and compile it afterwards')
-        if not callable(getattr(model, 'classify', None)):
-            raise TypeError(f'LRPGuidedCallback needs a model with `classify(f_p)`, found {type(model).__name__}')
+        self.refuse_compiled('keeps its processed features out of reach')
+        if not callable(getattr(self.raw_model, 'classify', None)):
+            raise TypeError(f'LRPGuidedCallback needs a model with `classify(f_p)`, found {type(self.raw_model).__name__}')
         self.losses = []
         self.learn.metrics = self.learn.metrics + [StepLoss('plain_loss'), StepLoss('guided_loss')]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import backbones  # noqa: F401  registers the field's backbones with timm
+from .layers import evaluating
 from .reference import load_encoder_weights
 
 __all__ = ['Encoder', 'ImageSize', 'Weights', 'create_encoder']
@@ -64,18 +65,14 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def _probe(self) -> tuple[int, int, int]:
         "The shape of the map of one training image; leaves the modes of the modules as they are"
-        modes = {m: m.training for m in self.body.modules()}
         like = next(self.body.parameters(), torch.empty(0))
         height, width = (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
         size = f'{height}×{width} px'
         try:
-            shape = tuple(self.eval()(like.new_zeros(1, self.in_chans, height, width)).shape[1:])
-        except Exception as e:
+            with evaluating(self): shape = tuple(self(like.new_zeros(1, self.in_chans, height, width)).shape[1:])
+        except Exception as e:  # a backbone can fail in any way
             raise ValueError(f'{self.name} cannot encode images of {size}: {e}. Another image size may suit it, '
                              'or a backbone that shrinks images less') from e
-        finally:
-            self.train()
-            for m, training in modes.items(): m.training = training
         if len(shape) != 3 or 0 in shape:
             raise ValueError(f'{self.name} reduces images of {size} to a map of shape {shape}: '
                              'use larger images, or a backbone that shrinks them less')
@@ -124,6 +121,9 @@ def create_encoder(
 
     An `Encoder` for this image size is returned as it is. Raises `ValueError` for an unknown name (nearest names offered),
     for weights that do not exist or do not fit, and for an image size that the backbone cannot encode.
+
+    >>> create_encoder('conv4', img_size=32).out_shape
+    (64, 2, 2)
     """
     img_size = _square(img_size)
     if isinstance(arch, Encoder) and (arch.img_size, arch.in_chans) == (img_size, in_chans): encoder = arch

@@ -1,15 +1,16 @@
 "Small steps that several methods share"
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from fastai.torch_core import TensorBase
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ['Pool', 'pool_vectors', 'vector_size', 'plain', 'single', 'full_precision', 'unit', 'cosine']
+__all__ = ['Pool', 'pool_vectors', 'vector_size', 'plain', 'single', 'full_precision', 'unit', 'cosine', 'evaluating']
 
 Pool = Literal['avg', 'flatten']
 
@@ -69,5 +70,21 @@ def cosine(
     a: Tensor, # `(n or 1, m or 1, C)`
     b: Tensor, # `(n or 1, m or 1, C)`
 ) -> Tensor:
-    "Cosine similarities `(n, m)`, without materialising what broadcasts"
+    """Cosine similarities `(n, m)`, without materialising what broadcasts.
+
+    >>> cosine(torch.tensor([[[1., 0.]]]), torch.tensor([[[2., 0.], [0., 3.]]]))
+    tensor([[1., 0.]])
+    """
     with full_precision(a): return torch.einsum('nmc,nmc->nm', unit(a), unit(b))
+
+
+@contextmanager
+def evaluating(
+    model: nn.Module, # Whose modules may be in different modes, as with batch norms that are frozen
+) -> Iterator[None]:
+    "Eval mode inside, every module's own mode back afterwards"
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try: yield
+    finally:
+        for m, training in modes: m.training = training

@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from .layers import evaluating
 
 __all__ = ['FeatureWiseTransformation', 'add_ft', 'remove_ft', 'ft_layers', 'ft_parameters', 'residual_norms']
 
@@ -195,13 +196,3 @@ def _blank_images(encoder: nn.Module) -> Tensor:
     height, width = (size, size) if isinstance(size, int) else size
     p = next(encoder.parameters())
     return torch.zeros(2, getattr(encoder, 'in_chans', channels), height, width, device=p.device, dtype=p.dtype)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    "Eval mode inside, every module's own mode back afterwards"
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try: yield
-    finally:
-        for m, training in modes: m.training = training

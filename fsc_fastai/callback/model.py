@@ -1,0 +1,27 @@
+"What callbacks share that reach into the model"
+from __future__ import annotations
+
+from typing import Any
+
+from fastai.callback.core import Callback
+from fastai.torch_core import get_model
+
+__all__ = ['ModelCallback']
+
+
+class ModelCallback(Callback):
+    "A callback of training steps that hooks onto the parts of a model, which therefore must not be compiled"
+    run_valid = False
+
+    @property
+    def raw_model(self) -> Any:
+        "The model without the wrapper of distributed training"
+        return get_model(self.learn.model)
+
+    def refuse_compiled(self,
+        why: str, # What a compiled model does to this callback
+    ) -> None:
+        "`ValueError` for a compiled model, or one with a compiled part"
+        if any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in self.learn.model.modules()):
+            raise ValueError(f'{type(self).__name__}: a compiled model {why}. Train the plain model '
+                             '(`learn.model = learn.model._orig_mod`), and compile it afterwards')
