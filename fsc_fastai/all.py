@@ -26,5 +26,6 @@ from .metrics import *
 from .models import *
 from .models.transformation import *
 from .pretrain import *
+from .results import *
 from .statistics import *
 from .transduction import *

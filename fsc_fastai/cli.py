@@ -10,11 +10,13 @@ from .console import learner_from, plain_errors
 from .data.glyphs import untar_glyph_domains, untar_glyphs
 from .data.loaders import EpisodeDataLoaders
 from .data.readers import read_folder
-from .demo import format_table, plain_output, run_demo, save_figure
+from .demo import run_demo
 from .learner import fsc_learner
+from .progress import plain_output
 from .reproduce.cells import PRESETS
 from .reproduce.data import folder_data
 from .reproduce.table import run_table
+from .results import format_table, save_figure
 
 __all__ = ['fsc_train', 'fsc_eval', 'fsc_explain', 'fsc_reproduce', 'fsc_demo']
 
@@ -43,7 +45,7 @@ def fsc_train(
     pretrained: bool = False, # Start from timm's weights for this backbone
     lrp: bool = False, # Explanation-guided training
     seed: int = 0, # Of weights and episodes
-):
+) -> None:
     """Train a few-shot learner on a folder of images and export it.
 
     The exported file is for `fsc_eval`, `fsc_explain` and fastai's `load_learner`.
@@ -73,7 +75,7 @@ def fsc_eval(
     seed: int = 0, # The same seed draws the same episodes for every learner
     transductive: bool = False, # Let confident queries join the support set
     csv: Path | None = None, # Write the table here as well
-):
+) -> None:
     """Test a learner on domains that it has never seen: accuracy with its 95 % interval over the episodes.
 
     Prints a row a domain. Only load learners you trust: the file is a pickle.
@@ -95,7 +97,7 @@ def fsc_explain(
     *images: str, # Images to classify and explain
     out: Path = Path('heatmaps.png'), # The picture to write
     overlay: bool = False, # Draw the heatmaps over the grey image
-):
+) -> None:
     """Draw which pixels of images speak for (red) and against (blue) each class, by layer-wise relevance propagation.
 
     The classes are the folders of the support; they need not be those that the learner was trained on.
@@ -122,7 +124,7 @@ def fsc_reproduce(
     out: Path = Path('results'), # Folder for trained models, results and the report
     seeds: int = 5, # Models of each kind
     shots: str = '5,1', # Shots, separated by commas
-):
+) -> None:
     """Train and test every model of a table of the paper, and write the report with the paper's numbers beside ours.
 
     Killed at any moment and started again it goes on where it was; nothing is computed twice.
@@ -146,7 +148,7 @@ def fsc_demo(
     epochs: int = 2, # Epochs of 60 episodes with the whole model unfrozen
     pretrain_epochs: int = 5, # Epochs of encoder pre-training first
     n_episodes: int = 300, # Test episodes a domain
-):
+) -> None:
     """Train a RelationNet on Latin glyphs and test it on scripts that it has never seen; about four minutes on two cores.
 
     Writes an episode, the training curve, the results and a heatmap as pictures, the table as CSV, and the learner.

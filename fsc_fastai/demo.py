@@ -1,11 +1,8 @@
 "The demo: train on Latin glyphs, test on scripts never seen, beside chance and raw pixels"
 from __future__ import annotations
 
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from fastai.torch_core import set_seed
 from torch import Tensor, nn
@@ -17,59 +14,30 @@ from .data.glyphs import untar_glyph_domains, untar_glyphs
 from .data.loaders import EpisodeDataLoaders
 from .learner import FSCLearner, fsc_learner
 from .models import ProtoNet, RelationNet
-from .progress import plain_rows
+from .progress import plain_output
+from .results import format_table, plot_results, save_figure
 
-__all__ = ['run_demo', 'pixel_learner', 'format_table', 'plot_results', 'save_figure']
+__all__ = ['run_demo', 'pixel_learner']
 
 UNSEEN = ['greek', 'cyrillic', 'canadian', 'braille', 'digits']
 
 
 class PixelEncoder(nn.Module):
     "The image itself, averaged to a small map: what comparing raw pixels can do"
-    def __init__(self, size: int = 21): super().__init__(); self.num_features, self.out_shape = 3, (3, size, size)
-    def forward(self, x: Tensor) -> Tensor: return nn.functional.adaptive_avg_pool2d(x, self.out_shape[1:])
+    def __init__(self, size: int = 21): # Side of the map
+        super().__init__()
+        self.num_features, self.out_shape = 3, (3, size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "Images `(n, 3, height, width)` to maps `(n, 3, size, size)`"
+        return nn.functional.adaptive_avg_pool2d(x, self.out_shape[1:])
 
 
-def pixel_learner(dls: EpisodeDataLoaders) -> FSCLearner:
+def pixel_learner(
+    dls: EpisodeDataLoaders, # Whose episodes it is to classify
+) -> FSCLearner:
     "A ProtoNet on raw pixels: the bar that learning has to clear"
     return fsc_learner(dls, PixelEncoder(), ProtoNet, method_kwargs=dict(pool='flatten'))
-
-
-def format_table(table: pd.DataFrame, **columns: list) -> str:
-    "The table of `learn.evaluate` for a terminal: percentages, chance level, and other `columns` of accuracies beside it"
-    shown = table[['domain', 'way', 'shot', 'n_episodes', 'n_query', 'protocol']].copy()
-    shown['accuracy %'] = [f'{100*acc:.2f} ± {100*ci:.2f}' for acc, ci in zip(table.accuracy, table.ci95)]
-    shown['chance %'] = [f'{100/way:.0f}' for way in table.way]
-    for name, accuracies in columns.items(): shown[f'{name.replace("_", " ")} %'] = [f'{100*acc:.2f}' for acc in accuracies]
-    return shown.to_string(index=False)
-
-
-def plot_results(
-    tables: dict[str, pd.DataFrame], # Tables of `learn.evaluate` by name, over the same domains
-    ax: plt.Axes | None = None, # Where to draw
-) -> plt.Axes:
-    "Accuracy by domain as bars with their 95 % intervals, the chance level dashed"
-    ax = ax or plt.subplots(figsize=(9, 4), layout='constrained')[1]
-    width = 0.8 / len(tables)
-    for i, (name, table) in enumerate(tables.items()):
-        ax.bar([j + i*width for j in range(len(table))], 100*table.accuracy, width, yerr=100*table.ci95, label=name, capsize=2)
-    ax.axhline(100/table.way.iloc[0], ls='--', c='grey', label='chance')
-    ax.set_xticks([j + 0.4 - width/2 for j in range(len(table))], table.domain)
-    ax.set_ylabel('accuracy (%)')
-    ax.set_title(f'{table.way.iloc[0]}-way {table["shot"].iloc[0]}-shot, {table.protocol.iloc[0]}')
-    ax.legend()
-    return ax
-
-
-def plain_output(learn: FSCLearner) -> AbstractContextManager:
-    "A line an epoch where progress bars would fill a log"
-    return nullcontext() if sys.stdout.isatty() else plain_rows(learn)
-
-
-def save_figure(path: Path) -> None:
-    "Write the current figure and close it"
-    plt.gcf().savefig(path, dpi=110, bbox_inches='tight')
-    plt.close('all')
 
 
 def run_demo(

@@ -1,14 +1,15 @@
 "Training where no terminal shows a bar: a line an epoch"
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from fastai.callback import progress  # noqa: F401  adds `no_bar` to Learner
 from fastai.learner import Learner
 
-__all__ = ['plain_rows']
+__all__ = ['plain_rows', 'plain_output']
 
 
 def _cell(name: str, value: Any) -> str:
@@ -27,3 +28,10 @@ def plain_rows(
     try:
         with learn.no_bar(): yield
     finally: learn.logger = before
+
+
+def plain_output(
+    learn: Learner, # Any
+) -> AbstractContextManager:
+    "`plain_rows` where progress bars would fill a log; nothing on a terminal"
+    return nullcontext() if sys.stdout.isatty() else plain_rows(learn)

@@ -20,9 +20,3 @@ def test_demo_writes_figures_table_and_learner(tmp_path, monkeypatch, capsys):
     assert csv.accuracy.between(0, 1).all() and csv.raw_pixels.between(0, 1).all()
     shown = capsys.readouterr().out
     for word in ('greek', 'chance %', 'raw pixels %', '±'): assert word in shown
-
-
-def test_table_shows_percentages_and_chance():
-    table = pd.DataFrame([dict(domain='moon', way=4, shot=1, n_episodes=7, n_query=2, accuracy=0.5, ci95=0.0123, protocol='7×2')])
-    shown = demo.format_table(table, raw_pixels=[0.3])
-    assert '50.00 ± 1.23' in shown and '25' in shown and '30.00' in shown
