@@ -65,7 +65,7 @@ def fsc_deploy(
     out: Path = Path('classifier'), # Folder to write; a classifier that is there is replaced
     reject: float | None = None, # Below this probability an image is none of the classes; default: never
     thumbnails: bool = False, # Keep small pictures of the examples, for the web page
-):
+) -> None:
     """Make a classifier for `fsc_classify` and `fsc_serve` from a learner and a few examples of each class.
 
     It is plain data (JSON and safetensors) and executes nothing when it is loaded. The learner is a pickle: only load one that
@@ -86,7 +86,7 @@ def fsc_classify(
     support: Path | None = None, # Folder with a folder of images per class; default: the examples saved with the model
     format: str = 'table', # table, json or csv
     reject: float | None = None, # Below this probability an image is none of the classes; default: as saved
-):
+) -> None:
     """Classify images by a few examples of each class.
 
     Broken images are named on the error stream, the others are answered; the exit status is then 1.

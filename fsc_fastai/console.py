@@ -15,8 +15,10 @@ from .learner import FSCLearner
 __all__ = ['plain_errors', 'learner_from']
 
 
-def plain_errors(f: Callable[[], Any]) -> Any:
-    "Run `f`; what the user can mend is a line on the terminal, not a traceback"
+def plain_errors(
+    f: Callable[[], Any], # What a command does
+) -> Any:
+    "Run `f` and return its result; what the user can mend is a line on the terminal, not a traceback"
     try: return f()
     except (ValueError, TypeError, OSError) as e: raise CliError(f'{type(e).__name__}: {e}') from e
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastai.callback import fp16, hook, progress, schedule, tracker  # noqa: F401  these add their methods to Learner
+from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, load_model, save_model
@@ -27,7 +29,9 @@ from .pretrain import pretrain_encoder
 __all__ = ['FSCLearner', 'fsc_learner', 'encoder_head_splitter']
 
 
-def encoder_head_splitter(model: FewShotModel) -> list[list[nn.Parameter]]:
+def encoder_head_splitter(
+    model: FewShotModel, # Has an `encoder`
+) -> list[list[nn.Parameter]]:
     """Two parameter groups, the encoder and the rest, so that `freeze` holds the encoder.
 
     Feature-wise transformations are in neither: they have an optimizer of their own.
@@ -50,7 +54,7 @@ class FSCLearner(Learner):
     dls: EpisodeDataLoaders
     loss_func: Callable
 
-    def add_cb(self, cb):
+    def add_cb(self, cb: Callback | type[Callback]) -> FSCLearner:
         "Add a callback, unless it would silently misread an episode: `TypeError` says what to use"
         if isinstance(cb, MixHandler) or (isinstance(cb, type) and issubclass(cb, MixHandler)):
             raise TypeError(f'{cb} mixes images with their labels, but the labels of an episode only hold within it: '
@@ -59,8 +63,11 @@ class FSCLearner(Learner):
             raise TypeError(f'{cb} counts the queries of an episode as items: use EpisodeAccumulation(n_acc=episodes)')
         return super().add_cb(cb)
 
-    def fit(self, n_epoch, *args, **kwargs):
-        "Train for `n_epoch` epochs of `dls.train.n_episodes` episodes"
+    def fit(self,
+        n_epoch: int, # Epochs of `dls.train.n_episodes` episodes
+        *args, **kwargs, # For fastai's `fit`: lr, wd, cbs, …
+    ) -> None:
+        "Train; after an error in mid-batch the learner is as usable as before"
         try: super().fit(n_epoch, *args, **kwargs)
         except BaseException:
             self('after_cancel_batch')  # callbacks take off what they put on the model for the step
@@ -82,7 +89,7 @@ class FSCLearner(Learner):
 
     def load(self,
         file: str | os.PathLike, # Name within `path/model_dir`, without the ending
-        device=None, # Where to load to; None: that of the loaders
+        device: str | torch.device | None = None, # Where to load to; None: that of the loaders
         **kwargs, # For fastai's `load_model`, such as `with_opt` and `strict`
     ) -> FSCLearner:
         """Load what `save` wrote: the weights, the optimizer, and the state of those callbacks that this learner has too.
@@ -100,7 +107,7 @@ class FSCLearner(Learner):
     def pretrain_encoder(self,
         epochs: int = 20, # Passes over the training images
         lr: float = 3e-3, # Peak learning rate
-        cbs=None, # Callbacks of the pre-training
+        cbs: Any = None, # Callbacks of the pre-training
         **kwargs, # For `classification_learner`
     ) -> FSCLearner:
         "Train the encoder by plain classification of the training classes; several ranks share each batch"
@@ -118,7 +125,7 @@ class FSCLearner(Learner):
         lr_mult: float = 10, # The encoder's learning rate is this much smaller
         pretrain_epochs: int | None = None, # Epochs of encoder pre-training; None: 20 if nobody has trained the encoder yet
         **kwargs, # For `fit_one_cycle`
-    ):
+    ) -> None:
         """Pre-train the encoder if it needs it, train the head with the encoder frozen, then everything.
 
         From random weights a RelationNet stays at chance for hundreds of episodes, on a pre-trained encoder it learns at once;
@@ -130,11 +137,17 @@ class FSCLearner(Learner):
             super().fine_tune(epochs, base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, **kwargs)
         else: self.fit_one_cycle(freeze_epochs + epochs, base_lr/2, **kwargs)  # no head of its own to train first
 
-    def get_preds(self, ds_idx=1, dl=None, *, reorder=False, **kwargs):
-        """Scores and labels of every query, in the order of the episodes.
+    def get_preds(self,
+        ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
+        dl: Any = None, # Another loader of episodes, in the place of these
+        *,
+        reorder: bool = False, # Stays off: fastai would index queries by episode numbers
+        **kwargs, # For fastai's `get_preds`, such as `with_loss` and `with_decoded`
+    ) -> tuple:
+        """Scores `(n, n_way)` and labels `(n,)` of every query, in the order of the episodes.
 
-        `reorder` stays off: fastai would index queries by episode numbers. Losses alone are refused, because they come from
-        fastai's interpretations, which read an episode's labels as classes of the vocabulary.
+        Raises `ValueError` for `reorder`. Losses alone are refused by `TypeError`, because they come from fastai's
+        interpretations, which read an episode's labels as classes of the vocabulary.
         """
         if reorder: raise ValueError('get_preds(reorder=True) indexes queries by the numbers of episodes: leave it False')
         if kwargs.get('with_loss') and not kwargs.get('with_preds', True):
@@ -142,7 +155,10 @@ class FSCLearner(Learner):
                             'use learn.evaluate(), or learn.confusion(domain) for the classes')
         return super().get_preds(ds_idx, dl, reorder=False, **kwargs)
 
-    def export(self, fname: str | os.PathLike = 'export.pkl', **kwargs) -> None:
+    def export(self,
+        fname: str | os.PathLike = 'export.pkl', # Within `learn.path`, or an absolute path
+        **kwargs, # For fastai's `export`, such as `pickle_protocol`
+    ) -> None:
         "Write the learner without data for `load_learner`; when that fails, the file and the learner stay as they were"
         if rank_distrib(): return  # the first one writes
         target = Path(self.path)/fname
@@ -186,8 +202,8 @@ def fsc_learner(
     loss_func: Callable | None = None, # Default: the loss of the method
     opt_func: Callable = Adam, # Optimizer
     lr: float = 1e-3, # Default learning rate
-    cbs=None, # Callbacks, such as `LRPGuidedCallback()`
-    metrics=None, # Default: accuracy and its 95 % interval
+    cbs: Any = None, # Callbacks, such as `LRPGuidedCallback()`
+    metrics: Any = None, # Default: accuracy and its 95 % interval
     splitter: Callable = encoder_head_splitter, # Parameter groups
     method_kwargs: dict | None = None, # Arguments of the method, such as `hidden` of `RelationNet`
     **kwargs, # For fastai's `Learner`

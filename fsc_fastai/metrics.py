@@ -11,14 +11,23 @@ from torch import Tensor
 __all__ = ['episode_accuracy', 'ci95', 'EpisodeAccuracy', 'EpisodeCI95']
 
 
-def episode_accuracy(pred: Tensor | tuple, y: Tensor) -> Tensor:
-    "Share of the queries that are classified right; `pred` holds scores `(n_query, n_way)`, or is a tuple that starts with them"
+def episode_accuracy(
+    pred: Tensor | tuple, # Scores `(n_query, n_way)` or `(n_query, n_way, H, W)`, or a tuple that starts with them
+    y: Tensor, # Labels within the episode `(n_query,)`
+) -> Tensor:
+    """Share of the queries that are classified right, a scalar; of scores at every position the mean counts.
+
+    >>> episode_accuracy(torch.tensor([[2., 1.], [0., 3.], [1., 0.], [4., 5.]]), torch.tensor([0, 1, 1, 1]))
+    tensor(0.7500)
+    """
     scores = pred[0] if isinstance(pred, tuple) else pred
     if scores.ndim > 2: scores = scores.flatten(2).mean(-1)
     return (scores.argmax(1) == y).float().mean()
 
 
-def ci95(accuracies: Sequence[float] | Tensor) -> float:
+def ci95(
+    accuracies: Sequence[float] | Tensor, # One an episode `(n_episodes,)`
+) -> float:
     """Half width of the 95 % confidence interval of the mean over episodes, 1.96·std/√n; nan for fewer than two.
 
     >>> round(ci95([0.6, 0.8, 0.7, 0.7]), 3)

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 from fastai.callback import progress, schedule  # noqa: F401  these add `no_bar` and `fit_one_cycle` to Learner
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from torch import nn
+from torch import Tensor, nn
 
 from .data.loaders import EpisodeDataLoaders
 from .models.encoder import Encoder
@@ -27,7 +28,9 @@ class ImageClassifier(nn.Module):
         self.encoder = encoder
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(encoder.num_features, n_classes))
 
-    def forward(self, x): return self.head(self.encoder(x))
+    def forward(self, x: Tensor) -> Tensor:
+        "Images `(n, 3, height, width)` to scores `(n, n_classes)`"
+        return self.head(self.encoder(x))
 
 
 def classification_learner(
@@ -49,7 +52,7 @@ def pretrain_encoder(
     encoder: Encoder, # From `create_encoder`, or the encoder of a few-shot model; trained in place
     epochs: int = 20, # Passes over the training images
     lr: float = 3e-3, # Peak learning rate of the one-cycle schedule
-    cbs=None, # Callbacks of the pre-training
+    cbs: Any = None, # Callbacks of the pre-training
     show_bar: bool = True, # Show fastai's progress bar and table
     **kwargs, # For `classification_learner`
 ) -> Encoder:

@@ -35,7 +35,7 @@ h1, h2 { margin: .2rem 0 .6rem } h1 { font-size: 1.5rem } h2 { font-size: 1.1rem
 .answer { display: flex; gap: 1.2rem; flex-wrap: wrap; border-top: 1px solid #d8dee6; padding: .8rem 0 }
 img { border-radius: .3rem; image-rendering: auto } .big { width: 168px; height: 168px } .small { width: 48px; height: 48px }
 input, button { font: inherit; padding: .35rem .6rem; border: 1px solid #aab4c0; border-radius: .35rem; background: white }
-input[type=file] { border-style: dashed; background: #f4f6f8; padding: 1rem; flex: 1 }
+input[type=file] { border-style: dashed; background: #f4f6f8; padding: 1rem; flex: 1 1 14rem; min-width: 0; max-width: 100% }
 button { background: #1f6feb; color: white; border: 0; cursor: pointer } button.quiet { background: #e6eaef; color: #1d2530 }
 progress { width: 12rem } .error { background: #fdecea; border-color: #e0796d } small { color: #5b6673 }
 '''
@@ -62,7 +62,7 @@ class Limits:
 
 class Refused(ValueError):
     "What a visitor can mend, and the HTTP status that says so"
-    def __init__(self, message: str, status: int = 400):
+    def __init__(self, message: str, status: int = 400): # For the page; of HTTP
         super().__init__(message)
         self.status = status
 
@@ -217,7 +217,7 @@ def fsc_serve(
     support: Path | None = None, # Folder with a folder of images per class; default: the examples saved with the model
     host: str = '127.0.0.1', # Address to listen on; 0.0.0.0 for everyone who can reach this machine
     port: int = 8000, # Port to listen on
-):
+) -> None:
     """A web page to classify images by a few examples of each class.
 
     Drop examples and queries onto it; it shows labels, probabilities and heatmaps. All visitors share the classes.

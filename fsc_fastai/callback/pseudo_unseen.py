@@ -49,9 +49,13 @@ class PseudoUnseen:
         "Forget what is left of the last epoch's passes"
         self.running.clear()
 
-    def end_epoch(self) -> None: self.epoch += 1
+    def end_epoch(self) -> None:
+        "Count the epoch: the next one draws anew"
+        self.epoch += 1
 
-    def episodes(self, step: int) -> Iterator[tuple]:
+    def episodes(self,
+        step: int, # Number of the step in its epoch
+    ) -> Iterator[tuple]:
         "The batches that a step learns from: one of the domain whose turn it is, or one of every domain"
         names = list(self.loaders)
         if self.every != 'all':

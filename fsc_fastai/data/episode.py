@@ -1,9 +1,13 @@
 "The types of an episode, and the transform that makes one of a flat batch"
 # No `from __future__ import annotations`: fastai dispatches on the annotations of `encodes` and `decodes`.
+from collections.abc import Sequence
+from typing import Any
+
 from fastai.data.core import show_batch, show_results
 from fastai.torch_core import TensorCategory
 from fastcore.basics import fastuple
 from fasttransform.transform import ItemTransform
+from matplotlib.figure import Figure
 from plum import dispatch
 from torch import Tensor, cat
 
@@ -19,7 +23,7 @@ class EpisodeLabel(TensorCategory):
     """
     classes: tuple[int, ...]
 
-    def clone(self, **kwargs):
+    def clone(self, **kwargs) -> 'EpisodeLabel':
         "A copy with the same `classes`, which fastai's own would drop"
         res = super().clone(**kwargs)
         res.__dict__.update(self.__dict__)
@@ -31,7 +35,10 @@ class Episode(fastuple):
     _fields = ('support_x', 'support_y', 'query_x', 'query_y')  # a leaf for fastai's transforms, not a tuple to map over
 
     @classmethod
-    def from_flat(cls, x: Tensor, y: EpisodeLabel) -> 'Episode':
+    def from_flat(cls,
+        x: Tensor, # Images `(n_support + n_query, channels, height, width)`, support first
+        y: EpisodeLabel, # Their labels within the episode, with `classes` and `n_support`
+    ) -> 'Episode':
         "Split one batch of images and labels, of which the first `y.n_support` are the support"
         n, labels = y.n_support, y.as_subclass(Tensor)
         return cls(x[:n], EpisodeLabel(labels[:n], classes=y.classes), x[n:], EpisodeLabel(labels[n:], classes=y.classes))
@@ -82,7 +89,11 @@ class Episode(fastuple):
         "Queries a class"
         return self.query_x.shape[0] // self.n_way
 
-    def show(self, ctx=None, vocab=None, **kwargs):
+    def show(self,
+        ctx: Any = None, # Not used: an episode needs a figure of its own
+        vocab: Sequence | None = None, # Names of the classes
+        **kwargs, # For `show_episode`
+    ) -> Figure:
         "Draw the support images of each class in a row and the queries beside them; `vocab` names the classes"
         return show_episode(self, ctx=ctx, vocab=vocab, **kwargs)
 
@@ -100,12 +111,12 @@ class EpisodeSplit(ItemTransform):
 
 
 @dispatch  # type: ignore[no-redef]
-def show_batch(x: Episode, y, samples, ctxs=None, max_n=9, **kwargs):  # noqa: F811
+def show_batch(x: Episode, y, samples, ctxs=None, max_n=9, **kwargs) -> Figure:  # noqa: F811
     "Draw an episode, at most `max_n` support images and queries a class"
     return x.show(max_n=max_n, **kwargs)
 
 
 @dispatch  # type: ignore[no-redef]
-def show_results(x: Episode, y: Episode, samples, outs, ctxs=None, max_n=9, **kwargs):  # noqa: F811
+def show_results(x: Episode, y: Episode, samples, outs, ctxs=None, max_n=9, **kwargs) -> Figure:  # noqa: F811
     "Draw an episode with the predicted labels `y.query_y`: right ones green, wrong ones red"
     return x.show(preds=y.query_y, max_n=max_n, **kwargs)

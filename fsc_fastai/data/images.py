@@ -15,9 +15,6 @@ from PIL import Image
 
 __all__ = ['open_image', 'DatasetImage', 'broken_images', 'checked_images']
 
-ImageSource = Path | str | bytes | np.ndarray | torch.Tensor | Image.Image
-
-
 @dataclass(frozen=True, slots=True)
 class DatasetImage:
     "Image number `index` of a torchvision-style dataset, opened when it is used"
@@ -26,6 +23,9 @@ class DatasetImage:
 
     def open(self) -> Any: return self.dataset[self.index][0]
     def __str__(self) -> str: return f'image {self.index} of {type(self.dataset).__name__}'
+
+
+ImageSource = Path | str | bytes | np.ndarray | torch.Tensor | Image.Image | DatasetImage
 
 
 def _from_array(x: np.ndarray | torch.Tensor) -> Image.Image:
@@ -52,7 +52,9 @@ def _to_rgb(im: Image.Image) -> Image.Image:
 def _name(source: Any) -> str: return str(source) if isinstance(source, Path | str | DatasetImage) else type(source).__name__
 
 
-def open_image(fn: Path | str | bytes | np.ndarray | torch.Tensor | Image.Image | DatasetImage) -> PILImage:
+def open_image(
+    fn: ImageSource, # Arrays `(H, W)` or `(H, W, C)`, tensors `(C, H, W)`: bytes, or floats from 0 to 1
+) -> PILImage:
     """An RGB image from a file, its bytes, an array, a tensor or a PIL image.
 
     Greyscale, palette, CMYK and 16-bit images are converted, transparency is shown on white; an EXIF orientation is left as

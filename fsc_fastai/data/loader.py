@@ -180,7 +180,7 @@ class ImageDL(_CachedDL):
     `split_idx` decides between the transforms of training (0) and of validation (1).
     """
     def __init__(self,
-        dataset=None, # Dataset of (image, class number)
+        dataset: Any = None, # Dataset of (image, class number)
         bs: int = 64, # Images a batch
         shuffle: bool = False, # Another order at each pass
         *,
@@ -204,8 +204,9 @@ class ImageDL(_CachedDL):
         super().before_iter()
         for pipeline in self._pipelines(): pipeline.split_idx = self.split_idx
 
-    def new(self, dataset=None, cls=None, **kwargs):
-        own = dict(split_idx=self.split_idx)
+    def new(self, dataset: Any = None, cls: Any = None, **kwargs) -> ImageDL:
+        "The same on another dataset, all of it, or with other settings"
+        own: dict[str, Any] = dict(split_idx=self.split_idx)
         if dataset is None or dataset is self.dataset: own['idxs'] = self.idxs
         return super().new(dataset, cls, **(self._shared(dataset) | own | kwargs))
 
@@ -223,7 +224,7 @@ class EpisodicDL(_CachedDL):
     _n_inp = n_inp
 
     def __init__(self,
-        dataset=None, # Dataset of (image, class number); the images of one size
+        dataset: Any = None, # Dataset of (image, class number); the images of one size
         bs: int = 1, # Without meaning here: a batch is an episode
         shuffle: bool = False, # New episodes in each pass, or always the same
         num_workers: int | None = None, # None: 0 with a cache, fastai's default without
@@ -315,7 +316,7 @@ class EpisodicDL(_CachedDL):
                         device=self.device)
         return ImageDL(dataset, do_setup=False, **(self._shared(dataset) | settings | kwargs))
 
-    def new(self, dataset=None, cls=None, **kwargs):
+    def new(self, dataset: Any = None, cls: Any = None, **kwargs) -> TfmdDL:
         "The same on another dataset or with other settings; on one without labels an `ImageDL`, as there are no episodes to draw"
         if dataset is not None and not _has_labels(dataset):
             # Images seen once are not worth a cache, and a few not worth workers.
@@ -328,10 +329,10 @@ class EpisodicDL(_CachedDL):
         "The episode with its images as they were before the batch transforms"
         return Episode.from_flat(*to_cpu(self.after_batch.decode(b.flat())))
 
-    def show_batch(self, b=None, *args, **kwargs):
-        "Draw an episode: the support of each class in a row and its queries beside it"
+    def show_batch(self, b: Episode | None = None, *args, **kwargs) -> Any:
+        "Draw an episode, `b` or the first one: the support of each class in a row and its queries beside it"
         return super().show_batch(b, *args, **({'vocab': self.vocab} | kwargs))
 
-    def show_results(self, b, out, *args, **kwargs):
+    def show_results(self, b: Episode, out: Any, *args, **kwargs) -> Any:
         "Draw an episode with the predicted labels `out` of its queries: right ones green, wrong ones red"
         return super().show_results(b, out, *args, **({'vocab': self.vocab} | kwargs))

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -55,7 +55,7 @@ def _name_wrong(ax: Axes, names: list[str]) -> None:
 
 def show_episode(
     episode: Episode, # With images from 0 to 255, as `EpisodicDL.decode` gives them
-    ctx=None, # Not used: an episode needs a figure of its own
+    ctx: Any = None, # Not used: an episode needs a figure of its own
     vocab: Sequence | None = None, # Names of the classes
     preds: Tensor | None = None, # Predicted labels of the queries; right ones are framed green, wrong ones red
     max_n: int = 9, # At most so many support images and so many queries a class

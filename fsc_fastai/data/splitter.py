@@ -38,8 +38,8 @@ class ClassSplitter:
     @staticmethod
     def by_folder(
         train: str | Sequence[str] = ('base', 'train'), # Names of the folder above the class folders
-        valid: str | Sequence[str] = ('val', 'valid'),
-        test: str | Sequence[str] = ('novel', 'test'),
+        valid: str | Sequence[str] = ('val', 'valid'), # The same for validation
+        test: str | Sequence[str] = ('novel', 'test'), # The same for testing; a tree may do without
     ) -> FolderSplitter:
         "A splitter by the folder above the class folders: `base/val/novel`, `train/valid/test`, …"
         return FolderSplitter(train, valid, test)
@@ -92,6 +92,7 @@ class FolderSplitter:
         self.sets = [{o} if isinstance(o, str) else set(o) for o in sets]
 
     def __call__(self, items: Sequence[Path]) -> list[list[int]]:
+        "Positions of the items of each set. Raises `ValueError` where there is nothing to train on, or a class is in two sets"
         splits = [[i for i, o in enumerate(items) if Path(o).parent.parent.name in names] for names in self.sets]
         if not splits[0]: raise ValueError(f'no image lies in a class folder below {" or ".join(sorted(self.sets[0]))}')
         classes = [sorted({parent_label(items[i]) for i in split}) for split in splits]

@@ -68,7 +68,7 @@ class GradientXInput:
         return self.finish(run.inputs[0].detach(), torch.stack(flows).mean(0))
 
     def start_of(self, scores: Tensor) -> Tensor:
-        "R_c of every score"
+        "R_c of every score `(n_query, n_way)`, in the same shape"
         return relevance_start(scores, self.eps)
 
     def trace(self,
@@ -84,7 +84,7 @@ class GradientXInput:
             with _ConstantStatistics(): return Traced(net(*(x.clone() for x in leaves)), leaves)
 
     def finish(self, x: Tensor, flow: Tensor) -> Tensor:
-        "Relevance of `x` from the gradient that arrived there"
+        "Relevance of `x` from the gradient `(..., *x.shape)` that arrived there"
         return x * flow
 
 

@@ -25,6 +25,9 @@ def to_heatmaps(
     """Heatmaps between −1 and 1, `(..., height, width)`: channels summed, 0 stays 0, the same scale on both sides of it.
 
     Raises `ValueError` for a percentile that is not between 0 and 100.
+
+    >>> to_heatmaps(Tensor([[[1., -2.]], [[0., -2.]]]), percentile=100).round(2)
+    array([[ 0.25, -1.  ]], dtype=float32)
     """
     if not 0 < percentile <= 100: raise ValueError(f'percentile={percentile}: should be above 0 and at most 100')
     heat = R.detach().float().sum(-3).cpu().numpy()
@@ -76,7 +79,8 @@ def _grid(n_rows: int, n_cols: int, size: float) -> tuple[Figure, np.ndarray]:
 
 
 def _names(classes: Sequence[Any] | None, n_way: int) -> list[str]:
-    if classes is not None and len(classes) != n_way: raise ValueError(f'{len(classes)} class names for {n_way} classes')
+    if classes is not None and len(classes) != n_way:
+        raise ValueError(f'{len(classes)} class names for {n_way} classes: give one each')
     names = [str(c) for c in classes] if classes is not None else [f'class {i}' for i in range(n_way)]
     return [name if len(name) <= LONGEST else name[:LONGEST - 1] + '…' for name in names]
 

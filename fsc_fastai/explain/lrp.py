@@ -81,7 +81,7 @@ class LRP:
         return not self.engine and self.start == 'log-odds' and (self.published or not head.has_layers)
 
     def start_of(self, scores: Tensor) -> Tensor:
-        "Relevance of the scores"
+        "Relevance of the scores `(n_query, n_way)`, in the same shape"
         return relevance_start(scores, self.eps) if self.start == 'log-odds' else scores.detach()
 
     def trace(self,
@@ -104,7 +104,7 @@ class LRP:
         return run.relevance(self.start_of(run.out) if R is None else R)[0]
 
     def finish(self, x: Tensor, flow: Tensor) -> Tensor:
-        "Relevance of `x` from what arrived there"
+        "Relevance of `x` from what arrived there: nothing is left to do"
         return flow
 
 

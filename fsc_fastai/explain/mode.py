@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class Settings:
     Batch norm: 'identity' passes relevance unchanged, the choice of Sun et al.; right where no scale γ is negative.
     'signed' turns the weights of channels with negative γ: equal to merging batch norm and layer without biases.
     'fold' merges them with their bias, which then absorbs relevance.
+    Raises `ValueError` for another `norm` or `form`.
     """
     composite: Composite = paper_composite()
     eps: float = 1e-3 # ε of sums
@@ -40,9 +41,8 @@ class Settings:
     form: Form = 'R' # 'R': relevance is passed back, 'g': g with R = x·g, steadier in deep networks
 
     def __post_init__(self):
-        if self.norm not in ('identity', 'signed', 'fold'):
-            raise ValueError(f"norm={self.norm!r}: should be 'identity', 'signed' or 'fold'")
-        if self.form not in ('R', 'g'): raise ValueError(f"form={self.form!r}: should be 'R' or 'g'")
+        if self.norm not in get_args(Norm): raise ValueError(f'norm={self.norm!r}: choose from {get_args(Norm)}')
+        if self.form not in get_args(Form): raise ValueError(f'form={self.form!r}: choose from {get_args(Form)}')
 
 
 class RelevanceMode(TorchFunctionMode):
@@ -124,11 +124,19 @@ class RelevanceMode(TorchFunctionMode):
         factor = divide(weights, x.detach()) if self.g_form else weights
         return scaled((x * factor).sum(dim, keepdim=True), y, y.detach() if self.g_form else None)
 
-    def pass_on(self, x: Tensor, y: Tensor) -> Tensor:
+    def pass_on(self,
+        x: Tensor, # Where the relevance goes
+        y: Tensor, # The value, in the shape of x
+    ) -> Tensor:
         "An elementwise operation: y gets its relevance from x alone"
         return scaled(x, y, divide(y, x.detach()) if self.g_form else None)
 
-    def layer(self, x: Tensor, layer: Layer, bias: Tensor | None, out_dim: int = 0) -> Tensor:
+    def layer(self,
+        x: Tensor, # Where the relevance of the layer's input goes
+        layer: Layer, # The run
+        bias: Tensor | None, # Added to the output; takes no relevance
+        out_dim: int = 0, # Dimension of the weight that counts the outputs
+    ) -> Tensor:
         "The output of a layer, whose rule the composite chooses once all layers have run"
         name, module = self.owner or (self.op, None)
         layer.name, layer.kind = name, type(module) if module is not None else FUNCTION_CLASS.get(self.op)
@@ -159,8 +167,13 @@ class RelevanceMode(TorchFunctionMode):
         return layer_rule(x if leaf is None else leaf, y, layer, rule, self.g_form and leaf is None,
                           self.g_form if g_out is None else g_out, self.ledger)
 
-    def affine(self, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-        "y = scale·x + shift of a norm; `shift` None: not a constant of the channel, so that it cannot be folded"
+    def affine(self,
+        x: Tensor, # Where the relevance goes
+        y: Tensor, # The value, scale·x + shift
+        scale: Tensor, # Broadcasts to x
+        shift: Tensor | None, # None: not a constant of the channel, so that it cannot be folded
+    ) -> Tensor:
+        "The output of a norm, which may count as one with the layer before it (see `Settings`)"
         behind = getattr(x, '_layer', None)
         if behind is not None and (self.settings.norm == 'identity' or shift is not None):
             source, layer, bias, out_dim = behind

@@ -24,7 +24,9 @@ Handler = Callable[['RelevanceMode', Callable, tuple, dict], Any]
 HANDLERS: dict[str, Handler] = {}
 
 
-def register_op(*names: str) -> Callable[[Handler], Handler]:
+def register_op(
+    *names: str, # As in torch, without underscores at either end: `relu` is torch.relu, F.relu, Tensor.relu_ and their like
+) -> Callable[[Handler], Handler]:
     """Decorator: `handler(mode, func, args, kwargs)` returns what the operation called one of `names` returns.
 
     The backward pass of its result must carry relevance (see `RelevanceMode`); `mode.move`, `mode.mix`,
@@ -302,7 +304,8 @@ def _multi_head_attention(mode, func, args, kwargs):
              'add_zero_attn', 'dropout_p', 'out_proj_weight', 'out_proj_bias']
     call = dict(zip(names, args, strict=False)) | kwargs
     if call['bias_k'] is not None or call['add_zero_attn']:
-        raise NotImplementedError('relevance through nn.MultiheadAttention with bias_kv or add_zero_attn')
+        raise NotImplementedError('no relevance rule for nn.MultiheadAttention with add_bias_kv or add_zero_attn: build it '
+                                  "without them, or register another way with `@register_op('multi_head_attention_forward')`")
     value, heads = call['value'], call['num_heads']
     call |= dict(dropout_p=0., need_weights=True, average_attn_weights=False)
     _, weights = func(**{k: mode.constant(v) for k, v in call.items()})

@@ -21,7 +21,11 @@ def divide(
     z: Tensor, # The outputs, in whose proportion it is shared
     eps: float = 0., # ε of equation (4)
 ) -> Tensor:
-    "R / (z + ε·sign(z)), and 0 where z is 0: there every contribution is 0 as well"
+    """R / (z + ε·sign(z)), and 0 where z is 0: there every contribution is 0 as well.
+
+    >>> divide(torch.tensor([1., 1., 1.]), torch.tensor([2., -4., 0.]))
+    tensor([ 0.5000, -0.2500,  0.0000])
+    """
     return torch.where(z != 0, R / (z + eps * z.sign() if eps else z), 0)
 
 
@@ -35,7 +39,7 @@ class Layer:
     transpose: Callable[[Tensor, Tensor, Tensor], Tensor] # (s, weight, x) to Σ_j w_ij s_j, in the shape of x
     x: Tensor # Input
     z: Tensor # Output without bias
-    weight: Tensor
+    weight: Tensor # Of the layer, or folded
     bias: Tensor | None = None # Takes part in the denominators; None, as in the published rules: does not
     name: str = '' # Name in the model, or of the function
     kind: type | None = None # The module's class
@@ -48,7 +52,7 @@ class Layer:
         return self.run(x, weight)
 
     def T(self, s: Tensor, weight: Tensor) -> Tensor:
-        "The transposed layer: c_i = Σ_j w_ij s_j"
+        "The transposed layer, from the shape of the output to that of the input: c_i = Σ_j w_ij s_j"
         return self.transpose(s, weight, self.x)
 
     @cached_property
@@ -56,7 +60,12 @@ class Layer:
         "Has the input negative values? Behind a ReLU it has none, and half the work of most rules is saved"
         return bool((self.x < 0).any())
 
-    def share(self, R: Tensor, z: Tensor, eps: float = 0., bias: Tensor | None = None) -> Tensor:
+    def share(self,
+        R: Tensor, # Relevance of the output
+        z: Tensor, # Denominators, in the same shape
+        eps: float = 0., # Stabiliser ε
+        bias: Tensor | None = None, # Takes part in the denominators
+    ) -> Tensor:
         "s_j = R_j / z_j, stabilised"
         if bias is not None: z = z + bias
         if self.dead is not None: self.dead.append(torch.where(z == 0, R, 0).sum())
@@ -87,7 +96,7 @@ def _by_sign(layer: Layer, x: Tensor, R: Tensor, w_pos, w_neg, eps: float = 0., 
 @dataclass(frozen=True)
 class Epsilon:
     "The ε-rule, Sun et al. 2020, equation (4): R(x_i) = x_i Σ_j w_ij R_j / (z_j + ε·sign(z_j))"
-    eps: float = 1e-3
+    eps: float = 1e-3 # ε
     of_input: ClassVar[bool] = False
 
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
@@ -101,8 +110,8 @@ class AlphaBeta:
     Positive contributions are x⁺w⁺ and x⁻w⁻. With α = 1 only they are computed; an input without negative values
     then costs one pass with w⁺ and one transposed pass.
     """
-    alpha: float = 1.
-    beta: float | None = None # None: α − 1
+    alpha: float = 1. # α
+    beta: float | None = None # β; None: α − 1
     of_input: ClassVar[bool] = False
 
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
@@ -121,8 +130,8 @@ class ZPlus(AlphaBeta):
 @dataclass(frozen=True)
 class Gamma:
     "The γ-rule (Montavon et al. 2019): positive contributions count (1 + γ)-fold; γ = 0 is the ε-rule, γ → ∞ is z⁺"
-    gamma: float = .25
-    eps: float = 1e-6
+    gamma: float = .25 # γ
+    eps: float = 1e-6 # Stabiliser ε
     of_input: ClassVar[bool] = False
 
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
@@ -135,9 +144,9 @@ class Gamma:
 class ZBox:
     """The z^B-rule (Montavon et al. 2017) for pixels between `low` and `high`, numbers or tensors that broadcast:
     R(x_i) ∝ x_i w_ij − l_i w⁺_ij − h_i w⁻_ij"""
-    low: float | Tensor
-    high: float | Tensor
-    eps: float = 1e-6
+    low: float | Tensor # The smallest value of a pixel
+    high: float | Tensor # The largest
+    eps: float = 1e-6 # Stabiliser ε
     of_input: ClassVar[bool] = True
 
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ TENSORS = re.compile(r'tensors-([0-9a-f]{64})\.safetensors')
 FEATURES, THUMBNAILS, MODEL = 'support.features', 'support.thumbnails', 'model.'
 
 
-def model_state(model: nn.Module) -> dict[str, Tensor]:
+def _model_state(model: nn.Module) -> dict[str, Tensor]:
     "The weights, without statistics that `fit` fixed: those follow from the examples"
     fixed = {f'{name}.running_{kind}' for name in free_norms(model) for kind in ('mean', 'var')}
     return {k: v for k, v in model.state_dict().items() if k not in fixed}
@@ -45,7 +45,9 @@ class Bundle:
     temperature: float = 1. # Of the probabilities
     support: Support | None = None # The examples
 
-    def write(self, folder: str | os.PathLike) -> Path:
+    def write(self,
+        folder: str | os.PathLike, # Made if it is not there
+    ) -> Path:
         "Write both files. Raises `ValueError` for a model that was not built by `create_fsc_model`"
         if not hasattr(self.model, 'config'):
             raise ValueError(f'This {type(self.model).__name__} has no `config` to be built from again: use create_fsc_model')
@@ -64,7 +66,7 @@ class Bundle:
         return folder
 
     def _tensors(self) -> dict[str, Tensor]:
-        kept = {MODEL + k: v for k, v in model_state(self.model).items()}
+        kept = {MODEL + k: v for k, v in _model_state(self.model).items()}
         if self.support is not None:
             kept[FEATURES] = self.support.features
             if self.support.thumbnails is not None: kept[THUMBNAILS] = self.support.thumbnails

@@ -32,10 +32,10 @@ class NotFittedError(ValueError, AttributeError):
 
 @dataclass(frozen=True)
 class Prediction:
-    "The answer for one image; `label` is None where the threshold says that it is none of the classes"
-    label: Label | None
+    "The answer for one image"
+    label: Label | None # None where the threshold says that it is none of the classes
     confidence: float # Probability of the likeliest class
-    probabilities: dict[Label, float]
+    probabilities: dict[Label, float] # Of every class, in sum 1
 
     @property
     def nearest(self) -> Label:
@@ -117,7 +117,7 @@ class FewShotClassifier:
         return next((p.device for p in self.model.parameters()), torch.device('cpu'))
 
     def to(self, device: torch.device | str) -> FewShotClassifier:
-        "Move to a device"
+        "Move model and examples to a device"
         self.head.to(device)
         return self if self._support is None else self._take(self._support.to(device))
 
@@ -182,34 +182,47 @@ class FewShotClassifier:
         new = self._examples(items, [label] * len(items))
         return self._take(new if self._support is None else self._support.joined(new))
 
-    def remove_class(self, label: Label) -> FewShotClassifier:
+    def remove_class(self,
+        label: Label, # One of `classes_`
+    ) -> FewShotClassifier:
         "Forget a class. Raises `ValueError` for an unknown class, and where too few would be left"
         if label not in self.support.labels:
             raise ValueError(f'no class {label!r}: there are {", ".join(map(str, self.classes_))}')
         return self._take(self.support.without(label))
 
-    def predict(self, item: Any) -> Prediction:
+    def predict(self,
+        item: Any, # File, bytes, PIL image, array or tensor
+    ) -> Prediction:
         "The answer for one image. Raises `NotFittedError` before `fit`, `TypeError` for several images"
         if not is_single(item): raise TypeError('predict takes one image: use predict_batch or predict_proba for several')
         return self.predict_batch([item])[0]
 
-    def predict_batch(self, items: Any) -> list[Prediction]:
+    def predict_batch(self,
+        items: Any, # Images, as a sequence or an array `(n, ...)`
+    ) -> list[Prediction]:
         "The answers for many images, in their order"
         classes = self.support.classes
         return [self._prediction(dict(zip(classes, row))) for row in self.predict_proba(items).tolist()]
 
-    def predict_proba(self, items: Any) -> np.ndarray:
+    def predict_proba(self,
+        items: Any, # As in `predict_batch`
+    ) -> np.ndarray:
         "Probabilities `(n, n_way)` of the classes `classes_`"
         return (self.scores(items).double() / self.temperature).softmax(1).numpy()
 
-    def score(self, items: Any, labels: Sequence[Any] | None = None) -> float:
+    def score(self,
+        items: Any, # Images, or a folder with a folder of images per class
+        labels: Sequence[Any] | None = None, # Label of each; None: the names of the folders
+    ) -> float:
         "The share of images whose likeliest class is their label"
         items, labels = labelled_items(items, labels)
         likeliest = self.predict_proba(items).argmax(1)
         return float(np.mean([self.support.classes[i] == o for i, o in zip(likeliest, labels)]))
 
     @torch.no_grad()
-    def scores(self, items: Any) -> Tensor:
+    def scores(self,
+        items: Any, # As in `predict_batch`
+    ) -> Tensor:
         "The method's scores `(n, n_way)` on the CPU, before they become probabilities"
         n_way = len(self.support.classes)
         if not self.fitted: raise ValueError(self.head.problem(n_way))

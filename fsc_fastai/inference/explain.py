@@ -22,10 +22,10 @@ __all__ = ['Explanation']
 
 @dataclass(frozen=True)
 class Explanation:
-    "The answer for an image, and the relevance `(size, size)` of what the model saw of it for each class"
-    prediction: Prediction
-    image: Image.Image
-    relevance: dict[Label, np.ndarray]
+    "The answer for an image, and what in it speaks for and against each class"
+    prediction: Prediction # As `predict` gives it
+    image: Image.Image # What the model saw
+    relevance: dict[Label, np.ndarray] # Of its pixels for each class `(size, size)`
 
     def heatmap(self,
         label: Label | None = None, # The class; None: the likeliest
@@ -50,7 +50,7 @@ def explain(
 
     Raises as `predict` does.
     """
-    if not is_single(item): raise TypeError('explain takes one image')
+    if not is_single(item): raise TypeError(f'explain takes one image, found a {type(item).__name__}: call it for each')
     prediction = self.predict(item)
     x = self.preprocess([item]).to(self.device)
     found = explain_images(_with_known_support(self.head), self.head.support, self.head.member, x, explainer, support=False,

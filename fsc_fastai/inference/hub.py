@@ -7,9 +7,11 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from .bundle import JSON_NAME
+
 __all__ = ['upload', 'download']
 
-FILES = ['classifier.json', 'tensors-*.safetensors']
+FILES = [JSON_NAME, 'tensors-*.safetensors']
 
 
 def upload(

@@ -73,7 +73,7 @@ class Preprocess:
         return self
 
     def image(self, item: Any) -> PILImage:
-        "What the encoder sees of an image, still a picture"
+        "What the encoder sees of an image of any kind, still a picture of `size` × `size`"
         squared = Resize(self.resize, method=self.fit)(open_image(item), split_idx=1)
         start = (self.resize - self.size) // 2
         return squared.crop((start, start, start + self.size, start + self.size))
@@ -83,7 +83,7 @@ class Preprocess:
         return torch.from_numpy(np.array(self.image(item))).permute(2, 0, 1)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        "Bytes `(n, 3, size, size)` to what the encoder takes"
+        "Bytes `(n, 3, size, size)` to what the encoder takes, in the same shape"
         mean, std = (torch.tensor(o, device=pixels.device).view(3, 1, 1) for o in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 

@@ -68,14 +68,17 @@ class Backbone(nn.Module):
         "The last linear layer"
         return self.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        "A new classifier with `num_classes` outputs; 0: none"
+    def reset_classifier(self,
+        num_classes: int, # Outputs; 0: without
+        global_pool: str | None = None, # How it pools the map; None: as before
+    ) -> None:
+        "A new classifier"
         self.num_classes = num_classes
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        "Not offered by nets this small"
+        "Not offered by nets this small: `ValueError` where it is asked for"
         if enable: raise ValueError(f'{type(self).__name__} has no gradient checkpointing')
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -83,13 +86,13 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        "Feature maps to class scores, or to the pooled features with `pre_logits`"
+        "Feature maps `(n, C, H, W)` to class scores `(n, num_classes)`, or with `pre_logits` to the pooled features `(n, C)`"
         x = self.global_pool(x)
         if self.drop_rate: x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        "Images to class scores"
+        "Images `(n, in_chans, height, width)` to class scores `(n, num_classes)`"
         return self.forward_head(self.forward_features(x))
 
 

@@ -19,11 +19,11 @@ class EpisodeCrossEntropy(nn.Module):
         return F.cross_entropy(single(scores), target)
 
     def activation(self, scores: Tensor) -> Tensor:
-        "Scores to probabilities"
+        "Scores to probabilities, in the same shape; fastai's `get_preds` asks for them"
         return scores.softmax(1)
 
     def decodes(self, scores: Tensor) -> Tensor:
-        "Scores to the likeliest class"
+        "Scores to the likeliest class `(n_query,)`"
         return scores.argmax(1)
 
 

@@ -27,7 +27,11 @@ class Cell:
 
     @property
     def model(self) -> str:
-        "The model as the paper writes it, such as LFT-LRP-RN"
+        """The model as the paper writes it.
+
+        >>> Cell('RN', 5, 0, lrp=True, ft='lft').model
+        'LFT-LRP-RN'
+        """
         return '-'.join(part for part in (self.ft.upper(), 'LRP' if self.lrp else '', self.base) if part)
 
     @property

@@ -27,7 +27,10 @@ class Data:
     targets: dict[str, Path]    # folders of the unseen domains
     do_flip: bool = True        # whether a mirrored image is of the same class
 
-    def loaders(self, cell: Cell, recipe: Recipe) -> EpisodeDataLoaders:
+    def loaders(self,
+        cell: Cell, # Whose shot and seed
+        recipe: Recipe, # Size of the images, queries and episodes
+    ) -> EpisodeDataLoaders:
         "Episodes of the seen domain to train on, its novel classes and the targets to test on; all cells share the images"
         shared = _decoded(self, recipe.size)
         episodes = dict(n_way=5, n_shot=cell.shot, n_query=recipe.n_query, seed=cell.seed)

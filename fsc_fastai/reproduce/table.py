@@ -35,10 +35,10 @@ def run_table(
     if table == 'figure3': return write_figure(statistics_frame(results), folder, command)
     frame = results_frame(results)
     frame.attrs['seen'] = 'novel'
-    return write_report(frame, table, folder, command, describe(preset, cells[0].base, data, seeds))
+    return write_report(frame, table, folder, command, _describe(preset, cells[0].base, data, seeds))
 
 
-def describe(preset: Preset, base: str, data: Data, seeds: int) -> str:
+def _describe(preset: Preset, base: str, data: Data, seeds: int) -> str:
     "Protocol and preset in a few sentences"
     recipe = preset.recipes[base]
     return (f'{seeds} seeds. Protocol: {preset.test_episodes} test episodes × {preset.test_query} queries a class, 5-way. '
