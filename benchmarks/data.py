@@ -4,8 +4,8 @@
 
 660 JPEGs of 500×375, 5-way 5-shot 16 queries, no workers on either side, the same test transform (shown to give the same
 pixels). Ours is measured with every image decoded already, as after the first epoch. `--keep-memory` has glibc keep freed
-memory on both sides (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_): else the pages of each large batch come anew from the
-system, which takes longer than everything else that ours does.
+memory on both sides (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_): else the pages of large tensors come anew from the
+system each time, which ours has less of, for it asks for large ones.
 """
 from __future__ import annotations
 

@@ -1,13 +1,16 @@
 "Transforms of the images of an episode"
 # No `from __future__ import annotations`: fastai dispatches on the annotation of `encodes`.
-from fastai.data.transforms import Normalize
+import numpy as np
+from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import AffineCoordTfm, Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fasttransform.transform import Transform
 from torch import Tensor
 
-__all__ = ['CenterCrop', 'InplaceNormalize', 'RandomView', 'episode_transforms']
+from .pages import empty_batch
+
+__all__ = ['BytesToFloat', 'CenterCrop', 'InplaceNormalize', 'RandomView', 'episode_transforms']
 
 
 class CenterCrop(Transform):
@@ -32,13 +35,25 @@ class RandomView(AffineCoordTfm):
         else: super().before_call(b, split_idx)
 
 
+def _few(x: Tensor) -> int:
+    "How many images stay in the cache of a CPU from one operation to the next"
+    return max(1, 2**18 // x[0].numel())
+
+
+class BytesToFloat(IntToFloatTensor):
+    "fastai's `IntToFloatTensor`; on a CPU into large pages"
+    def encodes(self, x: TensorImage):
+        if not x.is_cpu or not len(x): return x.float().div_(self.div)
+        batch, bytes_ = empty_batch(x.shape, np.float32), x.as_subclass(Tensor)
+        for part, of_bytes in zip(batch.split(_few(x)), bytes_.split(_few(x)), strict=True): part.copy_(of_bytes).div_(self.div)
+        return batch.as_subclass(type(x))
+
+
 class InplaceNormalize(Normalize):
-    "fastai's `Normalize` in place, on the copy that `IntToFloatTensor` has made"
+    "fastai's `Normalize` in place, on the copy that `BytesToFloat` has made"
     def encodes(self, x: TensorImage):
         scale, shift = 1/self.std, -self.mean/self.std
-        # on a CPU a few images at once, which stay in its cache from one operation to the next
-        at_once = max(1, 2**18 // x[0].numel()) if x.is_cpu else len(x)
-        for part in x.as_subclass(Tensor).split(at_once): part.mul_(scale).add_(shift)
+        for part in x.as_subclass(Tensor).split(_few(x) if x.is_cpu else len(x)): part.mul_(scale).add_(shift)
         return x
 
 

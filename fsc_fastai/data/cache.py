@@ -19,6 +19,8 @@ from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
 from torch import Tensor
 
+from .pages import empty_batch
+
 __all__ = ['ImageCache', 'CacheChoice']
 
 GB = 1024**3
@@ -91,7 +93,9 @@ class ImageCache:
         at = torch.as_tensor(idxs)
         missing = np.unique(at[~self.filled[at]].numpy()).tolist()
         if missing: self._fill(missing, load)
-        return self.store.index_select(0, at).as_subclass(self.type)  # copies whole images, where indexing goes by the byte
+        batch = empty_batch((len(at), *self.store.shape[1:]), np.uint8)
+        torch.index_select(self.store, 0, at, out=batch)  # copies whole images, where indexing goes by the byte
+        return batch.as_subclass(self.type)
 
     def _allocate(self, load: Load, identity: Callable[[], str]) -> None:
         image = load(0)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import IntToFloatTensor, ItemGetter
+from fastai.data.transforms import ItemGetter
 from fastcore.basics import listify
 from fastcore.meta import delegates
 
-from .augment import episode_transforms
+from .augment import BytesToFloat, episode_transforms
 from .block import EpisodeBlock, EpisodeCategorize
 from .images import open_image
 from .loader import EpisodicDL, ImageDL
@@ -33,9 +34,9 @@ class EpisodeDataLoaders(DataLoaders):
     the source's own held-out classes. `with_domains` adds others.
     """
     def __init__(self,
-        *loaders, # Training, validation, and further ones
+        *loaders: Any, # Training, validation, and further ones
         path: str | Path = '.', # Where a `Learner` stores things
-        device=None, # Of the batches
+        device: str | torch.device | None = None, # Of the batches
         domains: dict[str, EpisodicDL] | None = None, # Episodes to test on
     ):
         super().__init__(*loaders, path=path, device=device)
@@ -53,7 +54,7 @@ class EpisodeDataLoaders(DataLoaders):
         batch_tfms: Any = None, # Instead of the default
         verify: bool | str = True, # Try all files first; 'skip' leaves broken ones out with a warning; False: no check
         num_workers: int | None = None, # None: 0 with a cache, fastai's default without
-        device=None, # None: fastai's default
+        device: str | torch.device | None = None, # None: fastai's default
         seed: int = 0, # Of the episodes and of the split
         **kwargs,
     ) -> EpisodeDataLoaders:
@@ -62,7 +63,7 @@ class EpisodeDataLoaders(DataLoaders):
         if splitter is None: splits = images.splits() if images.sets else ClassSplitter(seed=seed).split_labels(images.labels)
         else: splits = splitter.split_labels(images.labels) if isinstance(splitter, ClassSplitter) else splitter(images.files)
         default_item, default_batch = episode_transforms(size)
-        images_block = TransformBlock(type_tfms=open_image, batch_tfms=IntToFloatTensor)
+        images_block = TransformBlock(type_tfms=open_image, batch_tfms=BytesToFloat)
         block = DataBlock(blocks=(images_block, EpisodeBlock(seed=seed, **kwargs)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=lambda items: splits,
                           item_tfms=default_item if item_tfms is None else item_tfms,
@@ -130,7 +131,7 @@ class EpisodeDataLoaders(DataLoaders):
         dblock: DataBlock, # With an `EpisodeBlock` as its last block
         source: Any, # What its `get_items` takes
         path: str | Path = '.', # Where a `Learner` stores things
-        device=None, # None: fastai's default
+        device: str | torch.device | None = None, # None: fastai's default
         **kwargs, # For `DataBlock.dataloaders`; those that start with `val_` are for validation and test
     ) -> EpisodeDataLoaders:
         "From a `DataBlock`; a third set of its splitter becomes the domain `'novel'`"
@@ -198,7 +199,8 @@ class EpisodeDataLoaders(DataLoaders):
     def test(self) -> EpisodicDL:
         "Episodes of the source's own held-out classes"
         if NOVEL not in self.domains:
-            raise LookupError(f'there is no test set: the domains are {", ".join(self.domains) or "none"}')
+            raise LookupError(f'the source has no test set ({NOVEL}), the domains are {", ".join(self.domains) or "none"}: '
+                              'bring classes to test on by dls.with_domains({name: folder})')
         return self.domains[NOVEL]
 
     def test_images(self,
