@@ -41,7 +41,7 @@ def test_folders_of_base_val_and_novel(make_dls, split_tree):
 
 
 def test_no_test_set_is_a_clear_error(make_dls):
-    with pytest.raises(LookupError, match='there is no test set: the domains are none'): make_dls().test  # noqa: B018
+    with pytest.raises(LookupError, match='no test set .*the domains are none'): make_dls().test  # noqa: B018
 
 
 def test_splitter_of_ones_own(make_dls):

@@ -1,5 +1,9 @@
+"Probabilities and a threshold from episodes of held-out classes"
 import numpy as np
 import pytest
+import torch
+
+from fsc_fastai.inference.calibrate import _best_temperature
 
 from .toys import COLOURS, classifier, examples, picture
 
@@ -15,13 +19,17 @@ def test_calibration_keeps_what_it_promises():
     assert refused('green', 'grey', 'yellow') > refused('blue', 'red') + .2
 
 
+def test_calibration_is_the_same_each_time():
+    found = [classifier().calibrate(*examples(8), n_way=2, n_shot=2, n_query=3, n_episodes=20) for _ in range(2)]
+    assert found[0] == found[1] and 1e-3 < found[0].temperature < 1e4
+
+
 def test_more_confident_scores_ask_for_a_higher_temperature():
-    first, second = classifier(), classifier()
-    kept = second.head.scores
-    second_found = second.calibrate(*examples(8), n_way=2, n_shot=2, n_query=3, n_episodes=20)
-    assert kept == second.head.scores
-    assert first.calibrate(*examples(8), n_way=2, n_shot=2, n_query=3, n_episodes=20) == second_found
-    assert 1e-3 < second_found.temperature < 1e4
+    scores = 3 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = (scores / 1.5 - torch.rand_like(scores).log().neg().log()).argmax(1)  # drawn by probabilities at temperature 1.5
+    found = _best_temperature(scores, target)
+    assert found == pytest.approx(1.5, rel=.2)
+    assert _best_temperature(10 * scores, target) == pytest.approx(10 * found, rel=1e-2)
 
 
 def test_calibration_leaves_the_examples_alone():
