@@ -65,7 +65,7 @@ def _effects(pairs: Iterable[tuple[str, str, pd.DataFrame, pd.DataFrame]], keys:
     rows = []
     for baseline, model, *results in pairs:
         a, b = (r.set_index(['seed', *keys, 'domain']).accuracy for r in results)
-        difference = (100*(b - a)).dropna().reset_index()
+        difference = (100*(b.reindex(a.index) - a)).dropna().reset_index()
         mean = difference[difference.domain != seen].groupby(['seed', *keys], as_index=False).accuracy.mean()
         for key, group in pd.concat([difference, mean.assign(domain='all unseen')]).groupby([*keys, 'domain'], sort=False):
             rows.append(dict(baseline=baseline, model=model) | dict(zip([*keys, 'domain'], key))
@@ -91,8 +91,8 @@ def _wide(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _effects_shown(effects: pd.DataFrame) -> str:
-    shown = effects.assign(difference=[f'{r.difference:+.2f} ± {r.ci95:.2f}' for r in effects.itertuples()])
-    return markdown(shown.drop(columns='ci95'))
+    shown = [f'{r.difference:+.2f}' + (f' ± {r.ci95:.2f}' if r.seeds > 1 else '') for r in effects.itertuples()]
+    return markdown(effects.assign(difference=shown).drop(columns='ci95'))
 
 
 def _published(table: str) -> pd.DataFrame:

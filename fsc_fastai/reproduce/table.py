@@ -34,6 +34,7 @@ def run_table(
     results = [run_cell(cell, preset, data, folder) for cell in cells]
     if table == 'figure3': return write_figure(statistics_frame(results), folder, command)
     frame = results_frame(results)
+    if table == 'table4': frame = frame[~frame.transductive].copy()  # as in the paper
     frame.attrs['seen'] = 'novel'
     return write_report(frame, table, folder, command, _describe(preset, cells[0].base, data, seeds))
 
@@ -41,7 +42,7 @@ def run_table(
 def _describe(preset: Preset, base: str, data: Data, seeds: int) -> str:
     "Protocol and preset in a few sentences"
     recipe = preset.recipes[base]
-    return (f'{seeds} seeds. Protocol: {preset.test_episodes} test episodes × {preset.test_query} queries a class, 5-way. '
+    return (f'{seeds} seed{"s" * (seeds > 1)}. Protocol: {preset.test_episodes} test episodes × {preset.test_query} queries a class, 5-way. '
             f'Training ({base}): {recipe.arch} at {recipe.size} px, {recipe.epochs} epochs of {recipe.n_episodes} episodes with '
             f'{recipe.n_query} queries a class, on an encoder pre-trained for {recipe.pretrain_epochs} epochs. '
             f'`novel`: held-out classes of the seen domain ({data.seen}).')

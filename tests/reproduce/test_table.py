@@ -1,11 +1,13 @@
 "Tables as resumable runs, on few and small images"
 import json
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
 
 from fsc_fastai.learner import FSCLearner
 from fsc_fastai.reproduce import run as runs
+from fsc_fastai.reproduce import table as tables
 from fsc_fastai.reproduce.cells import PRESETS, Cell, table_cells
 from fsc_fastai.reproduce.data import folder_data
 from fsc_fastai.reproduce.figure import statistics_effects
@@ -79,6 +81,19 @@ def test_table4_leaves_one_target_out():
     assert [c.model for c in cells] == ['RN', 'FT-RN', 'LRP-RN', 'LFT-RN', 'LFT-LRP-RN', 'LFT-RN', 'LFT-LRP-RN']
     assert [c.unseen for c in cells] == ['', '', '', 'a', 'a', 'b', 'b'] and len({c.key for c in cells}) == 7
     with pytest.raises(ValueError, match='table9'): table_cells('table9', 1, [])
+
+
+def test_table4_is_reported_without_transduction(glyphs, tmp_path, monkeypatch):
+    def run_cell(cell, *args):
+        tested = [cell.unseen] if cell.unseen else ['novel', *glyphs.targets]
+        return dict(model=cell.model, cell=asdict(cell), results=[
+            dict(domain=domain, transductive=t, accuracy=.5 + .01 * len(cell.model), right=[]) for domain in tested
+            for t in (False, True) if not (t and cell.ft)])
+    monkeypatch.setattr(tables, 'run_cell', run_cell)
+    report = run_table('table4', TINY, glyphs, tmp_path, 1, [5], 'fsc_reproduce table4')
+    text = report.read_text()
+    assert '1 seed. ' in text and 'transductive inference' not in text and 'True' not in text and 'nan' not in text
+    assert '| LFT-LRP-RN | 5 | False | – |' in text and '| LFT-RN | LFT-LRP-RN | 5 | False | all unseen | +4.00 | 1 |' in text
 
 
 def test_lft_cell_is_tested_on_the_target_left_out(glyphs, tmp_path):
