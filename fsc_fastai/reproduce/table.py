@@ -42,7 +42,7 @@ def run_table(
 def _describe(preset: Preset, base: str, data: Data, seeds: int) -> str:
     "Protocol and preset in a few sentences"
     recipe = preset.recipes[base]
-    return (f'{seeds} seed{"s" * (seeds > 1)}. Protocol: {preset.test_episodes} test episodes × {preset.test_query} queries a class, 5-way. '
-            f'Training ({base}): {recipe.arch} at {recipe.size} px, {recipe.epochs} epochs of {recipe.n_episodes} episodes with '
-            f'{recipe.n_query} queries a class, on an encoder pre-trained for {recipe.pretrain_epochs} epochs. '
+    return (f'{seeds} seed{"s" * (seeds > 1)}. Protocol: {preset.test_episodes} test episodes × {preset.test_query} queries a '
+            f'class, 5-way. Training ({base}): {recipe.arch} at {recipe.size} px, {recipe.epochs} epochs of {recipe.n_episodes} '
+            f'episodes with {recipe.n_query} queries a class, on an encoder pre-trained for {recipe.pretrain_epochs} epochs. '
             f'`novel`: held-out classes of the seen domain ({data.seen}).')

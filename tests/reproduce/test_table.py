@@ -90,6 +90,7 @@ def test_table4_is_reported_without_transduction(glyphs, tmp_path, monkeypatch):
             dict(domain=domain, transductive=t, accuracy=.5 + .01 * len(cell.model), right=[]) for domain in tested
             for t in (False, True) if not (t and cell.ft)])
     monkeypatch.setattr(tables, 'run_cell', run_cell)
+    (tmp_path/'glyphs'/'tiny').mkdir(parents=True)
     report = run_table('table4', TINY, glyphs, tmp_path, 1, [5], 'fsc_reproduce table4')
     text = report.read_text()
     assert '1 seed. ' in text and 'transductive inference' not in text and 'True' not in text and 'nan' not in text
