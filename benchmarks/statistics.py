@@ -18,6 +18,7 @@ import torch
 from fastai.torch_core import set_seed
 from torch import Tensor
 
+from benchmarks.timing import note
 from fsc_fastai.data.glyphs import untar_glyph_domains, untar_glyphs
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.sampler import EpisodeSampler
@@ -80,7 +81,7 @@ def main() -> None:
         learn = trained(dls, method, encoder, args.epochs)
         encoder = learn.model.encoder
         rows += compare(learn, method, args.episodes)
-    print(pd.DataFrame(rows).round(1).to_string(index=False))
+    note('```\n' + pd.DataFrame(rows).round(1).to_string(index=False) + '\n```')
 
 
 if __name__ == '__main__': main()

@@ -18,7 +18,6 @@ from benchmarks.images import N_WAY
 from benchmarks.timing import note, paired, report, seconds
 from fsc_fastai.models import RelationNet, create_encoder
 
-
 HOPELESS = 5 # Times as long as the plain step: not worth a second measurement
 
 
