@@ -5,14 +5,18 @@ import sys
 
 import pytest
 import torch
+from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.mixup import MixUp
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Callback, load_learner
+from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 
 from fsc_fastai import evaluate  # noqa: F401  adds learn.evaluate
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
+from fsc_fastai.callback.lft import LFTCallback
+from fsc_fastai.callback.lrp import LRPGuidedCallback
 from fsc_fastai.learner import encoder_head_splitter, fsc_learner
 from fsc_fastai.metrics import episode_accuracy
 from fsc_fastai.models import create_encoder
@@ -140,6 +144,22 @@ def test_accumulation_equals_the_mean_gradient_of_its_episodes(root):
     for p, p0, *g in zip(learn.model.parameters(), start, *grads, strict=True):
         torch.testing.assert_close(p, p0 - 0.1*(g[0] + g[1])/2, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match='n_acc=0'): EpisodeAccumulation(0)
+
+
+@pytest.mark.parametrize('method', ['relation', 'can', 'proto'])
+def test_channels_last_is_another_layout_of_the_same_training(root, method):
+    def trained(*cbs):
+        set_seed(0, reproducible=True)
+        learn = hue_learner(root, method, opt_func=SGD, lr=1e-3, dls_kwargs=dict(n_episodes=2), cbs=[
+            LFTCallback(hue_loaders(root, seed=1), ft_lr=1e-3), LRPGuidedCallback(), *cbs])
+        before = weights(learn)
+        learn.fit(1)
+        return learn, before
+    (plain, before), (last, _) = trained(), trained(ChannelsLast())
+    assert last.model.encoder(torch.rand(2, 3, 20, 20)).is_contiguous(memory_format=torch.channels_last)
+    expected, found = weights(plain), weights(last)
+    assert all(torch.allclose(found[k], expected[k], rtol=1e-3, atol=1e-5) for k in expected)
+    assert any(not torch.allclose(found[k], before[k], rtol=1e-3, atol=1e-5) for k in expected)
 
 
 def test_gradient_clip_works(root):
