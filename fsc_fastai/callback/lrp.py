@@ -52,7 +52,8 @@ class LRPGuidedCallback(ModelCallback):
     For any model whose forward pass calls `classify(f_p)`, or `training_output(f_p)`. Defaults of ξ and λ are the published
     ones: cross attention 0 and 1; all others 1 and 0.5 for one shot, 1 and 1 for more. Both losses are columns of the
     recorder (`plain_loss`, `guided_loss`) and, step by step, in `losses`. It does nothing in validation, under `lr_find` and
-    for predictions. Raises `TypeError` for a model without `classify`, and `ValueError` for a compiled model.
+    for predictions. Raises `TypeError` for a model without `classify`, and `ValueError` for a compiled model (but its encoder
+    may be compiled).
     """
     # within autocast, before the gradient accumulation divides the loss and before the loss is scaled
     order = MixedPrecision.order - 5
@@ -80,7 +81,7 @@ class LRPGuidedCallback(ModelCallback):
         self._drop_columns()
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if not self.run: return
-        self.refuse_compiled('keeps its processed features out of reach')
+        self.refuse_compiled('keeps its processed features out of reach', spared='encoder')
         if not callable(getattr(self.raw_model, 'classify', None)):
             raise TypeError(f'LRPGuidedCallback needs a model with `classify(f_p)`, found {type(self.raw_model).__name__}')
         self.losses = []

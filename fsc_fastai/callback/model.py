@@ -20,8 +20,12 @@ class ModelCallback(Callback):
 
     def refuse_compiled(self,
         why: str, # What a compiled model does to this callback
+        spared: str = '', # A part that may be compiled
     ) -> None:
         "`ValueError` for a compiled model, or one with a compiled part"
-        if any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in self.learn.model.modules()):
-            raise ValueError(f'{type(self).__name__}: a compiled model {why}. Train the plain model '
-                             '(`learn.model = learn.model._orig_mod`), and compile it afterwards')
+        for name, m in get_model(self.learn.model).named_modules():
+            if spared and (name == spared or name.startswith(f'{spared}.')): continue
+            if hasattr(m, '_orig_mod') or m._compiled_call_impl is not None:
+                also = f' Its {spared} alone may be compiled.' if spared else ''
+                raise ValueError(f'{type(self).__name__}: a compiled model {why}. Train the plain model '
+                                 f'(`learn.model = learn.model._orig_mod`), and compile it afterwards.{also}')

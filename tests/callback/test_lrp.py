@@ -282,6 +282,16 @@ def test_a_model_and_a_loss_of_ones_own():
     assert len(cb.losses) == 3 and untouched(learn.model)
 
 
+def test_a_compiled_encoder_is_guided_as_a_plain_one():
+    def trained(compile_):
+        torch.manual_seed(0)
+        learn = learner(few_shot('relation'), LRPGuidedCallback())
+        if compile_: learn.model.encoder.compile(backend='eager')
+        learn.fit(1)
+        return learn.lrp_guided.losses
+    for plain, compiled in zip(trained(False), trained(True), strict=True): torch.testing.assert_close(compiled, plain)
+
+
 def test_what_cannot_be_guided_says_why():
     class NoClassify(nn.Linear): default_loss = nn.CrossEntropyLoss
     learn = learner(NoClassify(2, 2), LRPGuidedCallback())
@@ -292,5 +302,5 @@ def test_what_cannot_be_guided_says_why():
     with pytest.raises(TypeError, match='Elsewhere called neither'): learn.fit(1)
     model = few_shot('relation')
     model.compile()
-    with pytest.raises(ValueError, match='compiled'): learner(model, LRPGuidedCallback()).fit(1)
+    with pytest.raises(ValueError, match='compiled.* Its encoder alone may be'): learner(model, LRPGuidedCallback()).fit(1)
     with pytest.raises(ValueError, match="over='pixels'"): LRPGuidedCallback(over='pixels')
