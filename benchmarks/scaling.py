@@ -18,6 +18,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from benchmarks.explain import step
@@ -86,6 +87,15 @@ def exponent(at: Sequence[int], took: Sequence[float]) -> float:
     return float(np.polyfit(np.log(at), np.log(took), 1)[0])
 
 
+def plot(ax: Axes, name: str, at: Sequence[int], ms: np.ndarray, slope: float) -> None:
+    "One line in logarithms, on a height of two decades at least, so that what is flat looks flat"
+    ax.loglog(at, ms, 'o-', markersize=3)
+    middle, reach = np.sqrt(ms.min() * ms.max()), max(10., 1.3 * np.sqrt(ms.max() / ms.min()))
+    ax.set(xlabel=name.replace(' (', '\n('), title=f'exponent {slope:.2f}', ylim=(middle / reach, middle * reach))
+    ax.set_xticks(at, [f'{n:,}' for n in at], minor=False)
+    ax.set_xticks([], minor=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=5)
@@ -93,17 +103,17 @@ def main() -> None:
     warnings.filterwarnings('ignore', category=FutureWarning)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    figure, axes = plt.subplots(1, len(LINES), figsize=(13, 2.6), layout='constrained')
+    figure, axes = plt.subplots(1, len(LINES), figsize=(12, 2.8), layout='constrained')
     for ax, (name, (at, build)) in zip(axes, LINES.items(), strict=True):
         timings = paired({str(n): build(n) for n in at}, rounds)
         took = [timings[str(n)].seconds for n in at]
         slope = exponent(at, took)
         note(f'{name}: {", ".join(f"{n}: {1e3 * t:.1f} ms" for n, t in zip(at, took, strict=True))}; exponent {slope:.2f}, '
              f'{exponent(at[-2:], took[-2:]):.2f} at the end')
-        ax.loglog(at, 1e3 * np.array(took), 'o-', markersize=3)
-        ax.set(xlabel=name, title=f'exponent {slope:.2f}')
+        plot(ax, name, at, 1e3 * np.array(took), slope)
     axes[0].set_ylabel('ms')
-    figure.savefig(PLOT, dpi=70)
+    figure.savefig(PLOT, dpi=80)
+    note('![Cost against n_way, n_shot, image size, pseudo-unseen domains and classes](../docs/scaling.png)')
 
 
 if __name__ == '__main__': main()

@@ -21,8 +21,9 @@ write_pages(ROOT/'docs'/'api')
 project, author, release = (settings['DEFAULT'][key] for key in ('lib_name', 'author', 'version'))
 copyright = author
 root_doc = 'docs/index'
-include_patterns = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/**.md', 'nbs/*.ipynb', 'results/**/*.md']
-exclude_patterns = ['.*', '**/.*', 'build', 'fsc_fastai', 'tests', 'benchmarks', 'demo_out', '*.egg-info']
+include_patterns = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/**.md', 'nbs/*.ipynb', 'results/**/*.md',
+                    'benchmarks/*.md']
+exclude_patterns = ['.*', '**/.*', 'build', 'fsc_fastai', 'tests', 'demo_out', '*.egg-info']
 extensions = ['sphinx.ext.autodoc', 'myst_nb']
 html_theme, html_title = 'furo', project
 html_show_sphinx = False
