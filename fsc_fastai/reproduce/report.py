@@ -141,6 +141,7 @@ def write_report(
              markdown(_published(table))]
     write_atomically(folder/f'{table}.csv', summary.to_csv(index=False))
     write_atomically(folder/f'{table}_effects.csv', effects.to_csv(index=False))
+    if len(transduction): write_atomically(folder/f'{table}_transductive.csv', transduction.to_csv(index=False))
     if len(effects): _plot(effects, folder/f'{table}.png')
     write_atomically(folder/f'{table}.md', '\n\n'.join(parts) + '\n')
     return folder/f'{table}.md'
