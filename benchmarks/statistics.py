@@ -1,8 +1,8 @@
 """What fixed statistics cost in accuracy: published batch norms against those of a deployed classifier, on paired episodes.
 
-    python -m benchmarks.statistics [--epochs 2] [--episodes 60] [--methods RelationNet GNNNet]
+    python -m benchmarks.statistics [--epochs 2] [--episodes 60] [--shot 5] [--methods RelationNet GNNNet]
 
-Trains on Latin glyphs and tests on held-out Latin, Greek and Cyrillic ones. Published, the batch norms of both methods use
+Trains on Latin glyphs with `--shot` examples a class and tests with 5 and with 1 on held-out Latin, Greek and Cyrillic ones. Published, the batch norms of both methods use
 the statistics of all queries at hand: of a whole episode, or of one query where queries come one at a time. Deployed, they use
 those of the support set. About five minutes.
 """
@@ -69,12 +69,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--epochs', type=int, default=2)
     parser.add_argument('--episodes', type=int, default=60)
+    parser.add_argument('--shot', type=int, default=5, help='of the training')
     parser.add_argument('--methods', nargs='*', default=['RelationNet', 'GNNNet'])
     args = parser.parse_args()
     warnings.filterwarnings('ignore', category=FutureWarning)
     torch.set_num_threads(1)
     folders: dict[str, Any] = dict(n_images=60, size=48, progress=False)
-    dls = EpisodeDataLoaders.from_folder(untar_glyphs(**folders), size=SIZE, n_way=N_WAY, n_shot=5, n_query=N_QUERY)
+    dls = EpisodeDataLoaders.from_folder(untar_glyphs(**folders), size=SIZE, n_way=N_WAY, n_shot=args.shot, n_query=N_QUERY)
     dls.with_domains(untar_glyph_domains(['greek', 'cyrillic'], **folders))
     encoder, rows = None, []
     for method in args.methods:
