@@ -1,0 +1,57 @@
+"""Where the time of a training step goes: RelationNet on ResNet10, by kind of operation, as PyTorch's profiler counts it.
+
+    python -m benchmarks.shares [--size 84] [--threads 1]
+
+Plain, guided, with learned transformations, and both. What fastai and our callbacks do between the operations is the rest.
+"""
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections import Counter
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.lft import ByLearner, lft_callback
+from benchmarks.timing import note
+from fsc_fastai.callback.lrp import LRPGuidedCallback
+
+KINDS = {'convolution': ('conv',), 'matrix product': ('aten::mm', 'addmm', 'bmm'), 'batch norm': ('batch_norm',),
+         'pool': ('pool',), 'copies': ('copy_', 'clone', 'contiguous', 'aten::cat', 'fill_', 'zero_')}
+
+
+def kind_of(name: str) -> str:
+    "The kind of operation of a profiler's event"
+    return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), 'elementwise and other')
+
+
+def shares(size: int, device: str, cbs: list) -> dict[str, float]:
+    "Percentage of a step that each kind of operation takes"
+    run = ByLearner(size, device, 1, cbs)
+    run()
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda')) as recorded: run()
+    took: Counter = Counter()
+    for event in recorded.key_averages():
+        own = event.self_device_time_total if device == 'cuda' else event.self_cpu_time_total
+        took['outside of operations' if not event.key.startswith('aten::') else kind_of(event.key)] += own
+    return {kind: 100 * t / took.total() for kind, t in took.most_common()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--size', type=int, default=84)
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    args = parser.parse_args()
+    warnings.filterwarnings('ignore', category=FutureWarning)
+    torch.set_num_threads(args.threads)
+    def lft(): return lft_callback(args.size, args.device, 1, False)
+    ways = {'plain': [], 'guided': [LRPGuidedCallback()], 'LFT': [lft()], 'LFT and guided': [lft(), LRPGuidedCallback()]}
+    for name, cbs in ways.items():
+        percent = shares(args.size, args.device, cbs)
+        note(f'{name} step at {args.size} px: ' + ', '.join(f'{kind} {p:.0f} %' for kind, p in percent.items() if p >= .5))
+
+
+
+if __name__ == '__main__': main()
