@@ -25,7 +25,7 @@ HANDLERS: dict[str, Handler] = {}
 
 
 def register_op(
-    *names: str, # As in torch, without underscores at either end: `relu` is torch.relu, F.relu, Tensor.relu_ and their like
+    *names: str, # As in torch, without underscores at either end: `relu` is `torch.relu`, `F.relu`, `Tensor.relu_` and their like
 ) -> Callable[[Handler], Handler]:
     """Decorator: `handler(mode, func, args, kwargs)` returns what the operation called one of `names` returns.
 
