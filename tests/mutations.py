@@ -24,6 +24,15 @@ FT, LFT = 'fsc_fastai/models/transformation.py', 'fsc_fastai/callback/lft.py'
 SECOND, TRANSDUCTION = 'fsc_fastai/callback/second_order.py', 'fsc_fastai/transduction.py'
 BY_HAND, HEAD_TESTS = 'tests/explain/test_rules.py', 'tests/explain/test_heads.py'
 LFT_TESTS = 'tests/callback/test_lft_gradient.py'
+LRP_CAN, LRP_CAN_TESTS = 'fsc_fastai/callback/lrp_can.py', 'tests/callback/test_lrp_can.py'
+MODE, OPS, ENGINE_TESTS = 'fsc_fastai/explain/mode.py', 'fsc_fastai/explain/ops.py', 'tests/explain/test_engine.py'
+HEATMAPS, HEATMAP_TESTS = 'fsc_fastai/explain/heatmaps.py', 'tests/explain/test_heatmaps.py'
+GRAPH_TESTS = 'tests/models/test_graph.py tests/models/test_golden.py'
+DEPLOYED, DEPLOYED_TESTS = 'fsc_fastai/inference/heads.py', 'tests/inference/test_heads.py'
+CALIBRATE, CALIBRATE_TESTS = 'fsc_fastai/inference/calibrate.py', 'tests/inference/test_calibrate.py'
+SMALL_MAPS, SMALL_MAPS_TESTS = 'fsc_fastai/models/small_maps.py', 'tests/models/test_small_maps.py'
+QUICK, QUICK_TESTS = 'fsc_fastai/models/relation_quick.py', 'tests/models/test_relation_quick.py'
+REPORT, TABLE_TESTS = 'fsc_fastai/reproduce/report.py', 'tests/reproduce/test_table.py'
 
 MUTATIONS = (
     # Relevance rules, equations (4) and (5) of Sun et al. 2020, and those of Montavon, Lapuschkin and others
@@ -76,6 +85,20 @@ MUTATIONS = (
     Mutation('gradient × input', 'fsc_fastai/explain/baselines.py', 'return x * flow', 'return flow',
              'tests/explain/test_baselines.py'),
 
+    # The engine, and what is drawn of relevance
+    Mutation('two factors share half each', OPS, 'scaled(t, t, .5)', 'scaled(t, t, 1.)',
+             f'{ENGINE_TESTS}::test_gates_are_constants_and_equal_factors_share'),
+    Mutation('a gate is a constant', OPS, 'return mode.as_gate(_pass(mode, func, args, kwargs))',
+             'return _pass(mode, func, args, kwargs)', f'{ENGINE_TESTS}::test_gates_are_constants_and_equal_factors_share'),
+    Mutation('signed batch norm turns weights', MODE, "else scale.sign()", 'else scale.sign().abs()',
+             f'{ENGINE_TESTS}::test_signed_batch_norm_equals_turned_weights'),
+    Mutation('folded batch norm scales the bias', MODE, 'shift + scale * bias.reshape', 'shift + bias.reshape',
+             f'{ENGINE_TESTS}::test_zennit_with_merged_batch_norm'),
+    Mutation('heatmaps: 0 stays in the middle', HEATMAPS, 'np.percentile(np.abs(heat), percentile',
+             'np.percentile(heat, percentile',
+             HEATMAP_TESTS),
+    Mutation('heatmaps: channels are summed', HEATMAPS, '.float().sum(-3)', '.float().amax(-3)', HEATMAP_TESTS),
+
     # Explanation-guided training, equations (8) and (9)
     Mutation('merged loss', 'fsc_fastai/callback/lrp.py', 'lam * guided + xi * plain if xi', 'lam * guided - xi * plain if xi',
              'tests/callback/test_lrp.py'),
@@ -83,6 +106,13 @@ MUTATIONS = (
              'xi * guided + lam * plain if xi', 'tests/callback/test_lrp.py'),
     Mutation('λ of one shot', 'fsc_fastai/callback/lrp.py', '.5 if one_shot else 1.', '1. if one_shot else .5',
              'tests/callback/test_lrp.py'),
+
+    Mutation('LRP-CAN: ξ = 0', 'fsc_fastai/callback/lrp.py', '(0., 1.) if isinstance', '(1., 1.) if isinstance',
+             'tests/callback/test_lrp.py::test_published_weights'),
+    Mutation('LRP-CAN as released: weighted queries', LRP_CAN, 'w * unit(f_p.query, 2)', 'unit(f_p.query, 2)', LRP_CAN_TESTS),
+    Mutation('LRP-CAN as released: ε has the sign of z', LRP_CAN, '(z + self.eps * z.sign())', '(z + self.eps)', LRP_CAN_TESTS),
+    Mutation('LRP-CAN as released: learned through its weights', LRP_CAN,
+             'relevance_weights(of_terms, detach=False)', 'relevance_weights(of_terms)', LRP_CAN_TESTS),
 
     # Feature-wise transformation, Tseng et al. 2020
     Mutation('FT: scale is around 1', FT, '(1 + scale).view(shape)', 'scale.view(shape)', 'tests/models/test_transformation.py'),
@@ -92,10 +122,12 @@ MUTATIONS = (
     Mutation('LFT: fast weights go downhill', SECOND, 'w if d is None else w - lr * d', 'w if d is None else w + lr * d',
              'tests/callback/test_second_order.py'),
     Mutation('LFT: −lr·∂L′/∂w', SECOND, 'else -lr * u for u', 'else lr * u for u', 'tests/callback/test_second_order.py'),
-    Mutation('LFT: weight of the auxiliary loss', LFT, '0.9**(20 *', '0.9**(10 *', LFT_TESTS),
+    Mutation('LFT: weight of the auxiliary loss', LFT, '0.9**(20 *', '0.9**(10 *',
+             f'{LFT_TESTS}::test_auxiliary_weight_decays_as_published'),
     Mutation('LFT: pseudo-unseen episodes are seen in eval mode', LFT, 'with evaluating(model): scores',
-             'with ExitStack(): scores', LFT_TESTS),
-    Mutation('LFT: mean over the domains', LFT, 'as_subclass(Tensor) / len(self.domains)', 'as_subclass(Tensor)', LFT_TESTS),
+             'with ExitStack(): scores', f'{LFT_TESTS}::test_gradient_of_gamma_and_beta_equals_the_unrolled_step'),
+    Mutation('LFT: mean over the domains', LFT, 'as_subclass(Tensor) / len(self.domains)', 'as_subclass(Tensor)',
+             f'{LFT_TESTS}::test_all_domains_are_the_mean_of_each'),
     Mutation('accumulation is a mean', 'fsc_fastai/callback/accumulate.py', 'self.learn.loss_grad /= self.n_acc', 'pass',
              'tests/test_learner.py'),
 
@@ -111,6 +143,14 @@ MUTATIONS = (
              'tests/models/test_proto.py'),
     Mutation('MatchingNet: attention is summed over a class', 'fsc_fastai/models/matching.py', 'f_p.labels.log()).logsumexp(1)',
              'f_p.labels.log()).amax(1)', 'tests/models/test_matching.py'),
+    Mutation('MatchingNet: scaled cosine', 'fsc_fastai/models/matching.py', 'F.log_softmax(self.scale * cosine',
+             'F.log_softmax(cosine',
+             'tests/models/test_matching.py'),
+    Mutation('MatchingNet: context adds to the query', 'fsc_fastai/models/matching.py', 'hidden = hidden + query',
+             'hidden = hidden + 0',
+             'tests/models/test_matching.py'),
+    Mutation('MatchingNet: both directions add to the support', 'fsc_fastai/models/matching.py', '.unflatten(1, (2, -1)).sum(1)',
+             '.unflatten(1, (2, -1))[:, 0]', 'tests/models/test_matching.py'),
     Mutation('CAN: attention is 1 + softmax', CAN, 'return 1 + F.softmax(', 'return F.softmax(',
              'tests/models/test_cross_attention.py'),
     Mutation('CAN: temperature', CAN, 'fused / self.temperature', 'fused * self.temperature',
@@ -119,6 +159,12 @@ MUTATIONS = (
              'tests/models/test_cross_attention.py'),
     Mutation('CAN: who attends to whom', CAN, 'self.attention(s, q).unflatten(2, size), self',
              'self.attention(s, s).unflatten(2, size), self', 'tests/models/test_cross_attention.py tests/models/test_golden.py'),
+    Mutation('CAN: mean of the correlation', CAN, "b, kernel) / n)", "b, kernel))", 'tests/models/test_cross_attention.py'),
+    Mutation('CAN: scaled cosine', CAN, 'self.scale * cosine(', 'cosine(', 'tests/models/test_golden.py'),
+    Mutation('CAN: cosine at every position', CAN, 'prototype, unit(f_p.query, 2))', 'prototype, single(f_p.query))',
+             'tests/models/test_golden.py'),
+    Mutation('CAN: global loss of the true way', 'fsc_fastai/models/losses.py', 'global_scores[rows, way]',
+             'global_scores[rows, 0 * way]', 'tests/models/test_losses.py'),
     Mutation('CAN: half the episodic loss', 'fsc_fastai/models/losses.py', '+ self.episodic * super()', '+ super()',
              'tests/models/test_losses.py'),
     Mutation('GNN: no self-loops', GNN, ".masked_fill(itself, float('-inf'))", '',
@@ -127,12 +173,53 @@ MUTATIONS = (
              'tests/models/test_graph.py tests/models/test_golden.py'),
     Mutation('GNN: a pair counts twice in the statistics', GNN, '2 / (n_graphs * n**2)', '1 / (n_graphs * n**2)',
              'tests/models/test_graph.py tests/models/test_golden.py'),
+    Mutation('GNN: mean of the edges by shares', GNN, 'mean = (share * x).sum(0)', 'mean = x.mean(0)', GRAPH_TESTS),
+    Mutation('GNN: variance of the edges by shares', GNN, '(share * (x - mean).square()).sum(0)',
+             '(x - mean).square().mean(0)', GRAPH_TESTS),
+    Mutation('GNN: n pairs of a node with itself', GNN, 'share[-1] = 1 / n', 'share[-1] = 1 / n**2', GRAPH_TESTS),
+    Mutation('GNN: the identity, then the adjacency', GNN, 'torch.cat([x, (adjacency @ x).to(x.dtype)], 2)',
+             'torch.cat([(adjacency @ x).to(x.dtype), x], 2)', GRAPH_TESTS),
+    Mutation('GNN: outputs are appended', GNN, 'torch.cat([x, F.leaky_relu(new)], 2)', 'torch.cat([F.leaky_relu(new), x], 2)',
+             GRAPH_TESTS),
     Mutation('GNN: queries have no label', GNN, 'F.pad(labels, (0, 0, 0, n_per_graph))',
              'F.pad(labels, (0, 0, 0, n_per_graph), value=1.)', 'tests/models/test_graph.py tests/models/test_golden.py'),
     Mutation('RN: loss on sigmoid scores', 'fsc_fastai/models/losses.py', 'F.mse_loss(scores.sigmoid()',
              'F.mse_loss(scores.tanh()', 'tests/models/test_losses.py tests/models/test_golden.py tests/models/test_relation.py'),
 
+    # The deployed classifier
+    Mutation('deployed RN: a sample meets its prototype without itself', DEPLOYED, '/ (shots - without)', '/ shots',
+             DEPLOYED_TESTS),
+    Mutation('deployed: variance as batch norm takes it', DEPLOYED, 'correction=0)[::-1]', 'correction=1)[::-1]', DEPLOYED_TESTS),
+    Mutation('deployed GNN: the query has no label', DEPLOYED, 'labels[:, -1] = 0', 'labels[:, -1] = 1', DEPLOYED_TESTS),
+    Mutation('calibration: scores are divided', CALIBRATE, 'scores / math.exp(log_t)', 'scores * math.exp(log_t)',
+             CALIBRATE_TESTS),
+    Mutation('calibration: the share that passes', CALIBRATE, 'np.quantile(p_known, 1 - keep)', 'np.quantile(p_known, keep)',
+             CALIBRATE_TESTS),
+    Mutation('calibration: others are refused below it', CALIBRATE, '(p_other < threshold)', '(p_other >= threshold)',
+             f'{CALIBRATE_TESTS}::test_what_a_threshold_does_by_hand'),
+    Mutation('images are normalised', 'fsc_fastai/inference/preprocess.py', '/ 255 - mean)', '/ 255 + mean)',
+             'tests/inference/test_learner.py'),
+    Mutation('16 bits become 8', 'fsc_fastai/data/images.py', '(257 if a.max() > 255', '(256 if a.max() > 255',
+             'tests/data/test_images.py'),
+
     # Numbers that tables show
+    Mutation('an episode: no support image among the queries', 'fsc_fastai/data/sampler.py', 'query=np.concatenate([d[shot:]',
+             'query=np.concatenate([d[:query]', 'tests/data/test_sampler.py'),
+    Mutation('confusion: rows are the true classes', 'fsc_fastai/evaluate.py',
+             '(classes[y.cpu()], classes[scores.argmax(1).cpu()])',
+             '(classes[scores.argmax(1).cpu()], classes[y.cpu()])',
+             'tests/test_evaluate.py::test_confusion_counts_who_was_taken_for_whom'),
+    Mutation('interval over seeds: Student', REPORT, 'stats.t.ppf(0.975', 'stats.t.ppf(0.95',
+             f'{TABLE_TESTS}::test_intervals_over_seeds_are_students'),
+    Mutation('interval over seeds: n − 1', REPORT, 'ddof=1', 'ddof=0', f'{TABLE_TESTS}::test_intervals_over_seeds_are_students'),
+    Mutation('what a step adds is a difference', REPORT, '- a)).dropna()', '+ a)).dropna()',
+             f'{TABLE_TESTS}::test_effects_pair_the_seeds'),
+    Mutation('Figure 3: change against the baseline', 'fsc_fastai/reproduce/figure.py', 'guided[statistic] / plain[statistic]',
+             'plain[statistic] / guided[statistic]', f'{TABLE_TESTS}::test_statistics_change_against_the_baseline'),
+    Mutation('the best epoch is kept', 'fsc_fastai/reproduce/train.py', 'self.metric.value <= self.best',
+             'self.metric.value >= self.best',
+             'tests/reproduce/test_train.py::test_the_weights_of_the_best_epoch_are_kept'),
+    Mutation('transduction: published candidates', TRANSDUCTION, '(35, 70)', '(35, 75)', 'tests/test_transduction.py'),
     Mutation('interval: √n', 'fsc_fastai/metrics.py', '/ math.sqrt(len(values))', '/ len(values)', 'tests/test_metrics.py'),
     Mutation('interval: 1.96', 'fsc_fastai/metrics.py', '1.96 * values.std()', '1.645 * values.std()', 'tests/test_metrics.py'),
     Mutation('interval: n − 1', 'fsc_fastai/metrics.py', 'values.std().item()', 'values.std(correction=0).item()',
@@ -151,4 +238,12 @@ MUTATIONS = (
     Mutation('Figure 3: 45 %', 'fsc_fastai/statistics.py', '[0.45, 0.95]', '[0.5, 0.95]', 'tests/test_statistics.py'),
     Mutation('Figure 3: variance over the channels', 'fsc_fastai/statistics.py', 'correction=0', 'correction=1',
              'tests/test_statistics.py'),
+    Mutation('maps of 2×2: three products for four', SMALL_MAPS, 'w[2] - w[1]', 'w[2] + w[1]', SMALL_MAPS_TESTS),
+    Mutation('maps of 2×2: the shared product', SMALL_MAPS, '(m[0] + m[1], m[0] + m[2])', '(m[0] + m[2], m[0] + m[1])',
+             SMALL_MAPS_TESTS),
+    Mutation('quick RN: variances of positions add up', QUICK, 'mean, var = _statistics(at_position[0] + at_position[1])',
+             'mean, var = _statistics(at_position[0] - at_position[1])', QUICK_TESTS),
+    Mutation('quick RN: variances of queries add up', QUICK, 'var = var + (part', 'var = var - (part', QUICK_TESTS),
+    Mutation('quick RN: shift of a batch norm', QUICK, 'norm.bias - mean * scale', 'norm.bias + mean * scale', QUICK_TESTS),
+    Mutation('quick RN: one shift a pair', QUICK, 'query * scale\n', 'query * scale + shift\n', QUICK_TESTS),
 )

@@ -216,9 +216,11 @@ def test_fused_and_spelled_out_attention_agree():
 
 def test_gates_are_constants_and_equal_factors_share():
     x = torch.rand(3, 4).double() + .1
+    gated = lambda x: x[:, :2] * torch.sigmoid(3 * x[:, 2:])
+    product = lambda x: x[:, :2] * x[:, 2:]
     for form in 'Rg':
-        assert_close(relevance(lambda x: x * torch.sigmoid(3 * x), x, form=form, eps=0.), x * torch.sigmoid(3 * x))
-        assert_close(relevance(lambda x: x * x, x, form=form, eps=0.), x * x)
+        assert_close(relevance(gated, x, form=form, eps=0.), torch.cat([gated(x), torch.zeros(3, 2).double()], 1))
+        assert_close(relevance(product, x, form=form, eps=0.), product(x).repeat(1, 2) / 2)
 
 
 @pytest.mark.parametrize('arch', ['vit_tiny_patch16_224', 'convnext_atto', 'efficientnet_b0', 'densenet121', 'regnetx_002',

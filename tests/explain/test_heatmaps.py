@@ -20,6 +20,11 @@ def test_symmetric_about_zero():
     np.testing.assert_allclose(to_heatmaps(-3 * R, 100), [[-1, .5], [0, -.25]])
 
 
+def test_channels_are_summed():
+    R = torch.tensor([[[3., -1.]], [[-5., -1.]], [[0., 1.]]])
+    np.testing.assert_allclose(to_heatmaps(R, 100), [[-1, -.5]])
+
+
 def test_one_hot_pixel_hides_nothing():
     R = torch.ones(3, 20, 20)
     R[:, 0, 0] = 1e6
