@@ -46,6 +46,10 @@ class QuickRelation:
         precise = maps.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled('cpu')
         return maps.device.type == 'cpu' and precise and not module.training and module.problem(maps) is None
 
+    def prepared(self, f: Tensor) -> tuple[QuickRelation, Tensor]:
+        "As of the model, for images that are prepared already"
+        return self, f
+
     @torch.no_grad()
     def prepare(self,
         f: Tensor, # Feature maps of images `(n, C, H, W)`
