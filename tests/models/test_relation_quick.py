@@ -32,7 +32,8 @@ def test_the_scores_are_those_of_the_module(side, shots):
     f_support, f_query = maps(sum(shots), side), maps(7, side)
     y = torch.repeat_interleave(torch.arange(len(shots)), torch.tensor(shots))
     quick, prepared = model.prepared(torch.cat([f_support, f_query]))
-    assert type(quick) is QuickRelation and quick.prepared(prepared) == (quick, prepared) and not prepared.requires_grad and len(prepared) == len(f_support) + 7
+    assert type(quick) is QuickRelation and quick.prepared(prepared) == (quick, prepared)
+    assert not prepared.requires_grad and len(prepared) == len(f_support) + 7
     n = len(f_support)
     assert_close(quick.forward_head(prepared[:n], y, prepared[n:]), model.forward_head(f_support, y, f_query).detach())
 
