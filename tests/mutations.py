@@ -199,7 +199,7 @@ MUTATIONS = (
              f'{CALIBRATE_TESTS}::test_what_a_threshold_does_by_hand'),
     Mutation('images are normalised', 'fsc_fastai/inference/preprocess.py', '/ 255 - mean)', '/ 255 + mean)',
              'tests/inference/test_learner.py'),
-    Mutation('16 bits become 8', 'fsc_fastai/data/images.py', '(257 if a.max() > 255', '(256 if a.max() > 255',
+    Mutation('16 bits become 8', 'fsc_fastai/data/images.py', '(257 if a.max() > 255', '(1 if a.max() > 255',
              'tests/data/test_images.py'),
 
     # Numbers that tables show
