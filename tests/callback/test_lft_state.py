@@ -147,7 +147,8 @@ def test_fine_tune_export_and_load_with_real_episodes(tmp_path, other_domain):
     size = len(pickle.dumps(learn.model))
     learn.export()
     loaded = load_learner(tmp_path/'export.pkl')
-    assert len(pickle.dumps(loaded.model)) == size and not ft_layers(loaded.model)
+    # the model holds nothing more than before; strings that it shares or not make a few bytes
+    assert abs(len(pickle.dumps(loaded.model)) - size) < 100 and not ft_layers(loaded.model)
     assert not loaded.lft.transformations and loaded.lft.domains is None and loaded.lft.ft_opt is None
     learn.fit(1)  # the exported one goes on
     loaded.dls = learn.dls
