@@ -129,7 +129,7 @@ MUTATIONS = (
     Mutation('LFT: mean over the domains', LFT, 'as_subclass(Tensor) / len(self.domains)', 'as_subclass(Tensor)',
              f'{LFT_TESTS}::test_all_domains_are_the_mean_of_each'),
     Mutation('accumulation is a mean', 'fsc_fastai/callback/accumulate.py', 'self.learn.loss_grad /= self.n_acc', 'pass',
-             'tests/test_learner.py'),
+             'tests/test_learner.py::test_accumulation_equals_the_mean_gradient_of_its_episodes'),
 
     # Methods
     Mutation('class means divide by the shots', BASE, '(total / member.sum(0)[:, None])', '(total / member.sum())',
