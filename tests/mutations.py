@@ -225,7 +225,7 @@ MUTATIONS = (
     Mutation('interval: n − 1', 'fsc_fastai/metrics.py', 'values.std().item()', 'values.std(correction=0).item()',
              'tests/test_metrics.py'),
     Mutation('difference is b − a', 'fsc_fastai/evaluate.py', 'np.subtract(b[name], a[name])', 'np.subtract(a[name], b[name])',
-             'tests/test_evaluate.py'),
+             'tests/test_evaluate.py::test_compare_pairs_the_episodes'),
     Mutation('transduction: the surest queries join', TRANSDUCTION, 'descending=True', 'descending=False',
              'tests/test_transduction.py'),
     Mutation('transduction: rounds accumulate', TRANSDUCTION, 'torch.cat([f_support, f_query[chosen]])',
