@@ -20,6 +20,7 @@ from .learner import FSCLearner
 from .metrics import ci95
 from .models.base import FewShotModel
 from .models.graph import GNNNet
+from .models.layers import evaluating
 from .models.relation_quick import QuickRelation
 from .transduction import CANDIDATES, transductive_scores
 
@@ -137,18 +138,16 @@ def _bar(learn: FSCLearner, named: dict[str, EpisodicDL]) -> Iterable[tuple[str,
 
 
 def _test_episodes(learn, domains, n_episodes, n_way, n_shot, n_query, seed, transductive=False, candidates=CANDIDATES):
-    "Domain by domain: its name, its loader and the iterator of `episode_scores`; the model's mode is as before at the end"
-    model, was_training = learn.model, learn.model.training
+    "Domain by domain: name, loader and the iterator of `episode_scores`; every part of the model is in its mode again at the end"
     named = _as_domains(learn, domains)
     for dl in named.values(): dl.check_distinct()
     samplers = {name: EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed, dl.drop_small, dl.vocab, f'domain {name!r}')
                 for name, dl in named.items()}
-    try:
+    with evaluating(learn.model):
         for name, dl in _bar(learn, named):
             features = _encode_domain(learn, dl)
-            yield name, dl, episode_scores(model, features, samplers[name], n_episodes, transductive, candidates,
+            yield name, dl, episode_scores(learn.model, features, samplers[name], n_episodes, transductive, candidates,
                                            share=share_of(learn))
-    finally: model.train(was_training)
 
 
 @patch

@@ -73,9 +73,11 @@ def test_transductive_is_said_and_differs_in_nothing_else(root):
 def test_evaluation_leaves_mode_weights_and_statistics(root):
     learn = hue_learner(root)
     learn.model.train()
+    frozen = learn.model.encoder.eval()
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     learn.evaluate(n_episodes=2, n_query=2)
-    assert learn.model.training and all(torch.equal(before[k], v) for k, v in learn.model.state_dict().items())
+    assert learn.model.training and not any(m.training for m in frozen.modules())
+    assert all(torch.equal(before[k], v) for k, v in learn.model.state_dict().items())
 
 
 def test_compare_pairs_the_episodes(root):
