@@ -245,5 +245,7 @@ MUTATIONS = (
              'mean, var = _statistics(at_position[0] - at_position[1])', QUICK_TESTS),
     Mutation('quick RN: variances of queries add up', QUICK, 'var = var + (part', 'var = var - (part', QUICK_TESTS),
     Mutation('quick RN: shift of a batch norm', QUICK, 'norm.bias - mean * scale', 'norm.bias + mean * scale', QUICK_TESTS),
+    Mutation('quick RN: not where a subclass scores in its own way', 'fsc_fastai/models/relation.py', 'if own and type',
+             'if type', QUICK_TESTS),
     Mutation('quick RN: one shift a pair', QUICK, 'query * scale\n', 'query * scale + shift\n', QUICK_TESTS),
 )

@@ -121,18 +121,21 @@ class RelationHead(PrototypeHead):
     A sample meets the prototype of its class without itself, as a query would; alone in its class, it meets itself.
     On a CPU what concerns the prototypes alone is computed in `fit`.
     """
+    quick: QuickRelation | None
+    ready_support: Tensor
+
     def fit(self, f_support: Tensor, member: Tensor) -> DeployedHead:
         "Fix the support set"
         super().fit(f_support, member)
-        self.quick = QuickRelation(self.model.relation)
-        self.ready_support = self.quick.as_support(self.support)
+        self.quick = self.model.quick()
+        if self.quick is not None: self.ready_support = self.quick.as_support(self.support)
         return self
 
     def forward(self, f_query: Tensor) -> Tensor:
         "Scores `(n_query, n_way)` of any number of queries"
-        if self.ready_support.device != f_query.device or not self.quick.serves(self.model.relation, f_query):
-            return super().forward(f_query)
-        return torch.cat([self.quick.classify(self.ready_support, self.quick.as_query(f)) for f in f_query.split(self.chunk())])
+        quick = self.quick
+        if quick is None or not quick.serves(f_query) or not self.ready_support.is_cpu: return super().forward(f_query)
+        return torch.cat([quick.classify(self.ready_support, quick.as_query(f)) for f in f_query.split(self.chunk())])
 
     def rehearse(self, f_support: Tensor, member: Tensor) -> None:
         n_way = member.shape[1]

@@ -40,11 +40,10 @@ class QuickRelation:
         self.of_query = TurnedKernel(of_query, None, first.padding)
         self.of_pair = TurnedKernel(second.weight, second.bias, second.padding)
 
-    @staticmethod
-    def serves(module: RelationModule, maps: Tensor) -> bool:
+    def serves(self, maps: Tensor) -> bool:
         "Whether it is the way for these maps: on a CPU, in eval mode, in full precision"
         precise = maps.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled('cpu')
-        return maps.device.type == 'cpu' and precise and not module.training and module.problem(maps) is None
+        return maps.device.type == 'cpu' and precise and not self.module.training and self.module.problem(maps) is None
 
     def prepared(self, f: Tensor) -> tuple[QuickRelation, Tensor]:
         "As of the model, for images that are prepared already"
@@ -87,10 +86,11 @@ class QuickRelation:
         support, query = support.permute(1, 2, 0, 3), query.permute(1, 2, 0, 3)
         scale, shift = _affine(module.layer1.norm, partial(_grid_statistics, support, query))
         support, query = support * scale + shift, query * scale
-        pooled = _pooled(module.layer1.pool, support, query).relu_()
+        pooled = _pooled(module.layer1.pool, lambda i, j: (query[i, j][:, None] + support[i, j]).flatten(0, 1), query).relu_()
         z = self.of_pair(pooled)
         scale, shift = _affine(module.layer2.norm, partial(_statistics, z))
-        pooled = _pooled(module.layer2.pool, torch.addcmul(shift, z, scale)).relu_()
+        z = torch.addcmul(shift, z, scale)
+        pooled = _pooled(module.layer2.pool, lambda i, j: z[i, j], z).relu_()
         maps = pooled.permute(2, 3, 0, 1)
         flat = (maps if tuple(maps.shape[-2:]) == module.map_size else F.adaptive_avg_pool2d(maps, module.map_size)).flatten(1)
         return module.fc2(F.relu(module.fc1(flat))).view(query.shape[2], support.shape[2])
@@ -122,12 +122,12 @@ def _grid_statistics(support: Tensor, query: Tensor) -> Statistics:
     return mean, var
 
 
-def _pooled(pool: KeepingPool, *parts: Tensor) -> Tensor:
-    "Max-pool of maps `(H, W, n, C)`, or of every pair of the sum of two, query-major: window by window, which stays in the cache"
-    def at(i: int, j: int) -> Tensor:
-        support, query = parts[0][i, j], parts[-1][i, j]
-        return support if len(parts) == 1 else (query[:, None] + support).flatten(0, 1)
-    height, width = parts[0].shape[:2]
+def _pooled(pool: KeepingPool, at: Callable[[int, int], Tensor], like: Tensor) -> Tensor:
+    """Max-pool of maps of the sides of `like` `(H, W, …)`, `(n, C)` `at` each position, to `(H', W', n, C)`.
+
+    Window by window: what is small stays in the processor's cache.
+    """
+    height, width = like.shape[:2]
     ceil_mode = pool.ceil_mode or min(height, width) < 2
     rows, columns = _windows(height, ceil_mode), _windows(width, ceil_mode)
     return torch.stack([torch.stack([_largest(at(i, j) for i in row for j in column) for column in columns]) for row in rows])

@@ -150,7 +150,7 @@ def _convolved(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
 
 
 def _convolved_turned(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
-    sides = [n + 2 * p - k + 1 for n, p, k in zip(x.shape, padding, weight.shape, strict=False)]
+    sides = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[:2], padding, weight.shape[:2], strict=True)]
     y = x.new_zeros(*sides, x.shape[2], weight.shape[3])
     for tap in _taps(x.shape, sides, weight.shape, padding): _add_product(y[tap.of_y], x[tap.of_x], weight[tap.kernel])
     return y

@@ -63,12 +63,17 @@ def test_a_deployed_head_uses_its_fixed_statistics(side):
 def test_where_it_is_not_the_method_s_own_arithmetic_nothing_changes():
     class Mine(RelationNet):
         def classify(self, f_p): return -super().classify(f_p)
+    class Whole(RelationNet):
+        def forward_head(self, *args): return -super().forward_head(*args)
     f = maps(4, (3, 3))
-    mine = relation_net((3, 3))
-    mine.__class__ = Mine
-    for model in (mine, relation_net((3, 3)).train()):
-        same_model, same_f = model.prepared(f)
-        assert same_model is model and same_f is f
+    model = relation_net((3, 3))
+    for cls in (Mine, Whole):
+        model.__class__ = cls
+        assert model.prepared(f) == (model, f)
+        head = deployed_head(model).fit(f[:2], torch.eye(2, dtype=torch.double))
+        assert_close(head(f), DeployedHead.forward(head, f))
+    model = relation_net((3, 3)).train()
+    assert model.prepared(f) == (model, f)
     model = relation_net((10, 10))
     assert model.prepared(maps(4, (6, 6)))[0] is model  # whose scores tell what is wrong
     small = maps(2, (6, 6))
