@@ -159,7 +159,7 @@ class RelevanceMode(TorchFunctionMode):
     def _with_rule(self, x: Tensor, y: Tensor, layer: Layer, g_out: bool | None = None) -> Tensor:
         def rule():
             found = self.settings.composite(layer, self.n_layers)
-            if found is None:
+            if found is None:  # the composite is the user's, who left this layer out: a rule of ours would look like theirs
                 raise NotImplementedError(f'no relevance rule for layer {layer.name!r} ({layer.kind}): add one, as in '
                                           f'LRP(composite={{{layer.name!r}: Epsilon()}})')
             return found
@@ -245,7 +245,7 @@ class RelevanceMode(TorchFunctionMode):
         return out
 
     def _unknown(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        if self.owner is not None:
+        if self.owner is not None:  # a layer with weights of its own: whether they are to share relevance, nobody has said
             name, module = self.owner
             raise NotImplementedError(
                 f'no relevance rule for {self.op!r} of layer {name!r} ({type(module).__name__}): write one and register it '

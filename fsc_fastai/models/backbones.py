@@ -12,6 +12,7 @@ their start: every residual branch counts from the first step (timm starts the l
 """
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Any
 
@@ -38,7 +39,7 @@ default_cfgs = {
 }
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     "timm's interface around `forward_features`: the head and the attributes that timm's tools read"
     def __init__(self,
         num_features: int, # Channels of the feature map
@@ -81,9 +82,9 @@ class Backbone(nn.Module):
         "Not offered by nets this small: `ValueError` where it is asked for"
         if enable: raise ValueError(f'{type(self).__name__} has no gradient checkpointing')
 
+    @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
         "Images to feature maps `(n, C, H, W)`"
-        raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         "Feature maps `(n, C, H, W)` to class scores `(n, num_classes)`, or with `pre_logits` to the pooled features `(n, C)`"

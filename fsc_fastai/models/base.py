@@ -70,6 +70,7 @@ class FewShotModel(nn.Module):
         process  f_support, f_query → f_p      a tensor, or a `Processed`
         classify f_p → scores                 `(n_query, n_way)`, higher is likelier
 
+    A method that overrides `forward_head` needs neither of these two, so that they are asked for when they are called.
     In training a method may give its loss more than the scores: it overrides `training_output` and `default_loss`.
     `config`, where `create_fsc_model` built the model, holds the plain values that build it again.
     """
