@@ -36,6 +36,11 @@ def hue_loaders(root: Path, **kwargs) -> EpisodeDataLoaders:
 def hue_learner(root: Path, method='relation', arch='conv4', cbs=None, dls_kwargs=None, **kwargs):
     "A silent learner on `hue_loaders`"
     learn = fsc_learner(hue_loaders(root, **(dls_kwargs or {})), arch, method, cbs=cbs, path=root.parent, **kwargs)
+    return silent(learn)
+
+
+def silent(learn):
+    "Without a progress bar and a table of epochs"
     learn.remove_cb(learn.progress)
     learn.logger = lambda *args: None
     return learn

@@ -23,7 +23,7 @@ from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.callback.lrp import LRPGuidedCallback
 from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.learner import fsc_learner
-from tests.learners import hue_loaders, weights, write_hues
+from tests.learners import hue_loaders, silent, weights, write_hues
 
 CALLBACKS = ['plain', 'LRP', 'FT', 'LFT', 'LFT+LRP']
 METHODS = ['relation', 'can', 'gnn', 'proto']
@@ -70,9 +70,7 @@ def make(images, tmp_path) -> Callable:
         own += [BFloat16()] * (precision == 'bf16')
         learn = fsc_learner(loaders(), Tiny(), method, opt_func=SGD, lr=LR, cbs=[*own, *cbs], path=tmp_path, wd=0.,
                             method_kwargs=dict(width=8, n_features=8) if method == 'gnn' else {})
-        learn.remove_cb(learn.progress)
-        learn.logger = lambda *args: None
-        return learn
+        return silent(learn)
     return build
 
 

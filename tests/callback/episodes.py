@@ -11,6 +11,7 @@ from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.data.episode import Episode, EpisodeLabel
 from fsc_fastai.learner import encoder_head_splitter
 from fsc_fastai.models import create_fsc_model
+from tests.learners import silent
 
 N_CLASSES, SIZE = 6, 16
 
@@ -48,9 +49,7 @@ def learner(cbs, n=3, model=None, lr=0.05, cls=Learner, path=None, **kwargs):
     dls.n_inp, dls.vocab = 3, Episodes.vocab
     learn = cls(dls, model, loss_func=model.default_loss(), cbs=[*cbs, SingleLoss()], opt_func=partial(SGD, mom=0.), lr=lr,
                 splitter=encoder_head_splitter, path=path)
-    learn.remove_cb(learn.progress)
-    learn.logger = lambda *args: None
-    return learn
+    return silent(learn)
 
 
 class SingleLoss(Callback):

@@ -17,7 +17,7 @@ from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.lrp import LRPGuidedCallback
 from fsc_fastai.data.episode import EpisodeLabel
 from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, relevance_weights
-from tests.learners import hue_learner, weights
+from tests.learners import hue_learner, silent, weights
 
 from ..models.toys import METHODS, feature_episode, feature_model
 
@@ -50,9 +50,7 @@ def few_shot(method, **kwargs):
 def learner(model, cbs=(), episodes=None, loss_func=None, **kwargs):
     dls = DataLoaders(episodes or Episodes(), Episodes(1))
     learn = Learner(dls, model, loss_func or model.default_loss(), opt_func=SGD, lr=.01, cbs=cbs, **kwargs)
-    learn.remove_cb(learn.progress)
-    learn.logger = lambda *args: None
-    return learn
+    return silent(learn)
 
 
 class Spy(Callback):
