@@ -88,6 +88,7 @@ MUTATIONS = (
     # The engine, and what is drawn of relevance
     Mutation('two factors share half each', OPS, 'scaled(t, t, .5)', 'scaled(t, t, 1.)',
              f'{ENGINE_TESTS}::test_gates_are_constants_and_equal_factors_share'),
+    Mutation('attention: a learned value is a bias', OPS, 'weights @ v + bias', 'weights @ v - bias', ENGINE_TESTS),
     Mutation('a gate is a constant', OPS, 'return mode.as_gate(_pass(mode, func, args, kwargs))',
              'return _pass(mode, func, args, kwargs)', f'{ENGINE_TESTS}::test_gates_are_constants_and_equal_factors_share'),
     Mutation('signed batch norm turns weights', MODE, "else scale.sign()", 'else scale.sign().abs()',

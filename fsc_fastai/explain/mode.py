@@ -141,11 +141,11 @@ class RelevanceMode(TorchFunctionMode):
         name, module = self.owner or (self.op, None)
         layer.name, layer.kind = name, type(module) if module is not None else FUNCTION_CLASS.get(self.op)
         layer.position, self.n_layers = self.n_layers, self.n_layers + 1
-        y = layer.z
-        if bias is not None: y = y + (bias if self.op == 'linear' or y.ndim < 3 else bias.reshape(-1, *[1]*(y.ndim - 2)))
+        y, linear = layer.z, layer.weight.ndim == 2
+        if bias is not None: y = y + (bias if linear else bias.reshape(-1, *[1]*(y.ndim - 2)))
         out = self._with_rule(x, y, layer)
         # behind a linear layer of more dimensions a norm runs over another one than the layer's output
-        if self.op != 'linear' or x.ndim == 2: out._layer = (x, layer, bias, out_dim)  # type: ignore[attr-defined]
+        if not linear or x.ndim == 2: out._layer = (x, layer, bias, out_dim)  # type: ignore[attr-defined]
         return out
 
     def end(self, out: Tensor) -> Tensor:

@@ -303,9 +303,6 @@ def _multi_head_attention(mode, func, args, kwargs):
     names = ['query', 'key', 'value', 'embed_dim_to_check', 'num_heads', 'in_proj_weight', 'in_proj_bias', 'bias_k', 'bias_v',
              'add_zero_attn', 'dropout_p', 'out_proj_weight', 'out_proj_bias']
     call = dict(zip(names, args, strict=False)) | kwargs
-    if call['bias_k'] is not None or call['add_zero_attn']:
-        raise NotImplementedError('no relevance rule for nn.MultiheadAttention with add_bias_kv or add_zero_attn: build it '
-                                  "without them, or register another way with `@register_op('multi_head_attention_forward')`")
     value, heads = call['value'], call['num_heads']
     call |= dict(dropout_p=0., need_weights=True, average_attn_weights=False)
     _, weights = func(**{k: mode.constant(v) for k, v in call.items()})
@@ -314,8 +311,12 @@ def _multi_head_attention(mode, func, args, kwargs):
     v = _linear(mode, F.linear, (value, w_value, None if b is None else b.chunk(3)[2]), {})
     batched = v.ndim == 3
     if not batched: v, weights = v[:, None], weights[None]
-    v = v.unflatten(2, (heads, -1)).permute(1, 2, 0, 3)
-    mixed = mode.mix(torch.matmul, (weights, v), {}, mode.eps).permute(2, 0, 1, 3).flatten(2)
+    by_head = lambda values: values.unflatten(2, (heads, -1)).permute(1, 2, 0, 3)
+    v, n = by_head(v), v.shape[0]
+    # a learned value takes part as a bias does, a value of zeros not at all
+    bias = 0. if call['bias_v'] is None else weights[..., n:n + 1] @ by_head(call['bias_v'])
+    attend = lambda weights, v: weights @ v + bias
+    mixed = mode.mix(attend, (weights[..., :n], v), {}, mode.eps).permute(2, 0, 1, 3).flatten(2)
     out = _linear(mode, F.linear, (mixed if batched else mixed[:, 0], call['out_proj_weight'], call['out_proj_bias']), {})
     weights = weights if batched else weights[0]
     return out, (weights.mean(-3) if kwargs.get('average_attn_weights', True) else weights)

@@ -206,6 +206,22 @@ def test_attention_weights_are_constants():
     for form in 'Rg': assert_close(relevance(lambda x: attention(x, x, x)[0], x, form=form), relevance(values_only, x, form=form))
 
 
+@pytest.mark.parametrize('options', [[], ['add_bias_kv'], ['add_zero_attn'], ['add_bias_kv', 'add_zero_attn']], ids=str)
+def test_biases_of_attention_and_values_beyond_the_input_s(options):
+    attention = nn.MultiheadAttention(8, 2, batch_first=True, **dict.fromkeys(options, True)).double().eval()
+    x = torch.randn(2, 5, 8).double()
+    weights = attention(x, x, x, average_attn_weights=False)[1].detach()
+    w, b = attention.in_proj_weight[16:].detach(), torch.randn(8).double()
+    with torch.no_grad(): attention.in_proj_bias[16:] = b
+    more = [] if attention.bias_v is None else [attention.bias_v.detach().expand(2, 1, 8)]
+    if attention.add_zero_attn: more.append(torch.zeros(2, 1, 8))
+    def values_only(x):
+        v = torch.cat([F.linear(x, w, b), *(m.double() for m in more)], 1).unflatten(2, (2, 4)).transpose(1, 2)
+        return F.linear((weights @ v).transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
+    assert_close(values_only(x), attention(x, x, x)[0])
+    for form in 'Rg': assert_close(relevance(lambda x: attention(x, x, x)[0], x, form=form), relevance(values_only, x, form=form))
+
+
 def test_fused_and_spelled_out_attention_agree():
     q, k = torch.randn(2, 3, 4).double(), torch.randn(2, 5, 4).double()
     fused = lambda v: F.scaled_dot_product_attention(q, k, v)
