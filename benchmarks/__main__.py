@@ -17,7 +17,7 @@ from benchmarks.timing import RECORD
 
 HERE = Path(__file__).parent
 RECORDS, RESULTS = HERE.parent/'build'/'bench', HERE/'RESULTS.md'
-NOT_BENCHMARKS = {'__init__', '__main__', 'timing', 'images'}
+NOT_BENCHMARKS = {'__init__', '__main__', 'timing', 'images', 'options'}
 VERSIONS = ('torch', 'fastai', 'timm', 'numpy', 'pillow', 'easyfsl', 'zennit', 'captum')
 
 

@@ -9,11 +9,9 @@ system each time, which ours has less of, for it asks for large ones.
 """
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 
 from benchmarks.explain import step
 from benchmarks.images import N_QUERY, N_SHOT, N_WAY, peer_loader, write_photos
+from benchmarks.options import options
 from benchmarks.timing import note, paired, report
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.models import RelationNet, create_encoder
@@ -65,16 +64,10 @@ def against_step(dls: EpisodeDataLoaders, size: int, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--sizes', type=int, nargs='+', default=[84, 224])
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--keep-memory', action='store_true', help='have the C library keep freed memory')
-    args = parser.parse_args()
+    args = options(__doc__, sizes=dict(type=int, nargs='+', default=[84, 224]),
+                   keep_memory=dict(action='store_true', help='have the C library keep freed memory'))
     if args.keep_memory and not KEEP_MEMORY.keys() <= os.environ.keys():  # it reads them when the process starts
         os.execve(sys.executable, [sys.executable, '-m', 'benchmarks.data', *sys.argv[1:]], os.environ | KEEP_MEMORY)
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     photos = write_photos(30, 22)
     try:

@@ -9,10 +9,8 @@ The least work is each image through the encoder once, and each episode's maps t
 """
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
-import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.explain import plain_head
 from benchmarks.images import N_QUERY, N_SHOT, N_WAY, peer_loader
+from benchmarks.options import options
 from benchmarks.timing import Timing, note, report, seconds
 from fsc_fastai.data.glyphs import untar_glyphs
 from fsc_fastai.data.loader import EpisodicDL
@@ -104,14 +103,8 @@ def same_accuracy(learn: FSCLearner, dl: EpisodicDL, n: int = 6) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--methods', nargs='+', default=['ProtoNet', 'RelationNet'])
-    parser.add_argument('--whole', action='store_true', help='run all 2000 episodes once')
-    args = parser.parse_args()
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    torch.set_num_threads(args.threads)
+    args = options(__doc__, methods=dict(nargs='+', default=['ProtoNet', 'RelationNet']),
+                   whole=dict(action='store_true', help=f'run all {N_EPISODES} episodes once'))
     folder = untar_glyphs(n_images=N_IMAGES, size=SIZE, progress=False)
     dls = EpisodeDataLoaders.from_folder(folder, size=SIZE, n_way=N_WAY, n_shot=N_SHOT, n_query=N_QUERY, verify=False,
                                          device='cpu')

@@ -7,7 +7,6 @@ Time against the shortest hand-written step with `functional_call` (limit 1.15 x
 """
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note, paired, report
 from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.data.episode import Episode, EpisodeLabel
@@ -142,15 +142,8 @@ def step_memory(size: int, device: str) -> None:
 
 def main() -> None:
     "Run both comparisons"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', type=int, default=84, help='side of the images')
-    parser.add_argument('--steps', type=int, default=1, help='training steps a run')
-    parser.add_argument('--rounds', type=int, default=5, help='paired runs')
-    parser.add_argument('--threads', type=int, default=1, help='threads on CPU')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--peak', choices=('plain', 'lft', 'lft_aux'), help='only the peak memory of one kind of step')
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = options(__doc__, size=SIZE, device=DEVICE, steps=dict(type=int, default=1, help='training steps a run'),
+                   peak=dict(choices=('plain', 'lft', 'lft_aux'), help='only the peak memory of one kind of step'))
     if args.peak:
         print(peak_memory(args.peak, args.size, args.device))
         return

@@ -6,8 +6,6 @@ Random weights, images of noise. Every method, from images that are tensors of b
 """
 from __future__ import annotations
 
-import argparse
-import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.options import SIZE, options
 from benchmarks.timing import paired, report
 from fsc_fastai.inference import FewShotClassifier, Preprocess
 from fsc_fastai.models import create_fsc_model
@@ -77,14 +76,7 @@ def compare_with_published(title: str, known: FewShotClassifier, pixels: torch.T
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--arch', default='resnet10')
-    parser.add_argument('--size', type=int, default=84)
-    parser.add_argument('--rounds', type=int, default=7)
-    args = parser.parse_args()
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    torch.set_num_threads(args.threads)
+    args = options(__doc__, rounds=7, arch=dict(default='resnet10'), size=SIZE)
     torch.manual_seed(0)
     for n in (BATCH, 1): measure(n, args.arch, args.size, args.rounds)
 

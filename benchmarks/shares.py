@@ -6,14 +6,12 @@ Plain, guided, with learned transformations, and both. What fastai and our callb
 """
 from __future__ import annotations
 
-import argparse
-import warnings
 from collections import Counter
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.lft import ByLearner, lft_callback
+from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note
 from fsc_fastai.callback.lrp import LRPGuidedCallback
 
@@ -39,19 +37,12 @@ def shares(size: int, device: str, cbs: list) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', type=int, default=84)
-    parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    args = parser.parse_args()
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    torch.set_num_threads(args.threads)
+    args = options(__doc__, rounds=None, size=SIZE, device=DEVICE)
     def lft(): return lft_callback(args.size, args.device, 1, False)
     ways = {'plain': [], 'guided': [LRPGuidedCallback()], 'LFT': [lft()], 'LFT and guided': [lft(), LRPGuidedCallback()]}
     for name, cbs in ways.items():
         percent = shares(args.size, args.device, cbs)
         note(f'{name} step at {args.size} px: ' + ', '.join(f'{kind} {p:.0f} %' for kind, p in percent.items() if p >= .5))
-
 
 
 if __name__ == '__main__': main()

@@ -1,42 +1,35 @@
 """What fixed statistics cost in accuracy: published batch norms against those of a deployed classifier, on paired episodes.
 
-    python -m benchmarks.statistics [--epochs 2] [--episodes 60] [--shot 5] [--methods RelationNet GNNNet]
+    python -m benchmarks.statistics [--episodes 60] [--seeds 2]
 
-Trains on Latin glyphs with `--shot` examples a class, and tests with 5 and with 1 on held-out Latin, on Greek and on Cyrillic
-ones. Published, the batch norms of both methods use the statistics of all queries at hand: of a whole episode, or of one query
-where queries come one at a time. Deployed, they use those of the support set. About ten minutes.
+Models of `fsc_reproduce`'s preset `small`, each tested with the shots that it was trained with, on held-out Latin glyphs and on
+four other scripts. Published, the batch norms of RelationNet and GNNNet use the statistics of all queries at hand: of a whole
+episode, or of one query where queries come one at a time. Deployed, they use those of the support set. About ten minutes.
 """
 from __future__ import annotations
 
 import argparse
 import warnings
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.torch_core import set_seed
 from torch import Tensor
 
 from benchmarks.timing import note
-from fsc_fastai.data.glyphs import untar_glyph_domains, untar_glyphs
-from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.sampler import EpisodeSampler
 from fsc_fastai.evaluate import encode_images
 from fsc_fastai.inference.heads import DeployedHead, deployed_head
-from fsc_fastai.learner import FSCLearner, fsc_learner
+from fsc_fastai.learner import FSCLearner
 from fsc_fastai.metrics import ci95
 from fsc_fastai.models.base import one_hot
+from fsc_fastai.reproduce.cells import PRESETS, Cell
+from fsc_fastai.reproduce.data import glyph_data
+from fsc_fastai.reproduce.train import train_cell
 
-N_WAY, N_QUERY, SIZE = 5, 5, 40
-
-
-def trained(dls: EpisodeDataLoaders, method: str, encoder: torch.nn.Module | None, epochs: int) -> FSCLearner:
-    "A learner after a short training, from a trained encoder where there is one"
-    set_seed(0)
-    learn = fsc_learner(dls, 'conv4', method, pretrained=encoder or False)
-    with learn.no_bar(), learn.no_logging(): learn.fine_tune(epochs, pretrain_epochs=0 if encoder else 8)
-    return learn
+N_WAY, N_QUERY = 5, 5
+FOLDER = Path(__file__).parents[1]/'build'/'statistics' # Of trained models, which a second call finds again
 
 
 @torch.no_grad()
@@ -49,39 +42,32 @@ def correct(learn: FSCLearner, head: DeployedHead, f_support: Tensor, f_query: T
     return [(s.argmax(1) == y).float().mean().item() for s in scores]
 
 
-def compare(learn: FSCLearner, method: str, n_episodes: int) -> list[dict]:
-    "A row a domain and shot: the accuracies in percent, and the paired difference of the last to the first"
+def compare(learn: FSCLearner, cell: Cell, n_episodes: int) -> list[dict]:
+    "A row a domain: the accuracies in percent, and the paired difference of the last to the first"
     rows, head = [], deployed_head(learn.model)
     for name, dl in learn.dls.domains.items():
         features = encode_images(learn.model, dl.images())
-        for shot in (5, 1):
-            sampler = EpisodeSampler(dl.labels, N_WAY, shot, N_QUERY, seed=7)
-            episodes = [sampler.episode(k) for k in range(n_episodes)]
-            found = 100 * np.array([correct(learn, head, features[e.support], features[e.query]) for e in episodes])
-            batch, alone, deployed = found.mean(0)
-            difference = found[:, 2] - found[:, 0]
-            rows.append(dict(method=method, domain=name, shot=shot, published=batch, one_at_a_time=alone, deployed=deployed,
-                             difference=difference.mean(), ci95=ci95(difference)))
+        sampler = EpisodeSampler(dl.labels, N_WAY, cell.shot, N_QUERY, seed=7)
+        episodes = [sampler.episode(k) for k in range(n_episodes)]
+        found = 100 * np.array([correct(learn, head, features[e.support], features[e.query]) for e in episodes])
+        batch, alone, deployed = found.mean(0)
+        difference = found[:, 2] - found[:, 0]
+        rows.append(dict(model=cell.model, shot=cell.shot, seed=cell.seed, domain=name, published=batch, one_at_a_time=alone,
+                         deployed=deployed, difference=difference.mean(), ci95=ci95(difference)))
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--epochs', type=int, default=2)
     parser.add_argument('--episodes', type=int, default=60)
-    parser.add_argument('--shot', type=int, default=5, help='of the training')
-    parser.add_argument('--methods', nargs='*', default=['RelationNet', 'GNNNet'])
+    parser.add_argument('--seeds', type=int, default=2)
     args = parser.parse_args()
     warnings.filterwarnings('ignore', category=FutureWarning)
     torch.set_num_threads(1)
-    folders: dict[str, Any] = dict(n_images=60, size=48, progress=False)
-    dls = EpisodeDataLoaders.from_folder(untar_glyphs(**folders), size=SIZE, n_way=N_WAY, n_shot=args.shot, n_query=N_QUERY)
-    dls.with_domains(untar_glyph_domains(['greek', 'cyrillic'], **folders))
-    encoder, rows = None, []
-    for method in args.methods:
-        learn = trained(dls, method, encoder, args.epochs)
-        encoder = learn.model.encoder
-        rows += compare(learn, method, args.episodes)
+    data, preset, rows = glyph_data(), PRESETS['small'], []
+    for cell in [Cell(base, shot, seed) for base in ('RN', 'GNN') for shot in (5, 1) for seed in range(args.seeds)]:
+        (FOLDER/'cells'/cell.key).mkdir(parents=True, exist_ok=True)
+        rows += compare(train_cell(cell, preset.recipes[cell.base], data, FOLDER), cell, args.episodes)
     note('```\n' + pd.DataFrame(rows).round(1).to_string(index=False) + '\n```')
 
 

@@ -7,14 +7,13 @@ optimizer's step fused. What takes many times as long, as bfloat16 does on a CPU
 """
 from __future__ import annotations
 
-import argparse
-import warnings
 from collections.abc import Callable
 
 import torch
 
 from benchmarks.explain import episode, step
 from benchmarks.images import N_WAY
+from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note, paired, report, seconds
 from fsc_fastai.models import RelationNet, create_encoder
 
@@ -58,14 +57,7 @@ def optimizers(size: int, device: str, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--size', type=int, default=84)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    args = parser.parse_args()
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    torch.set_num_threads(args.threads)
+    args = options(__doc__, size=SIZE, device=DEVICE)
     steps(args.size, args.device, args.rounds)
     optimizers(args.size, args.device, args.rounds)
 
