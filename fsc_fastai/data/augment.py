@@ -37,13 +37,13 @@ class RandomView(AffineCoordTfm):
 
 def _few(x: Tensor) -> int:
     "How many images stay in the cache of a CPU from one operation to the next"
-    return max(1, 2**18 // x[0].numel())
+    return max(1, 2**18 // x.shape[1:].numel())
 
 
 class BytesToFloat(IntToFloatTensor):
     "fastai's `IntToFloatTensor`; on a CPU into large pages"
     def encodes(self, x: TensorImage):
-        if not x.is_cpu or not len(x): return x.float().div_(self.div)
+        if not x.is_cpu: return x.float().div_(self.div)
         batch, bytes_ = empty_batch(x.shape, np.float32), x.as_subclass(Tensor)
         for part, of_bytes in zip(batch.split(_few(x)), bytes_.split(_few(x)), strict=True): part.copy_(of_bytes).div_(self.div)
         return batch.as_subclass(type(x))

@@ -2,10 +2,11 @@
 import numpy as np
 import pytest
 import torch
-from fastai.data.transforms import IntToFloatTensor
+from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage
+from fastai.vision.core import imagenet_stats
 
-from fsc_fastai.data.augment import BytesToFloat
+from fsc_fastai.data.augment import BytesToFloat, InplaceNormalize
 from fsc_fastai.data.pages import empty_batch
 
 
@@ -18,6 +19,8 @@ def test_bytes_become_fastai_s_floats(shape):
         assert type(ours) is TensorImage and ours.dtype is torch.float32 and torch.equal(ours, theirs)
         assert torch.equal(BytesToFloat().decode(ours), IntToFloatTensor().decode(theirs))
     assert torch.equal(x, before)
+    normalised = InplaceNormalize.from_stats(*imagenet_stats, cuda=False)(ours.clone())
+    torch.testing.assert_close(normalised, Normalize.from_stats(*imagenet_stats, cuda=False)(ours), rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_in_large_pages_is_an_ordinary_tensor():
