@@ -52,11 +52,10 @@ class FewShotClassifier:
 
     Images are files, bytes, PIL images, arrays or tensors. An answer depends on the image and the examples alone, not on
     what else is asked: batch statistics of the published methods are replaced by those of the examples, fixed in `fit`.
-    For a RelationNet (conv4, one seed, 100 episodes on each of three glyph domains, `benchmarks/statistics.py`) that costs 0.2
-    to 0.6 points of accuracy at 5 shots and 0.7 to 1.6 at 1 shot, where published statistics see all 25 queries of a balanced
-    episode; where they see one query at a time, it gains 5 to 16. For a GNNNet at 5 shots it changes the accuracy by −1 to +2
-    points; at 1 shot a well trained one lost up to 4, one that was trained for a few minutes up to 8 (and up to 11 after a
-    training with 5 shots): train it with the shots that it will get.
+    What that changes was measured on two models of each method and shot, on 60 episodes of each of five glyph domains
+    (`benchmarks/statistics.py`). A RelationNet loses up to 1.6 points of accuracy at 5 shots and up to 1.9 at 1 shot, where
+    published statistics see all 25 queries of a balanced episode; where they see one query at a time, it gains 2 to 9. A
+    GNNNet changes by −0.7 to +0.3 points at 5 shots and by −2.6 to +1.8 at 1 shot.
     """
     def __init__(self,
         model: FewShotModel, # Copied: training it on changes nothing here
