@@ -2,7 +2,8 @@
 
     python -m benchmarks [names …] [-- options of theirs]
 
-Without names all of them run. What each found is kept in `build/bench`, so that several calls make one file.
+Without names all of them run. What each found is kept in `build/bench`, so that several calls make one file. On a machine with a
+GPU the file is `RESULTS-GPU.md`, and the records are in `build/bench-gpu`.
 """
 import json
 import os
@@ -13,11 +14,16 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from benchmarks.timing import RECORD
 
 HERE = Path(__file__).parent
-RECORDS, RESULTS = HERE.parent/'build'/'bench', HERE/'RESULTS.md'
+CARD = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
+RECORDS = HERE.parent/'build'/('bench-gpu' if CARD else 'bench')
+RESULTS = HERE/('RESULTS-GPU.md' if CARD else 'RESULTS.md')
 NOT_BENCHMARKS = {'__init__', '__main__', 'timing', 'images', 'options'}
+OF_ANOTHER_MACHINE = {'imports', 'scaling', 'statistics'} if CARD else {'steps'}
 VERSIONS = ('torch', 'fastai', 'timm', 'numpy', 'pillow', 'easyfsl', 'zennit', 'captum')
 
 
@@ -39,7 +45,9 @@ def machine() -> str:
     names = [line.split(':')[1].strip() for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
              if line.startswith('model name')]
     versions = ', '.join(f'{name} {version(name)}' for name in VERSIONS)
-    return f'{names[0] if names else platform.machine()}, {os.cpu_count()} cores. Python {platform.python_version()}, {versions}.'
+    processor = names[0] if names else platform.machine()
+    return (f'{f"{CARD}, CUDA {torch.version.cuda}. " if CARD else ""}{processor}, {os.cpu_count()} cores. '
+            f'Python {platform.python_version()}, {versions}.')
 
 
 def row(name: str, seconds: float, ratio: float, limit: float | None) -> str:
@@ -51,7 +59,8 @@ def row(name: str, seconds: float, ratio: float, limit: float | None) -> str:
 
 def write_results() -> None:
     "All records as Markdown"
-    lines = ['# Measured', '', 'Written by `python -m benchmarks`. A ratio is the median over paired runs of the time of a line',
+    lines = ['# Measured on a GPU' if CARD else '# Measured', '',
+             'Written by `python -m benchmarks`. A ratio is the median over paired runs of the time of a line',
              'to that of the first line of its table; limits are promises. On one thread the time of the process counts.',
              '', machine()]
     for record in sorted(RECORDS.glob('*.jsonl')):
@@ -67,7 +76,7 @@ def write_results() -> None:
 def main(args: list[str]) -> None:
     at = args.index('--') if '--' in args else len(args)
     if not args: shutil.rmtree(RECORDS, ignore_errors=True)
-    names = args[:at] or sorted(p.stem for p in HERE.glob('*.py') if p.stem not in NOT_BENCHMARKS)
+    names = args[:at] or sorted(p.stem for p in HERE.glob('*.py') if p.stem not in NOT_BENCHMARKS | OF_ANOTHER_MACHINE)
     failed = [name for name in names if not run(name, args[at + 1:])]
     write_results()
     if failed: sys.exit(f'failed: {", ".join(failed)}')

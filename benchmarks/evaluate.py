@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.explain import plain_head
 from benchmarks.images import N_QUERY, N_SHOT, N_WAY, peer_loader
-from benchmarks.options import options
+from benchmarks.options import DEVICE, options
 from benchmarks.timing import Timing, note, report, seconds
 from fsc_fastai.data.glyphs import untar_glyphs
 from fsc_fastai.data.loader import EpisodicDL
@@ -59,17 +59,18 @@ def as_peer(learn: FSCLearner) -> nn.Module:
 def measure(learn: FSCLearner, dl: EpisodicDL, rounds: int) -> None:
     "Print the table of one method"
     model, name = learn.model.eval(), type(learn.model).__name__
+    device = learn.dls.device
     peer, loader = as_peer(learn), peer_loader(dl, SIZE, PEER_SAMPLE, same=True)
     sampler = EpisodeSampler(dl.labels, N_WAY, N_SHOT, N_QUERY)
     few = dl.images(idxs=range(ENCODED))
     ready = torch.cat([x.as_subclass(Tensor) for x, _ in few])
     maps = encode_images(model, dl.images())
-    y = torch.arange(N_WAY).repeat_interleave(N_SHOT)
+    y = torch.arange(N_WAY, device=device).repeat_interleave(N_SHOT)
     scorer, prepared = model.prepared(maps)
     split = [(maps[e.support], maps[e.query]) for e in map(sampler.episode, range(8))]
 
     runs: dict[str, tuple[Callable[[], object], int]] = {
-        'peer': (lambda: peer_evaluate(peer, loader, device='cpu', use_tqdm=False), PEER_SAMPLE),
+        'peer': (lambda: peer_evaluate(peer, loader, device=device, use_tqdm=False), PEER_SAMPLE),
         'encode': (lambda: encode_images(model, few), ENCODED),
         'prepare': (lambda: model.prepared(maps), 1),
         'classify': (lambda: [s.argmax(1) for _, s, _ in episode_scores(scorer, prepared, sampler, SAMPLE)], SAMPLE),
@@ -96,18 +97,18 @@ def measure(learn: FSCLearner, dl: EpisodicDL, rounds: int) -> None:
 @torch.no_grad()
 def same_accuracy(learn: FSCLearner, dl: EpisodicDL, n: int = 6) -> None:
     "The peer finds the same accuracy on the same episodes"
-    theirs = peer_evaluate(as_peer(learn), peer_loader(dl, SIZE, n, same=True), device='cpu', use_tqdm=False)
+    theirs = peer_evaluate(as_peer(learn), peer_loader(dl, SIZE, n, same=True), device=learn.dls.device, use_tqdm=False)
     ours = learn.evaluate({'same': dl}, n_episodes=n).accuracy.item()
     assert abs(ours - theirs) < .005, (ours, theirs)
     note(f'{type(learn.model).__name__}: accuracy on the same {n} episodes {100 * ours:.2f} % (easyfsl {100 * theirs:.2f} %)')
 
 
 def main() -> None:
-    args = options(__doc__, methods=dict(nargs='+', default=['ProtoNet', 'RelationNet']),
+    args = options(__doc__, device=DEVICE, methods=dict(nargs='+', default=['ProtoNet', 'RelationNet']),
                    whole=dict(action='store_true', help=f'run all {N_EPISODES} episodes once'))
     folder = untar_glyphs(n_images=N_IMAGES, size=SIZE, progress=False)
     dls = EpisodeDataLoaders.from_folder(folder, size=SIZE, n_way=N_WAY, n_shot=N_SHOT, n_query=N_QUERY, verify=False,
-                                         device='cpu')
+                                         device=torch.device(args.device))
     classes = set(sorted(set(dls.train.labels))[:N_CLASSES])
     items = [item for item, y in zip(dls.train.items, dls.train.labels, strict=True) if y in classes]
     dl = dls.as_domains({'novel': dls.valid.new(dls.train.dataset.__class__(items, tfms=dls.train.dataset.tfms))})['novel']

@@ -25,6 +25,7 @@ from benchmarks.timing import note, paired, report
 from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.data.episode import Episode, EpisodeLabel
 from fsc_fastai.models import RelationNet, create_encoder
+from fsc_fastai.models.base import FewShotModel
 from fsc_fastai.models.transformation import add_ft
 
 TIME_LIMIT, MEMORY_LIMIT = 1.15, 2.5
@@ -56,10 +57,10 @@ def relation_net(size: int, device: str) -> RelationNet:
 
 class ByLearner:
     "Training steps by fastai, without validation"
-    def __init__(self, size: int, device: str, steps: int, cbs: list):
+    def __init__(self, size: int, device: str, steps: int, cbs: list, model: FewShotModel | None = None):
         dls = DataLoaders(Episodes(steps, size, device), Episodes(0, size, device), device=torch.device(device))
         dls.n_inp, dls.vocab = 3, dls.train.vocab
-        model = relation_net(size, device)
+        model = relation_net(size, device) if model is None else model
         self.learn = Learner(dls, model, loss_func=model.default_loss(), cbs=cbs)
         self.learn.logger = lambda *args: None
 

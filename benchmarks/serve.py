@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.options import SIZE, options
+from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import paired, report
 from fsc_fastai.inference import FewShotClassifier, Preprocess
 from fsc_fastai.models import create_fsc_model
@@ -26,10 +26,10 @@ LIMIT = 1.10
 Runs = dict[str, Callable[[], object]]
 
 
-def fitted(method: str, arch: str, size: int) -> FewShotClassifier:
+def fitted(method: str, arch: str, size: int, device: str) -> FewShotClassifier:
     "A classifier with random weights and examples"
     known = FewShotClassifier(create_fsc_model(method, arch, n_way=N_WAY, img_size=size), Preprocess(size))
-    return known.fit(pictures(N_WAY * N_SHOT, size), list(range(N_WAY)) * N_SHOT)
+    return known.to(device).fit(pictures(N_WAY * N_SHOT, size), list(range(N_WAY)) * N_SHOT)
 
 
 def pictures(n: int, size: int) -> list[Image.Image]:
@@ -46,12 +46,12 @@ def encoder_pass(known: FewShotClassifier, x: torch.Tensor) -> torch.Tensor: ret
 def tensor_scores(known: FewShotClassifier, pixels: torch.Tensor) -> torch.Tensor: return known.head(known.encode(pixels))
 
 
-def measure(n: int, arch: str, size: int, rounds: int) -> None:
+def measure(n: int, arch: str, size: int, device: str, rounds: int) -> None:
     "Print the table for `n` images at once"
     images = pictures(n, size)
-    classifiers = {method: fitted(method, arch, size) for method in METHODS}
+    classifiers = {method: fitted(method, arch, size, device) for method in METHODS}
     first = classifiers[METHODS[0]]
-    pixels = torch.stack([first.preprocess.pixels(im) for im in images])
+    pixels = torch.stack([first.preprocess.pixels(im) for im in images]).to(device)
     runs: Runs = {f'{arch}, plain forward pass': partial(encoder_pass, first, first.preprocess.normalise(pixels))}
     runs |= {f'{name}, from bytes': partial(tensor_scores, known, pixels) for name, known in classifiers.items()}
     runs |= {f'{name}, from pictures': partial(known.predict_batch, images) for name, known in classifiers.items()}
@@ -76,9 +76,9 @@ def compare_with_published(title: str, known: FewShotClassifier, pixels: torch.T
 
 
 def main() -> None:
-    args = options(__doc__, rounds=7, arch=dict(default='resnet10'), size=SIZE)
+    args = options(__doc__, rounds=7, arch=dict(default='resnet10'), size=SIZE, device=DEVICE)
     torch.manual_seed(0)
-    for n in (BATCH, 1): measure(n, args.arch, args.size, args.rounds)
+    for n in (BATCH, 1): measure(n, args.arch, args.size, args.device, args.rounds)
 
 
 if __name__ == '__main__': main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.lft import ByLearner, lft_callback
@@ -31,6 +32,7 @@ def shares(size: int, device: str, cbs: list) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda')) as recorded: run()
     took: Counter = Counter()
     for event in recorded.key_averages():
+        if event.device_type != DeviceType.CPU: continue  # a kernel, which counts with the operation that started it
         own = event.self_device_time_total if device == 'cuda' else event.self_cpu_time_total
         took['outside of operations' if not event.key.startswith('aten::') else kind_of(event.key)] += own
     return {kind: 100 * t / took.total() for kind, t in took.most_common()}

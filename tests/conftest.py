@@ -13,3 +13,10 @@ os.environ.setdefault('PYTHONHASHSEED', '0')
 def _one_thread_fixed_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    "Where a test computes; in full single precision there"
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    return request.param

@@ -16,10 +16,10 @@ def golden(pattern: str) -> list[Path]:
     return files
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def load(path: Path, device: str = 'cpu') -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     "The arrays of a golden file as tensors, and its weights (stored under `w.<name>`) as a state dict"
     with np.load(path) as z: arrays = {k: z[k] for k in z.files if z[k].dtype.kind in 'fiu'}
-    tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
+    tensors = {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}
     return ({k: v for k, v in tensors.items() if not k.startswith('w.')},
             {k[2:]: v for k, v in tensors.items() if k.startswith('w.')})
 

@@ -1,16 +1,15 @@
-"""Every callback with every precision, method and way to train: {plain, LRP, FT, LFT, LFT + LRP} × {fp32, bf16} × {RN, CAN, GNN,
-ProtoNet} × {fit, fine_tune, accumulate, clip, resume, export}.
+"""Every callback with every precision, method and way to train: {plain, LRP, FT, LFT, LFT + LRP} × {fp32, bf16, fp16} × {RN, CAN,
+GNN, ProtoNet} × {fit, fine_tune, accumulate, clip, resume, export}.
 
-fastai's own mixed precision knows CUDA alone, so bf16 is torch's autocast on the CPU, entered and left where fastai's callback
-does; what only a GPU has (loss scaling, half precision) is tested in the tests marked `gpu`.
+fastai's own mixed precision knows CUDA alone, so on the CPU bf16 is torch's autocast, entered and left where fastai's callback
+does; fp16 with its loss scaling is for a GPU, where all cells are run once more.
 """
 from collections.abc import Callable
-from itertools import product
 
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.training import GradientClip
 from fastai.learner import load_learner
 from fastai.optimizer import SGD
@@ -27,6 +26,8 @@ from tests.learners import hue_loaders, silent, weights, write_hues
 
 CALLBACKS = ['plain', 'LRP', 'FT', 'LFT', 'LFT+LRP']
 METHODS = ['relation', 'can', 'gnn', 'proto']
+PLACES = ['cpu-fp32', 'cpu-bf16', *(pytest.param(f'cuda-{kind}', marks=pytest.mark.gpu) for kind in ('fp32', 'bf16', 'fp16'))]
+DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 LR, N = .05, 2
 
 
@@ -38,10 +39,22 @@ class Tiny(nn.Sequential):
 class BFloat16(Callback):
     "Autocast from the forward pass to the loss, as fastai's `MixedPrecision` has it on a GPU"
     order = MixedPrecision.order
-    def __init__(self): self.dtypes = set()
     def before_batch(self): self.autocast = torch.autocast('cpu', torch.bfloat16); self.autocast.__enter__()
-    def after_pred(self): self.dtypes.add(torch.nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1)).dtype)
     def after_loss(self): self.autocast.__exit__(None, None, None)
+
+
+class Dtypes(Callback):
+    "What precision the forward pass has"
+    order = MixedPrecision.order + 1
+    def __init__(self): self.found = set()
+    def after_pred(self):
+        one = torch.ones(1, 1, device=self.dls.device)
+        self.found.add(torch.nn.functional.linear(one, one).dtype)
+
+
+# a small scale, because the first step is skipped where a large one overflows
+MIXED = {'cpu-bf16': BFloat16, 'cuda-bf16': lambda: MixedPrecision(AMPMode.BF16),
+         'cuda-fp16': lambda: MixedPrecision(AMPMode.FP16, init_scale=2.**4)}
 
 
 class Steps(Callback):
@@ -60,28 +73,28 @@ def images(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('matrix'
 @pytest.fixture
 def make(images, tmp_path) -> Callable:
     "Make a silent learner of a cell, always with the same weights and random numbers"
-    def build(callbacks, precision, method, *cbs, ft_lr=1e-2):
+    def build(callbacks, place, method, *cbs, ft_lr=1e-2):
         set_seed(7, reproducible=True)
-        small = dict(n_way=2, n_shot=1, n_query=2, n_episodes=N, size=8, batch_tfms=[])
+        small = dict(n_way=2, n_shot=1, n_query=2, n_episodes=N, size=8, batch_tfms=[], device=place[:-5])
         loaders = lambda **kwargs: hue_loaders(images, **small, **kwargs)
         own = {'plain': list, 'LRP': lambda: [LRPGuidedCallback()], 'FT': lambda: [FTCallback()],
                'LFT': lambda: [LFTCallback(loaders(seed=1), ft_lr=ft_lr)],
                'LFT+LRP': lambda: [LFTCallback(loaders(seed=1), ft_lr=ft_lr), LRPGuidedCallback()]}[callbacks]()
-        own += [BFloat16()] * (precision == 'bf16')
+        own += [Dtypes()] + ([MIXED[place]()] if place in MIXED else [])
         learn = fsc_learner(loaders(), Tiny(), method, opt_func=SGD, lr=LR, cbs=[*own, *cbs], path=tmp_path, wd=0.,
                             method_kwargs=dict(width=8, n_features=8) if method == 'gnn' else {})
         return silent(learn)
     return build
 
 
-def check(learn, callbacks, precision, before, steps=N):
+def check(learn, callbacks, place, before, steps=N):
     "What holds after any training: it went on, every part took part, and the model has nothing of it left"
     after = weights(learn)
     assert before.keys() == after.keys() and all(v.isfinite().all() for v in after.values())
     assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith('encoder') and 'weight' in k)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
     assert not {'classify', 'training_output'} & set(vars(learn.model))
-    if precision == 'bf16': assert learn.b_float16.dtypes == {torch.bfloat16}
+    assert learn.dtypes.found == {DTYPES[place[-4:]]} and {v.device.type for v in after.values()} == {place[:-5]}
     if 'LRP' in callbacks:
         assert len(learn.lrp_guided.losses) == steps
         assert all(loss.isfinite() and loss.dtype == torch.float32 for pair in learn.lrp_guided.losses for loss in pair)
@@ -166,7 +179,7 @@ def export(make, tmp_path, *cell):
     learn.fit(1)
     check(learn, *cell[:2], before)
     learn.export('learner.pkl')
-    loaded = load_learner(tmp_path/'learner.pkl')
+    loaded = load_learner(tmp_path/'learner.pkl', cpu=not next(learn.model.parameters()).is_cuda)
     episode = learn.dls.valid.one_batch()[:3]
     with torch.no_grad(): assert torch.equal(learn.model.eval()(*episode), loaded.model.eval()(*episode))
     assert not any(m._forward_hooks for m in loaded.model.modules())
@@ -178,6 +191,8 @@ def export(make, tmp_path, *cell):
 USES = [fit, fine_tune, accumulate, clip, resume, export]
 
 
-@pytest.mark.parametrize('cell', product(CALLBACKS, ['fp32', 'bf16'], METHODS), ids='-'.join)
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('callbacks', CALLBACKS)
 @pytest.mark.parametrize('use', USES, ids=lambda use: use.__name__)
-def test_matrix(make, tmp_path, cell, use): use(make, tmp_path, *cell)
+def test_matrix(make, tmp_path, callbacks, place, method, use): use(make, tmp_path, callbacks, place, method)

@@ -18,17 +18,18 @@ N_CLASSES, SIZE = 6, 16
 
 class Episodes:
     "Episodes of noise in double precision; episode k of an epoch is always the same"
-    n_inp, device, vocab = 3, torch.device('cpu'), list(range(N_CLASSES))
+    n_inp, vocab = 3, list(range(N_CLASSES))
 
-    def __init__(self, n=3, seed=0, dtype=torch.float64, labels=EpisodeLabel):
+    def __init__(self, n=3, seed=0, dtype=torch.float64, labels=EpisodeLabel, device='cpu'):
+        self.device = torch.device(device)
         self.n, self.seed, self.dtype, self.labels, self.epoch, self.dataset = n, seed, dtype, labels, 0, self
 
     def episode(self, k):
         g = torch.Generator().manual_seed(1000*self.seed + k)
         classes = tuple(torch.randperm(N_CLASSES, generator=g)[:3].tolist())
         def part(n):
-            y = torch.arange(3).repeat_interleave(n)
-            return (torch.randn(3*n, 3, SIZE, SIZE, generator=g, dtype=self.dtype),
+            y = torch.arange(3, device=self.device).repeat_interleave(n)
+            return (torch.randn(3*n, 3, SIZE, SIZE, generator=g, dtype=self.dtype).to(self.device),
                     EpisodeLabel(y, classes=classes) if self.labels is EpisodeLabel else y)
         return Episode(*part(1), *part(2))
 
@@ -41,11 +42,12 @@ def build_model(seed=0, method='relation', arch='conv4', dtype=torch.float64):
     return create_fsc_model(method, arch, n_way=3, img_size=SIZE).to(dtype)
 
 
-def learner(cbs, n=3, model=None, lr=0.05, cls=Learner, path=None, **kwargs):
+def learner(cbs, n=3, model=None, lr=0.05, cls=Learner, path=None, device='cpu', **kwargs):
     "A silent learner that descends the plain gradient"
     model = build_model() if model is None else model
     dtype = next(model.parameters()).dtype
-    dls = DataLoaders(Episodes(n, dtype=dtype, **kwargs), Episodes(1, seed=9, dtype=dtype), device='cpu')
+    dls = DataLoaders(Episodes(n, dtype=dtype, device=device, **kwargs), Episodes(1, seed=9, dtype=dtype, device=device),
+                      device=device)
     dls.n_inp, dls.vocab = 3, Episodes.vocab
     learn = cls(dls, model, loss_func=model.default_loss(), cbs=[*cbs, SingleLoss()], opt_func=partial(SGD, mom=0.), lr=lr,
                 splitter=encoder_head_splitter, path=path)

@@ -21,8 +21,8 @@ ENGINE = pytest.mark.parametrize('engine', [False, True], ids=['written out', 'e
 
 @ENGINE
 @files('relation_net_*way*.npz')
-def test_relation_net(path, engine):
-    arrays, weights = load(path)
+def test_relation_net(path, device, engine):
+    arrays, weights = load(path, device)
     model = relation_net(arrays, weights)
     pairs = Pairs(arrays['support'].mean(1), arrays['query'].flatten(0, 1))
     w = relevance_weights(LRP(float(arrays['eps']), engine=engine)(model, pairs))
@@ -31,13 +31,13 @@ def test_relation_net(path, engine):
 
 
 @files('gnn_*.npz')
-def test_gnn(path):
+def test_gnn(path, device):
     """On the recorded nodes, in double precision.
 
     Denominators come near ε, where relevances of both signs cancel: one rounding of the nodes changes the relevance of a node by
     more than the tolerance of its small values. So relevances are compared on the scale of the largest, and weights on theirs, 1.
     """
-    arrays, weights = load(path)
+    arrays, weights = load(path, device)
     model, lrp = gnn(arrays, weights).double(), LRP(float(arrays['eps']))
     nodes = arrays['nodes'].double().unflatten(1, (model.n_way, -1))
     nodes = torch.cat([nodes[:, :, :-1].flatten(1, 2), nodes[:, :, -1]], 1)
@@ -56,8 +56,8 @@ def test_gnn(path):
 
 @ENGINE
 @files('can_*.npz')
-def test_cross_attention_net(path, engine):
-    arrays, weights = load(path)
+def test_cross_attention_net(path, device, engine):
+    arrays, weights = load(path, device)
     model, lrp = cross_attention_net(arrays, weights), LRP(float(arrays['eps']), engine=engine)
     f_p = model.process(arrays['support'], arrays['support_y'], arrays['query'])
     scores = model.classify(f_p)
@@ -70,13 +70,13 @@ def test_cross_attention_net(path, engine):
 
 
 @pytest.mark.parametrize('path', [p for p in golden('encoder_*.npz') if 'relevance_features' in load(p)[0]], ids=lambda p: p.stem)
-def test_encoder_to_the_pixels(path):
-    arrays, _ = load(path)
+def test_encoder_to_the_pixels(path, device):
+    arrays, _ = load(path, device)
     fill = fill_module()
     with np.load(path) as z: keys = json.loads(str(z['keys']))
     size = int(arrays['input_size'])
     encoder = loaded(create_encoder(path.stem.removeprefix('encoder_'), img_size=size),
-                     {name: torch.from_numpy(fill.fill(name, tuple(shape))) for name, shape in keys})
-    images = torch.from_numpy(np.stack([fill.image(i, size) for i in range(int(arrays['n']))]))
+                     {name: torch.from_numpy(fill.fill(name, tuple(shape))).to(device) for name, shape in keys})
+    images = torch.from_numpy(np.stack([fill.image(i, size) for i in range(int(arrays['n']))])).to(device)
     R = LRP(form='R', norm='identity').relevance(encoder, images, arrays['relevance_features'])
     assert_close(R, arrays['relevance_input_bn_identity'], **TOLERANCE)

@@ -23,23 +23,23 @@ def loaded(model, weights):
     "`model` with all the weights of the file, which must fill its head completely"
     report = load_reference_state(model, weights)
     assert not report.missing and not report.unexpected
-    return model.eval()
+    return model.to(next(iter(weights.values())).device).eval()
 
 
 def class_major(maps):
     "Maps `(n_way, n, ...)` as one batch and its labels"
-    return maps.flatten(0, 1), torch.arange(maps.shape[0]).repeat_interleave(maps.shape[1])
+    return maps.flatten(0, 1), torch.arange(maps.shape[0], device=maps.device).repeat_interleave(maps.shape[1])
 
 
 @files('encoder_*.npz')
-def test_encoder(path):
-    arrays, _ = load(path)
+def test_encoder(path, device):
+    arrays, _ = load(path, device)
     fill = fill_module()
     with np.load(path) as z: keys = json.loads(str(z['keys']))
     size = int(arrays['input_size'])
     encoder = create_encoder(path.stem.removeprefix('encoder_'), img_size=size)
-    loaded(encoder, {name: torch.from_numpy(fill.fill(name, tuple(shape))) for name, shape in keys})
-    images = torch.from_numpy(np.stack([fill.image(i, size) for i in range(int(arrays['n']))]))
+    loaded(encoder, {name: torch.from_numpy(fill.fill(name, tuple(shape))).to(device) for name, shape in keys})
+    images = torch.from_numpy(np.stack([fill.image(i, size) for i in range(int(arrays['n']))])).to(device)
     assert_close(encoder(images), arrays['features'], **TOLERANCE)
     assert encoder.out_shape == tuple(arrays['features'].shape[1:])
 
@@ -50,16 +50,16 @@ def relation_net(arrays, weights):
 
 
 @files('relation_net_*way*.npz')
-def test_relation_net(path):
-    arrays, weights = load(path)
+def test_relation_net(path, device):
+    arrays, weights = load(path, device)
     model = relation_net(arrays, weights)
     (support, support_y), (query, _) = class_major(arrays['support']), class_major(arrays['query'])
     assert_close(model(support, support_y, query), arrays['logits'], **TOLERANCE)
 
 
 @files('relation_net_*way*.npz')
-def test_relation_net_on_weighted_pairs(path):
-    arrays, weights = load(path)
+def test_relation_net_on_weighted_pairs(path, device):
+    arrays, weights = load(path, device)
     model = relation_net(arrays, weights)
     pairs = Pairs(arrays['support'].mean(1), arrays['query'].flatten(0, 1))
     weight = arrays['lrp_weight'].view_as(pairs.features)
@@ -67,8 +67,8 @@ def test_relation_net_on_weighted_pairs(path):
 
 
 @files('relation_net_transductive.npz')
-def test_relation_net_after_the_sigmoid(path):
-    arrays, weights = load(path)
+def test_relation_net_after_the_sigmoid(path, device):
+    arrays, weights = load(path, device)
     model = relation_net(arrays, weights)
     (support, support_y), (query, _) = class_major(arrays['support']), class_major(arrays['query'])
     assert_close(model(support, support_y, query).sigmoid(), arrays['score_inductive'], **TOLERANCE)
@@ -88,8 +88,8 @@ def published_order(nodes, n_way):
 
 
 @files('gnn_*.npz')
-def test_gnn(path):
-    arrays, weights = load(path)
+def test_gnn(path, device):
+    arrays, weights = load(path, device)
     model = gnn(arrays, weights)
     (support, support_y), (query, _) = class_major(arrays['support']), class_major(arrays['query'])
     nodes = model.process(support, support_y, query)
@@ -98,8 +98,8 @@ def test_gnn(path):
 
 
 @files('gnn_*.npz')
-def test_gnn_on_weighted_nodes(path):
-    arrays, weights = load(path)
+def test_gnn_on_weighted_nodes(path, device):
+    arrays, weights = load(path, device)
     model = gnn(arrays, weights)
     (support, support_y), (query, _) = class_major(arrays['support']), class_major(arrays['query'])
     nodes = model.process(support, support_y, query)
@@ -115,8 +115,8 @@ def cross_attention_net(arrays, weights):
 
 
 @files('can_*.npz')
-def test_cross_attention_net_in_evaluation(path):
-    arrays, weights = load(path)
+def test_cross_attention_net_in_evaluation(path, device):
+    arrays, weights = load(path, device)
     model = cross_attention_net(arrays, weights)
     f_p = model.process(arrays['support'], arrays['support_y'], arrays['query'])
     a_support, a_query = model.attention(class_means(arrays['support'], arrays['support_y']), arrays['query'])
@@ -128,10 +128,10 @@ def test_cross_attention_net_in_evaluation(path):
 
 
 @files('can_*.npz')
-def test_cross_attention_net_in_training(path):
-    arrays, weights = load(path)
+def test_cross_attention_net_in_training(path, device):
+    arrays, weights = load(path, device)
     model = cross_attention_net(arrays, weights).train()
     scores, global_scores = model(arrays['support'], arrays['support_y'], arrays['query'])
-    true_way = global_scores[torch.arange(scores.shape[0]), arrays['query_y']]
+    true_way = global_scores[torch.arange(scores.shape[0], device=device), arrays['query_y']]
     assert_close(scores, arrays['train_local_logits'], **TOLERANCE)
     assert_close(true_way, arrays['train_global_logits'], **TOLERANCE)

@@ -1,0 +1,143 @@
+"What a GPU computes is what the CPU computes: relevance, training steps, evaluation, explanations, deployment"
+import pytest
+import torch
+from fastai.learner import load_learner
+from torch.testing import assert_close
+
+from fsc_fastai import evaluate, explanation  # noqa: F401  these add their methods to the learner
+from fsc_fastai.callback.lft import FTCallback
+from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.explain import LRP, explain_images, relevance_start
+from fsc_fastai.inference import FewShotClassifier
+from fsc_fastai.models import create_encoder
+from tests.callback.episodes import Episodes, build_model, learner, lft
+from tests.inference.toys import classifier, examples
+from tests.learners import hue_learner, weights
+from tests.models.toys import METHODS, feature_episode, feature_model
+
+pytestmark = pytest.mark.gpu
+
+PLACES = 'cpu', 'cuda'
+
+
+@pytest.fixture(autouse=True)
+def _full_single_precision(monkeypatch): monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+
+
+def on_cpu(values): return {k: v.cpu() for k, v in values.items()}
+
+
+@pytest.mark.parametrize('engine', [False, True], ids=['written out', 'engine'])
+@pytest.mark.parametrize('method', METHODS)
+def test_relevance(method, engine):
+    def relevance(place):
+        model, episode = feature_model(method).double().to(place), [o.to(place) for o in feature_episode()]
+        f_p = model.process(episode[0].double(), episode[1], episode[2].double())
+        return LRP(engine=engine)(model, f_p).cpu()
+    a, b = map(relevance, PLACES)
+    assert_close(a, b, rtol=1e-8, atol=1e-10)
+    assert a.abs().sum() > 0
+
+
+@pytest.mark.parametrize('arch', ['conv4', 'resnet10', 'resnet12', 'resnet18'])
+def test_relevance_of_pixels(arch):
+    def relevance(place):
+        torch.manual_seed(0)
+        encoder = create_encoder(arch, img_size=32).double().eval()
+        x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+        return LRP().relevance(encoder.to(place), x.to(place), encoder(x.to(place)).detach()).cpu()
+    a, b = map(relevance, PLACES)
+    assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_explanations(method):
+    def explained(place):
+        torch.manual_seed(0)
+        model = build_model(method=method).to(place)
+        episode = Episodes(device=place).episode(0)
+        found = explain_images(model.eval(), episode.support_x, episode.support_y, episode.query_x)
+        return (found if isinstance(found, torch.Tensor) else found.query).cpu()
+    a, b = map(explained, PLACES)
+    assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+STEPS = {'plain': lambda place: [], 'guided': lambda place: [LRPGuidedCallback()], 'ft': lambda place: [FTCallback()],
+         'lft': lambda place: [lft([Episodes(seed=1, device=place)])],
+         'lft aux': lambda place: [lft([Episodes(seed=1, device=place)], aux=6)],
+         'lft guided': lambda place: [lft([Episodes(seed=1, device=place)]), LRPGuidedCallback()]}
+
+
+@pytest.mark.parametrize('kind', STEPS)
+@pytest.mark.parametrize('method', METHODS)
+def test_training_steps(method, kind, monkeypatch):
+    noise = torch.randn
+    monkeypatch.setattr(torch, 'randn_like', lambda p: noise(p.shape, dtype=p.dtype).to(p.device))  # the same on both
+
+    def trained(place):
+        torch.manual_seed(0)
+        learn = learner(STEPS[kind](place), model=build_model(method=method), lr=.01, device=place)
+        learn.fit(1)
+        own = torch.cat([p.detach().flatten() for p in learn.lft.ft_parameters]).cpu() if 'lft' in kind else torch.zeros(0)
+        return on_cpu(weights(learn)), own
+    before, (a, ft_a), (b, ft_b) = build_model(method=method).state_dict(), *map(trained, PLACES)
+    assert any(not torch.equal(a[k], before[k]) for k in a)
+    for k in a: assert_close(a[k], b[k], rtol=1e-6, atol=1e-8, msg=lambda text, k=k: f'{k}: {text}')
+    assert_close(ft_a, ft_b, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_evaluation_and_exported_learner(method, tmp_path):
+    def table(learn): return learn.evaluate(n_episodes=6, n_query=5).attrs['episodes']['novel']
+    learn = hue_learner(tmp_path/'hues', method, dls_kwargs=dict(device='cuda'))
+    learn.fit(1)
+    assert learn.dls.one_batch()[0].is_cuda and learn.dls.one_batch()[-1].is_cuda
+    learn.export('learner.pkl')
+    cpu = hue_learner(tmp_path/'hues', method)
+    cpu.model.load_state_dict(on_cpu(learn.model.state_dict()))
+    assert table(learn) == pytest.approx(table(cpu), abs=.05)  # what rounding decides may differ
+    episode = cpu.dls.valid.one_batch()[:3]
+    loaded = load_learner(tmp_path/'learner.pkl')
+    with torch.no_grad(): assert_close(loaded.model.eval()(*episode), cpu.model.eval()(*episode))
+    images = [sorted((tmp_path/'hues'/'novel'/f'novel{c}').glob('*.png')) for c in (0, 1, 2)]
+    for known in (learn, loaded): known.set_support([f for files in images for f in files[:2]], ['a', 'a', 'b', 'b', 'c', 'c'])
+    a, b = learn.predict(images[1][5]), loaded.predict(images[1][5])
+    assert a[0] == b[0]
+    assert_close(a[2].cpu(), b[2].cpu(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_deployed_classifier(method, tmp_path):
+    items, labels = examples()
+    queries = examples(2, first=10)[0]
+    known = classifier(method).to('cuda').fit(items, labels)
+    assert known.device.type == 'cuda'
+    here = known.predict_proba(queries)
+    alone = [known.predict_proba([q])[0] for q in queries]
+    assert_close(torch.as_tensor(here), torch.stack([torch.as_tensor(p) for p in alone]), rtol=1e-3, atol=1e-5)
+    known.save(tmp_path/'known')
+    loaded = FewShotClassifier.from_pretrained(tmp_path/'known')
+    assert loaded.device.type == 'cpu'
+    assert_close(torch.as_tensor(loaded.predict_proba(queries)), torch.as_tensor(here), rtol=1e-3, atol=1e-4)
+    moved = loaded.to('cuda')
+    assert_close(torch.as_tensor(moved.predict_proba(queries)), torch.as_tensor(here), rtol=1e-3, atol=1e-4)
+    R = moved.explain(queries[0]).relevance
+    assert R.keys() == set(labels) and all(abs(r).sum() > 0 for r in R.values())
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_channels_last(method):
+    "Another layout of the encoder's weights and images changes no guided step"
+    def trained(layout):
+        model = build_model(method=method)
+        model.encoder.to(memory_format=layout)
+        learn = learner([LRPGuidedCallback()], model=model, lr=.01, device='cuda')
+        learn.fit(1)
+        return on_cpu(weights(learn))
+    a, b = trained(torch.contiguous_format), trained(torch.channels_last)
+    for k in a: assert_close(a[k], b[k], rtol=1e-6, atol=1e-8)
+
+
+def test_start_of_relevance_in_half_precision_scores():
+    scores = torch.tensor([[10., -10., 3.]], device='cuda').half()
+    assert relevance_start(scores).isfinite().all() and relevance_start(scores).dtype == torch.float32
