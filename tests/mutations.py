@@ -31,6 +31,7 @@ GRAPH_TESTS = 'tests/models/test_graph.py tests/models/test_golden.py'
 DEPLOYED, DEPLOYED_TESTS = 'fsc_fastai/inference/heads.py', 'tests/inference/test_heads.py'
 CALIBRATE, CALIBRATE_TESTS = 'fsc_fastai/inference/calibrate.py', 'tests/inference/test_calibrate.py'
 SMALL_MAPS, SMALL_MAPS_TESTS = 'fsc_fastai/models/small_maps.py', 'tests/models/test_small_maps.py'
+QUICK_GNN, QUICK_GNN_TESTS = 'fsc_fastai/models/graph_quick.py', 'tests/models/test_graph_quick.py'
 QUICK, QUICK_TESTS = 'fsc_fastai/models/relation_quick.py', 'tests/models/test_relation_quick.py'
 REPORT, TABLE_TESTS = 'fsc_fastai/reproduce/report.py', 'tests/reproduce/test_table.py'
 
@@ -246,7 +247,29 @@ MUTATIONS = (
              'mean, var = _statistics(at_position[0] - at_position[1])', QUICK_TESTS),
     Mutation('quick RN: variances of queries add up', QUICK, 'var = var + (part', 'var = var - (part', QUICK_TESTS),
     Mutation('quick RN: shift of a batch norm', QUICK, 'norm.bias - mean * scale', 'norm.bias + mean * scale', QUICK_TESTS),
-    Mutation('quick RN: not where a subclass scores in its own way', 'fsc_fastai/models/relation.py', 'if own and type',
+    Mutation('quick RN: not where a subclass scores in its own way', 'fsc_fastai/models/relation.py', 'if same and type',
              'if type', QUICK_TESTS),
     Mutation('quick RN: one shift a pair', QUICK, 'query * scale\n', 'query * scale + shift\n', QUICK_TESTS),
+    Mutation('quick GNN: edges of the query by absolute differences', QUICK_GNN, '(query[:, None] - self.support).abs()',
+             '(query[:, None] - self.support)', QUICK_GNN_TESTS),
+    Mutation('quick GNN: absolute differences of what was appended', QUICK_GNN, '(x[:, :-1] - x[:, -1:]).abs()',
+             '(x[:, :-1] - x[:, -1:])', QUICK_GNN_TESTS),
+    Mutation('quick GNN: no self-loops', QUICK_GNN, "float('-inf')", '0.', QUICK_GNN_TESTS),
+    Mutation('quick GNN: an edge runs both ways', QUICK_GNN, 'place[i, j] = place[j, i] =', 'place[i, j] =', QUICK_GNN_TESTS),
+    Mutation('quick GNN: mean of a batch norm', QUICK_GNN, '(bias - norm.running_mean) * scale',
+             '(bias + norm.running_mean) * scale', QUICK_GNN_TESTS),
+    Mutation('quick GNN: the bias for a node, not for its neighbours too', QUICK_GNN, 'torch.zeros_like(bias)]', 'bias]',
+             QUICK_GNN_TESTS),
+    Mutation('quick GNN: the scores of the query', QUICK_GNN, 'to_self[:, -1]', 'to_self[:, 0]', QUICK_GNN_TESTS),
+    Mutation('quick GNN: what was known of every pair', QUICK_GNN, 'self.first_appended).add_(known)', 'self.first_appended)',
+             QUICK_GNN_TESTS),
+    Mutation('quick GNN: not where gradients are wanted', QUICK_GNN, 'and not (torch.is_grad_enabled()',
+             'or not (torch.is_grad_enabled()', QUICK_GNN_TESTS),
+    Mutation('quick GNN: absolute differences between support samples', QUICK_GNN, 'x.index_select(1, j)).abs_()',
+             'x.index_select(1, j))', QUICK_GNN_TESTS),
+    Mutation('quick RN: not where gradients are wanted', QUICK, 'maps.requires_grad: return False', 'False: return False',
+             QUICK_TESTS),
+    Mutation('quick GNN: not where a subclass scores in its own way', GNN, 'same = same and all', 'same = all', QUICK_GNN_TESTS),
+    Mutation('deployed: what is prepared follows the head', DEPLOYED, 'if len(self.member): self.prepare()', '', QUICK_GNN_TESTS),
+    Mutation('deployed GNN: graphs of a subclass hold one query', DEPLOYED, "cls = OneQueryHead", 'pass', QUICK_GNN_TESTS),
 )

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import CrossAttentionNet, FewShotModel, GNNNet, MatchingNet, ProtoNet, RelationNet
-from ..models.base import class_means
-from ..models.graph import EdgeNorm
+from ..models.base import class_means, keeps_steps
+from ..models.graph import EdgeNorm, GraphNodes
+from ..models.graph_quick import QuickGraph
 from ..models.layers import pool_vectors
 from ..models.relation_quick import QuickRelation
 
@@ -54,6 +55,7 @@ class DeployedHead(nn.Module):
 
     `fit` keeps what scoring needs of the support set, and fixes the statistics of batch norms that would otherwise be those of
     the queries at hand, by a rehearsal in which support samples stand for queries. In general all support features are kept.
+    Whatever else is computed of them in advance follows the head to another device or precision.
     """
     model: Any # A `FewShotModel` with what its method adds
     support: Tensor
@@ -78,6 +80,16 @@ class DeployedHead(nn.Module):
         norms = free_norms(self.model)
         if norms:
             with _statistics_of(norms): self.rehearse(f_support, member)
+        self.prepare()
+        return self
+
+    def prepare(self) -> None:
+        "Compute in advance what scoring needs of what `fit` fixed"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeployedHead:
+        "Move or cast, by PyTorch's common way of doing so; what was prepared is prepared again from what moved"
+        super()._apply(fn, recurse)
+        if len(self.member): self.prepare()
         return self
 
     def compact(self, f: Tensor) -> Tensor:
@@ -119,22 +131,20 @@ class RelationHead(PrototypeHead):
     """A relation network, whose batch norms get the statistics of support samples paired with every prototype.
 
     A sample meets the prototype of its class without itself, as a query would; alone in its class, it meets itself.
-    On a CPU what concerns the prototypes alone is computed in `fit`.
+    On a CPU what concerns the prototypes alone is computed in advance.
     """
     quick: QuickRelation | None
     ready_support: Tensor
 
-    def fit(self, f_support: Tensor, member: Tensor) -> DeployedHead:
-        "Fix the support set"
-        super().fit(f_support, member)
-        self.quick = self.model.quick()
+    def prepare(self) -> None:
+        quick = self.model.quick()
+        self.quick = quick if quick is not None and quick.serves(self.support) else None
         if self.quick is not None: self.ready_support = self.quick.as_support(self.support)
-        return self
 
     def forward(self, f_query: Tensor) -> Tensor:
         "Scores `(n_query, n_way)` of any number of queries"
         quick = self.quick
-        if quick is None or not quick.serves(f_query) or not self.ready_support.is_cpu: return super().forward(f_query)
+        if quick is None or not quick.serves(f_query): return super().forward(f_query)
         return torch.cat([quick.classify(self.ready_support, quick.as_query(f)) for f in f_query.split(self.chunk())])
 
     def rehearse(self, f_support: Tensor, member: Tensor) -> None:
@@ -158,8 +168,10 @@ class GraphHead(VectorHead):
     """A graph network with a graph for each query; support samples take turns as the query for the statistics.
 
     A graph grows with the square of its nodes: of a class with more than `max_shot` samples, means of some stand for them.
+    What concerns support samples alone is computed in advance.
     """
     max_shot = 10
+    quick: QuickGraph | None
 
     def problem(self, n_way: int) -> str | None:
         known = self.model.n_way
@@ -184,16 +196,33 @@ class GraphHead(VectorHead):
         order = torch.stack([torch.cat([torch.arange(i), torch.arange(i + 1, n), torch.tensor([i])]) for i in turns.tolist()])
         labels = self.member[order]
         labels[:, -1] = 0
-        self.model.gnn(torch.cat([z[order], labels], 2))
+        self.model.classify(GraphNodes(z[order], labels, len(turns)))
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        self.quick = self.model.quick(torch.cat([self.model.fc(self.support), self.member], 1))
+
+    def forward(self, f_query: Tensor) -> Tensor:
+        "Scores `(n_query, n_way)` of any number of queries"
+        quick, n_way = self.quick, self.member.shape[1]
+        if quick is None or not quick.serves(f_query): return super().forward(f_query)
+        z = F.pad(self.model.fc(self.compact(f_query)), (0, n_way))
+        return torch.cat([quick.classify(part) for part in z.split(self.chunk())])
 
     def scores(self, f_query: Tensor) -> Tensor:
         z, query = self.model.fc(self.support), self.model.fc(self.compact(f_query))
         n = query.shape[0]
         nodes = torch.cat([z.expand(n, -1, -1), query[:, None]], 1)
         labels = F.pad(self.member.expand(n, -1, -1), (0, 0, 0, 1))
-        return self.model.gnn(torch.cat([nodes, labels], 2))[0][:, -1]
+        return self.model.classify(GraphNodes(nodes, labels, n))
 
     def chunk(self) -> int: return max(1, EDGES // (len(self.member) + 1)**2)
+
+
+class OneQueryHead(DeployedHead):
+    "A graph network that makes its graphs in a way of its own, where queries may share one: they are scored one at a time"
+    problem = GraphHead.problem
+    def chunk(self) -> int: return 1
 
 
 _heads: dict[type[FewShotModel], type[DeployedHead]] = {
@@ -204,4 +233,5 @@ _heads: dict[type[FewShotModel], type[DeployedHead]] = {
 def deployed_head(model: FewShotModel) -> DeployedHead:
     "The head for a method, around a copy of the model that leaves the original as it is"
     cls = next((_heads[t] for t in type(model).__mro__ if t in _heads), DeployedHead)
+    if cls is GraphHead and not keeps_steps(model, GNNNet, 'process', 'forward_head'): cls = OneQueryHead
     return cls(copy.deepcopy(model).eval().requires_grad_(False))

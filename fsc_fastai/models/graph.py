@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import FewShotModel, Processed, episode_way, one_hot
+from .base import FewShotModel, Processed, episode_way, keeps_steps, one_hot
 from .encoder import Encoder
+from .graph_quick import QuickGraph
 from .layers import Pool, pool_vectors, vector_size
 
 __all__ = ['GNNNet', 'GraphNodes', 'GraphNet', 'GraphLayer', 'Adjacency', 'EdgeNorm', 'GraphLayerTrace']
@@ -161,6 +162,10 @@ class GraphNet(nn.Module):
         return scores, (*trace, seen)
 
 
+_PARTS = (GraphNet, GraphLayer, Adjacency, EdgeNorm, nn.ModuleList, nn.Sequential, nn.Conv2d, nn.LeakyReLU, nn.Linear,
+          nn.BatchNorm1d, nn.Identity)
+
+
 class GNNNet(FewShotModel):
     """Graph network (Garcia and Bruna 2018; Table I of Sun et al. 2020): fc layer and labels appended, then the GNN.
 
@@ -203,3 +208,12 @@ class GNNNet(FewShotModel):
     def classify(self, f_p: GraphNodes) -> Tensor:
         "Scores `(n_query, n_way)` of the query nodes"
         return self.classify_with_trace(f_p)[0]
+
+    def quick(self,
+        support: Tensor, # Nodes `(n_support, n_features + n_way)`
+    ) -> QuickGraph | None:
+        "The graph network with a graph for each query; None where it scores in another way, or by statistics of the batch"
+        parts = list(self.gnn.modules())
+        same = keeps_steps(self, GNNNet, 'process', 'classify', 'classify_with_trace', 'forward_head')
+        same = same and all(type(part) in _PARTS and getattr(part, 'running_mean', 0) is not None for part in parts)
+        return QuickGraph(self.gnn, support) if same else None

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import FewShotModel, class_means
+from .base import FewShotModel, class_means, keeps_steps
 from .encoder import Encoder
 from .losses import EpisodeCrossEntropy, SigmoidMSE
 from .pairs import Pairs
@@ -156,9 +156,8 @@ class RelationNet(FewShotModel):
 
     def quick(self) -> QuickRelation | None:
         "The relation module for images that meet in many pairs; None for a subclass that scores in a way of its own"
-        steps = ('process', 'classify', 'forward_head')
-        own = all(getattr(type(self), step) is getattr(RelationNet, step) for step in steps)
-        return QuickRelation(self.relation) if own and type(self.relation) is RelationModule else None
+        same = keeps_steps(self, RelationNet, 'process', 'classify', 'forward_head')
+        return QuickRelation(self.relation) if same and type(self.relation) is RelationModule else None
 
     def default_loss(self) -> nn.Module:
         "Cross entropy, or the mean squared error of the publication"

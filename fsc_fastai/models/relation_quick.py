@@ -41,7 +41,8 @@ class QuickRelation:
         self.of_pair = TurnedKernel(second.weight, second.bias, second.padding)
 
     def serves(self, maps: Tensor) -> bool:
-        "Whether it is the way for these maps: on a CPU, in eval mode, in full precision"
+        "Whether it is the way for these maps: on a CPU, in eval mode, in full precision, without gradients"
+        if torch.is_grad_enabled() and maps.requires_grad: return False
         precise = maps.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled('cpu')
         return maps.device.type == 'cpu' and precise and not self.module.training and self.module.problem(maps) is None
 

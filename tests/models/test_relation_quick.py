@@ -60,6 +60,23 @@ def test_a_deployed_head_uses_its_fixed_statistics(side):
     assert_close(head(f[2:3]), head(f)[2:3])
 
 
+def test_a_deployed_head_in_another_precision():
+    head, f = deployed_head(relation_net((3, 3))), maps(4, (3, 3))
+    head.fit(maps(6, (3, 3)), torch.eye(3, dtype=torch.double).repeat(2, 1)).float()
+    assert head.quick is not None and head(f.float()).dtype == torch.float32
+    assert_close(head(f.float()), DeployedHead.forward(head, f.float()))
+    assert_close(head.double()(f), DeployedHead.forward(head, f))
+
+
+def test_gradients_pass_a_deployed_head():
+    head, f = deployed_head(relation_net((3, 3))), maps(4, (3, 3)).requires_grad_()
+    head.fit(maps(2, (3, 3)), torch.eye(2, dtype=torch.double))
+    found, = torch.autograd.grad(head(f).square().sum(), f)
+    wanted, = torch.autograd.grad(DeployedHead.forward(head, f).square().sum(), f)
+    assert found.any()
+    assert_close(found, wanted)
+
+
 def test_where_it_is_not_the_method_s_own_arithmetic_nothing_changes():
     class Mine(RelationNet):
         def classify(self, f_p): return -super().classify(f_p)
