@@ -31,10 +31,10 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     "Put the generators back to what `rng_state` returned"
     name, keys, *rest = state['numpy']
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
     random.setstate(state['python'])
-    torch.set_rng_state(state['torch'])
-    if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
+    torch.set_rng_state(state['torch'].cpu())
+    if state['cuda']: torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
 
 
 def callbacks_with_state(
@@ -65,6 +65,11 @@ class ResumeFit(Callback):
         rng = getattr(self.dls.train, 'rng', None)
         return None if rng is None else rng.getstate()
 
+    def _loss_scaler(self) -> Any:
+        "That of fastai's mixed precision, None without it"
+        mixed = getattr(self.learn, 'mixed_precision', None)
+        return None if mixed is None else mixed.scaler
+
     def before_fit(self):
         self.start = 0
         if not self.file.exists(): return
@@ -80,7 +85,8 @@ class ResumeFit(Callback):
             cb.load_state_dict(state['callbacks'][name])
         if state['loader_epoch'] is not None: self.dls.train.epoch = state['loader_epoch']
         if state.get('loader_rng') is not None: self.dls.train.rng.setstate(state['loader_rng'])
-        set_rng_state({**state['rng'], 'torch': state['rng']['torch'].cpu()})
+        if state.get('scaler') and (scaler := self._loss_scaler()): scaler.load_state_dict(state['scaler'])
+        set_rng_state(state['rng'])
         self.start = state['epoch'] + 1
         self.learn.train_iter = self.start * len(self.dls.train)
 
@@ -89,7 +95,9 @@ class ResumeFit(Callback):
 
     def after_epoch(self):
         if self.epoch < self.start or (self.epoch + 1) % self.every: return
+        scaler = self._loss_scaler()
         state = dict(epoch=self.epoch, model=self.model.state_dict(), opt=self.opt.state_dict(), rng=rng_state(),
+                     scaler=None if scaler is None else scaler.state_dict(),
                      loader_epoch=getattr(self.dls.train, 'epoch', None), loader_rng=self._loader_rng(),
                      callbacks={k: cb.state_dict() for k, cb in callbacks_with_state(self.learn).items()})
         write_atomically(self.file, lambda part: torch.save(state, part))
