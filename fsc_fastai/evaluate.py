@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .data.episode import EpisodeLabel
 from .data.loader import EpisodicDL
-from .data.sampler import EpisodeIndices, EpisodeSampler
+from .data.sampler import Count, EpisodeIndices, EpisodeSampler
 from .distributed import joined, own_part, share_of
 from .learner import FSCLearner
 from .metrics import ci95
@@ -63,7 +63,7 @@ def _episode_labels(classes: Sequence[int], n: int, device: torch.device) -> Epi
 def episode_scores(
     model: FewShotModel, # In eval mode
     features: Tensor, # Feature maps of every image `(n_images, C, H, W)`
-    sampler: EpisodeSampler, # Draws the episodes, all with the same numbers of classes and images
+    sampler: EpisodeSampler, # Draws the episodes
     n_episodes: int, # Episodes 0…n_episodes−1 of the sampler
     transductive: bool = False, # Let confident queries join the support set
     candidates: Sequence[int] = CANDIDATES, # How many join in each round
@@ -73,13 +73,14 @@ def episode_scores(
     """Episode by episode: its indices, the scores of its queries `(n_query, n_way)` and their labels `(n_query,)`.
 
     Episodes classified together keep to themselves, batch statistics included: their scores are those that they get one by
-    one. A method that can not be vectorised, or would score otherwise, is noticed on the first episodes and goes one by one.
+    one. A method that can not be vectorised, or would score otherwise, is noticed on the first episodes and goes one by one;
+    so do episodes that differ in their numbers of classes or images.
     """
     first = [sampler.episode(k) for k in range(min(2, n_episodes))]
-    n_way, n_images = len(first[0].classes), len(first[0].support) + len(first[0].query)
+    n_images = len(first[0].support) + len(first[0].query)
     scorer, features = model.prepared(features) if n_images * n_episodes > len(features) else (model, features)
 
-    def classify(f_support: Tensor, f_query: Tensor) -> Tensor:
+    def classify(f_support: Tensor, f_query: Tensor, n_way: int = len(first[0].classes)) -> Tensor:
         support_y = _episode_labels(range(n_way), f_support.shape[0] // n_way, features.device)
         if transductive: return transductive_scores(scorer, f_support, support_y, f_query, candidates)
         return scorer.forward_head(f_support, support_y, f_query)
@@ -89,15 +90,17 @@ def episode_scores(
                           ([e.support for e in episodes], [e.query for e in episodes]))
         return features[support], features[query]
 
-    if at_once is None: at_once = _episodes_at_once(scorer, *maps_of(first[:1]))
+    if sampler.varies: at_once = 1
+    elif at_once is None: at_once = _episodes_at_once(scorer, *maps_of(first[:1]))
     if at_once > 1 and not _vectorises(classify, *maps_of(first)): at_once = 1
     together = list(chunked(range(n_episodes), at_once))
     for ks in together[own_part(len(together), share)]:
         episodes = [sampler.episode(k) for k in ks]
         maps = maps_of(episodes)
-        scores = torch.vmap(classify)(*maps) if len(ks) > 1 else [classify(*(f[0] for f in maps))]
+        scores = torch.vmap(classify)(*maps) if len(ks) > 1 else [classify(maps[0][0], maps[1][0], len(episodes[0].classes))]
         for episode, s in zip(episodes, scores):
-            yield episode, s, _episode_labels(episode.classes, len(episode.query)//n_way, s.device).as_subclass(Tensor)
+            n_query = len(episode.query) // len(episode.classes)
+            yield episode, s, _episode_labels(episode.classes, n_query, s.device).as_subclass(Tensor)
 
 
 def _episodes_at_once(model: Any, f_support: Tensor, f_query: Tensor) -> int:
@@ -125,6 +128,9 @@ def _encode_domain(learn: FSCLearner, dl: EpisodicDL, bs: int = 64) -> Tensor:
     return joined(encode_images(learn.model, dl.images(bs, idxs=[0]))[:0], share)  # fewer batches than ranks
 
 
+def _given(value: Any, default: Any) -> Any: return default if value is None else value
+
+
 def _as_domains(learn: FSCLearner, domains: Any) -> dict[str, EpisodicDL]:
     "`domains` as named loaders: the learner's own, or made from paths and loaders"
     if domains is not None: return learn.dls.as_domains(domains)
@@ -139,6 +145,7 @@ def _bar(learn: FSCLearner, named: dict[str, EpisodicDL]) -> Iterable[tuple[str,
 
 def _test_episodes(learn, domains, n_episodes, n_way, n_shot, n_query, seed, transductive=False, candidates=CANDIDATES):
     "Domain by domain: name, loader and the iterator of `episode_scores`; every part of the model is in its mode again at the end"
+    if n_episodes < 1: raise ValueError(f'n_episodes={n_episodes}: at least 1')
     named = _as_domains(learn, domains)
     for dl in named.values(): dl.check_distinct()
     samplers = {name: EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed, dl.drop_small, dl.vocab, f'domain {name!r}')
@@ -156,9 +163,9 @@ def evaluate(
     domains: Any = None, # {name: folder, loaders or loader}, one of them, or None for `learn.dls.domains`
     *,
     n_episodes: int | None = None, # Test episodes a domain; None: as the protocol says
-    n_way: int | None = None, # Classes an episode; None: as in validation
-    n_shot: int | None = None, # Support images a class; None: as in validation
-    n_query: int | None = None, # Queries a class; None: as the protocol says
+    n_way: Count | None = None, # Classes an episode, or a pair (lowest, highest); None: as in validation
+    n_shot: Count | None = None, # Support images a class, likewise; None: as in validation
+    n_query: Count | None = None, # Queries a class, likewise; None: as the protocol says
     protocol: str = 'paper', # A name in `PROTOCOLS`, for what is not given
     seed: int = 0, # The same seed draws the same episodes for every model, so that differences are paired
     transductive: bool = False, # Let confident queries join the support set
@@ -171,8 +178,8 @@ def evaluate(
     """
     if protocol not in PROTOCOLS: raise ValueError(f'protocol={protocol!r}: one of {", ".join(PROTOCOLS)}')
     default = PROTOCOLS[protocol]
-    n_episodes, n_query = n_episodes or default.n_episodes, n_query or default.n_query
-    n_way, n_shot = n_way or self.dls.valid.n_way, n_shot or self.dls.valid.n_shot
+    n_episodes, n_query = _given(n_episodes, default.n_episodes), _given(n_query, default.n_query)
+    n_way, n_shot = _given(n_way, self.dls.valid.n_way), _given(n_shot, self.dls.valid.n_shot)
     label = protocol if (n_episodes, n_query) == (default.n_episodes, default.n_query) else f'{n_episodes}×{n_query}'
     rows, episodes = [], {}
     for name, _, tested in _test_episodes(self, domains, n_episodes, n_way, n_shot, n_query, seed, transductive, candidates):
@@ -203,13 +210,13 @@ def confusion(
     Rows and columns are the domain's classes; the diagonal is the accuracy by class; nan where two classes never met.
     """
     if isinstance(domain, str) and domain in self.dls.domains: domain = self.dls.domains[domain]
-    n_way, n_shot = n_way or self.dls.valid.n_way, n_shot or self.dls.valid.n_shot
+    n_way, n_shot = _given(n_way, self.dls.valid.n_way), _given(n_shot, self.dls.valid.n_shot)
     (_, dl, tested), = _test_episodes(self, domain, n_episodes, n_way, n_shot, n_query, seed)
     taken, offered = np.zeros((2, len(dl.vocab), len(dl.vocab)))
     for episode, scores, y in tested:
         classes = np.array(episode.classes)
         np.add.at(taken, (classes[y.cpu()], classes[scores.argmax(1).cpu()]), 1)
-        offered[np.ix_(classes, classes)] += n_query
+        offered[np.ix_(classes, classes)] += len(episode.query) // len(classes)
     taken, offered = (joined(torch.tensor(o, device=self.dls.device)[None], share_of(self)).sum(0).cpu().numpy()
                       for o in (taken, offered))
     seen = sorted(set(dl.labels))

@@ -145,3 +145,25 @@ def test_bad_input_is_named(root):
     with pytest.raises(ValueError, match='n_way'): learn.evaluate(n_way=9, n_episodes=2, n_query=2)
     learn.dls.domains = {}
     with pytest.raises(ValueError, match='with_domains'): learn.evaluate()
+
+
+@pytest.mark.parametrize('method', ['relation', 'proto'])
+def test_episodes_of_changing_size(root, method):
+    learn = hue_learner(root, method)
+    learn.fit(1)
+    sizes = dict(n_way=(2, 4), n_shot=(1, 2), n_query=(1, 5))
+    table = learn.evaluate(n_episodes=8, **sizes)
+    dl = learn.dls.domains['novel'].new(n_episodes=8, seed=0, **sizes)
+    episodes = list(dl)
+    assert len({(b.support_x.shape[0], b.query_x.shape[0]) for b in episodes}) > 3
+    learn.model.eval()
+    with torch.no_grad(): plain = [(learn.model(*b[:3]).argmax(1) == b[3]).float().mean().item() for b in episodes]
+    assert table.attrs['episodes']['novel'] == pytest.approx(plain) and table.way.item() == (2, 4)
+    counts = learn.confusion('novel', n_episodes=8, **sizes)
+    assert counts.to_numpy().diagonal().min() >= 0 and np.nanmax(counts) <= 1
+
+
+@pytest.mark.parametrize('name', ['n_episodes', 'n_way', 'n_shot', 'n_query'])
+def test_nothing_to_test_is_refused(root, name):
+    learn = hue_learner(root)
+    with pytest.raises(ValueError, match=f'{name}=0: at least 1'): learn.evaluate(**{'n_episodes': 2, 'n_query': 2, name: 0})

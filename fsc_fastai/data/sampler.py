@@ -87,6 +87,11 @@ class EpisodeSampler:
         return (f'{len(self.dropped)} classes of {self.name} with fewer than n_shot + n_query = '
                 f'{self._shot[1]} + {self._query[1]} = {needed} images ({counts})')
 
+    @property
+    def varies(self) -> bool:
+        "Do episodes differ in their numbers of classes or images?"
+        return any(low < high for low, high in (self._way, self._shot, self._query))
+
     def describe_dropped(self) -> str:
         "The classes that `drop_small` left out, with their counts; empty when there are none"
         return self._too_small(self._shot[1] + self._query[1]) if self.dropped else ''
