@@ -1,19 +1,28 @@
 "Transforms of the images of an episode"
 # No `from __future__ import annotations`: fastai dispatches on the annotation of `encodes`.
-import numpy as np
+import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize
-from fastai.torch_core import TensorImage
-from fastai.vision.augment import AffineCoordTfm, Resize, aug_transforms
+from fastai.torch_core import TensorCategory, TensorImage
+from fastai.vision.augment import AffineCoordTfm, LightingTfm, RandTransform, Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fasttransform.transform import Transform
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 from .pages import empty_batch
 
-__all__ = ['BytesToFloat', 'CenterCrop', 'InplaceNormalize', 'RandomView', 'episode_transforms']
+__all__ = ['BytesToFloat', 'CenterCrop', 'InplaceNormalize', 'RandomLight', 'RandomView', 'episode_transforms']
 
 
-class CenterCrop(Transform):
+class _OfImages(Transform):
+    """Leaves labels as they are by a method of its own.
+
+    Else fastai looks for one in vain, and the error that tells it so holds the batch in a cycle until Python's collector comes.
+    """
+    def encodes(self, x: TensorCategory): return x
+
+
+class CenterCrop(_OfImages):
     "The middle `size`×`size` pixels of each image, outside training"
     order, split_idx = 5, 1
 
@@ -28,33 +37,59 @@ class CenterCrop(Transform):
         return x[..., top:top + self.size, left:left + self.size]
 
 
-class RandomView(AffineCoordTfm):
-    "Affine transforms of training; in validation nothing, where fastai's would sample every pixel from where it is"
+class _OnlyInTraining(_OfImages, RandTransform):
+    "A random transform that in validation does nothing, without drawing numbers or sampling every pixel from where it is"
     def before_call(self, b, split_idx):
         if split_idx: self.do = False
         else: super().before_call(b, split_idx)
 
 
+class RandomView(_OnlyInTraining, AffineCoordTfm):
+    "Affine transforms of training; fastai's, which look at the grid of pixels on the host, only where they have to"
+    def encodes(self, x: TensorImage):
+        size = tuple(x.shape[-2:]) if self.size is None else self.cp_size
+        shrinks = all(before > 2 * after for before, after in zip(x.shape[-2:], size, strict=True))  # fastai smooths first
+        if shrinks or self.coord_fs or self.mode != 'bilinear': return self._encode(x, self.mode)
+        grid = affine_grid(self.mat, [*x.shape[:2], *size], align_corners=self.align_corners)
+        return grid_sample(x, grid, self.mode, self.pad_mode, self.align_corners)
+
+
+class RandomLight(_OnlyInTraining, LightingTfm):
+    "Changes of brightness and contrast of training"
+
+
 def _few(x: Tensor) -> int:
     "How many images stay in the cache of a CPU from one operation to the next"
-    return max(1, 2**18 // x.shape[1:].numel())
+    return max(1, 2**19 // x.shape[1:].numel())
 
 
-class BytesToFloat(IntToFloatTensor):
+class BytesToFloat(_OfImages, IntToFloatTensor):
     "fastai's `IntToFloatTensor`; on a CPU into large pages"
     def encodes(self, x: TensorImage):
         if not x.is_cpu: return x.float().div_(self.div)
-        batch, bytes_ = empty_batch(x.shape, np.float32), x.as_subclass(Tensor)
-        for part, of_bytes in zip(batch.split(_few(x)), bytes_.split(_few(x)), strict=True): part.copy_(of_bytes).div_(self.div)
+        bytes_ = x.as_subclass(Tensor)
+        batch, few = empty_batch(bytes_.shape, torch.float32), _few(bytes_)
+        for part, of_bytes in zip(batch.split(few), bytes_.split(few), strict=True): part.copy_(of_bytes).div_(self.div)
         return batch.as_subclass(type(x))
 
 
-class InplaceNormalize(Normalize):
+class InplaceNormalize(_OfImages, Normalize):
     "fastai's `Normalize` in place, on the copy that `BytesToFloat` has made"
+    mean: Tensor
+    std: Tensor
+
     def encodes(self, x: TensorImage):
+        batch = x.as_subclass(Tensor)
+        if self.mean.device != batch.device: self.mean, self.std = self.mean.to(batch.device), self.std.to(batch.device)
         scale, shift = 1/self.std, -self.mean/self.std
-        for part in x.as_subclass(Tensor).split(_few(x) if x.is_cpu else len(x)): part.mul_(scale).add_(shift)
+        for part in batch.split(_few(batch) if batch.is_cpu else len(batch)): part.mul_(scale).add_(shift)
         return x
+
+
+def _only_in_training(t: RandTransform) -> RandTransform:
+    "fastai's `t`, an affine transform or one of lighting, as a transform that does nothing in validation"
+    if isinstance(t, LightingTfm): return RandomLight(t.fs)
+    return RandomView(t.aff_fs, t.coord_fs, t.size, t.mode, t.pad_mode, t.mode_mask, t.align_corners)
 
 
 def episode_transforms(
@@ -69,7 +104,5 @@ def episode_transforms(
     """
     augmentations = aug_transforms(size=size, do_flip=do_flip, max_rotate=0., max_warp=0., min_zoom=1., max_zoom=1.5, p_affine=1.,
                                    max_lighting=.4)
-    views = [RandomView(t.aff_fs, t.coord_fs, t.size, t.mode, t.pad_mode, t.mode_mask, t.align_corners)
-             if isinstance(t, AffineCoordTfm) else t for t in augmentations]
     return (Resize(int(1.15 * size), method='squish'),
-            [CenterCrop(size), *views, InplaceNormalize.from_stats(*stats, cuda=False)])
+            [CenterCrop(size), *map(_only_in_training, augmentations), InplaceNormalize.from_stats(*stats, cuda=False)])

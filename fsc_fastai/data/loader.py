@@ -12,9 +12,10 @@ from fastai.data.core import Datasets, TfmdDL
 from fastai.data.load import DataLoader, SkipItemException
 from fastai.torch_core import TensorCategory, TensorImage, to_cpu, to_device
 from fastai.vision.augment import RandTransform, Resize, ResizeMethod
-from fastcore.basics import chunked
+from fastcore.basics import chunked, defaults
 from fasttransform.transform import Pipeline
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from .cache import CacheChoice, ImageCache
 from .episode import Episode, EpisodeLabel, EpisodeSplit
@@ -164,8 +165,18 @@ class _CachedDL(TfmdDL):
     def _batch(self, idxs: list[int]) -> Tensor:
         "The images at `idxs` as one batch, before the batch transforms"
         if self.cache is not None and self.cache.prepare(self._load_image, self._identity):
-            return self.cache.get(idxs, self._load_image)
+            return self.cache.get(idxs, self._load_image, pinned=self._sends)
         return self.do_batch([self.do_item(i) for i in idxs])[0]
+
+    @property
+    def _sends(self) -> bool:
+        "Whether batches leave for a CUDA device as they are made: not from forked workers, where CUDA is out of reach"
+        on_cuda = self.device is not None and self.device.type == 'cuda' and defaults.use_cuda is not False
+        return on_cuda and get_worker_info() is None and not self.pin_memory  # which torch would do to what it is given
+
+    def _sent(self, *b: Tensor) -> tuple[Tensor, ...]:
+        "A batch, where `_sends` on its way to the device through pinned memory, so that the host does not wait for it"
+        return tuple(to_device(o.pin_memory(), self.device, non_blocking=True) for o in b) if self._sends else b
 
     def _shared(self, dataset: Any) -> dict:
         "What a new loader on `dataset` takes over from this one"
@@ -198,7 +209,7 @@ class ImageDL(_CachedDL):
     def create_batches(self, samps: Iterable[int]) -> Iterator[tuple]:
         for idxs in chunked(samps, self.bs, self.drop_last):
             y = (TensorCategory([self.labels[i] for i in idxs]),) if _has_labels(self.dataset) else ()
-            yield (self._batch(idxs), *y)
+            yield self._sent(self._batch(idxs), *y)
 
     def before_iter(self):
         super().before_iter()
@@ -268,12 +279,12 @@ class EpisodicDL(_CachedDL):
 
     def get_idxs(self): return [(self.epoch, k) for k in range(self.n)]
 
-    def create_batches(self, samps: Iterable[tuple[int, int]]) -> Iterator[tuple[Tensor, EpisodeLabel]]:
+    def create_batches(self, samps: Iterable[tuple[int, int]]) -> Iterator[tuple[Tensor, ...]]:
         "Each (epoch, k) as a flat batch, support first, which `EpisodeSplit` will split"
         for epoch, k in samps:
             support, query, classes = self.sampler.episode(k, epoch)
             y = np.concatenate([np.arange(len(classes)).repeat(len(o)//len(classes)) for o in (support, query)])
-            yield self._batch(support + query), EpisodeLabel(y, classes=classes, n_support=len(support))
+            yield self._sent(self._batch(support + query), EpisodeLabel(y, classes=classes, n_support=len(support)))
 
     def after_iter(self):
         "A whole pass ends an epoch of training"

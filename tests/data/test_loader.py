@@ -1,4 +1,5 @@
 "Episodes and images as batches"
+import gc
 import pickle
 import warnings
 
@@ -13,6 +14,7 @@ from PIL import Image
 from fsc_fastai.data.augment import RandomView, episode_transforms
 from fsc_fastai.data.cache import ImageCache
 from fsc_fastai.data.loader import EpisodicDL, ImageDL
+from fsc_fastai.data.pages import Buffers
 
 from .trees import identity
 
@@ -244,6 +246,98 @@ def test_fast_transforms_give_the_pixels_of_fastai_s_own(make_dls):
     torch.testing.assert_close(fast.query_x, slow.query_x, rtol=0, atol=1e-5)
     train = make_dls(item_tfms=item_tfms, batch_tfms=tfms).train.episode(2)
     assert train.query_x.shape == (9, 3, 12, 12) and train.query_x.std() > .1
+
+
+def test_augmented_images_are_those_of_fastai_s_own_transforms(make_dls):
+    item_tfms, tfms = episode_transforms(12)
+    own = aug_transforms(size=12, max_rotate=0., max_warp=0., max_zoom=1.5, p_affine=1., max_lighting=.4)
+    plain = [tfms[0], *own, Normalize(tfms[-1].mean, tfms[-1].std)]
+    episodes = []
+    for batch_tfms in (tfms, plain):
+        dl = make_dls(item_tfms=item_tfms, batch_tfms=batch_tfms).train
+        dl.one_batch()
+        torch.manual_seed(1)
+        episodes.append(dl.episode(2))
+    torch.testing.assert_close(episodes[0].query_x, episodes[1].query_x, rtol=0, atol=1e-5)
+
+
+def test_episodes_that_are_kept_stay_as_they_are(make_dls, monkeypatch):
+    monkeypatch.setattr('fsc_fastai.data.pages.SMALL', 0)  # every batch takes the memory of one that is gone
+    dls = make_dls(item_tfms=None, batch_tfms=None, size=12, n_episodes=9)
+    kept = list(dls.valid)
+    copies = [tuple(o.clone() for o in b) for b in kept]
+    starts = {b.support_x.data_ptr() for dl in (dls.train, dls.valid) for b in dl}
+    assert not starts & {b.support_x.data_ptr() for b in kept}
+    for b, copy in zip(kept, copies, strict=True): assert all(map(torch.equal, b, copy))
+
+
+@pytest.mark.parametrize('part', ['train', 'valid', 'images'])
+def test_a_batch_is_gone_as_soon_as_it_is_dropped(make_dls, monkeypatch, part):
+    buffers = Buffers()
+    monkeypatch.setattr('fsc_fastai.data.pages.SMALL', 0)
+    monkeypatch.setattr('fsc_fastai.data.pages._buffers', buffers)
+    dls = make_dls(item_tfms=None, batch_tfms=None, size=12)
+    batches = iter(dls.train.images(bs=9) if part == 'images' else getattr(dls, part))
+    gc.disable()  # in a cycle it would wait for the collector
+    try: starts = {next(batches)[0].data_ptr() for _ in range(5)}
+    finally: gc.enable()
+    assert sum(user() is not None for _, user in buffers.kept) <= 1, 'more than the bytes that fastai has of the last batch'
+    assert part == 'train' or len(starts) == 1
+
+
+def test_workers_leave_the_device_to_the_process_that_has_it(make_dls, monkeypatch):
+    monkeypatch.setattr('fastai.data.load.to_device', lambda b, device: b)
+    dl = make_dls(num_workers=2).train
+    dl._device = torch.device('cuda', 0)  # as where there is one
+    for b in dl: assert b.query_x.device.type == 'cpu' and not b.query_x.is_pinned()
+
+
+def test_a_loader_without_cuda_sends_nothing(make_dls):
+    flat, = make_dls().train.create_batches([(0, 0)])
+    assert [o.device.type for o in flat] == ['cpu', 'cpu'] and flat[0].dtype is torch.uint8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('cache', [None, False])
+def test_episodes_reach_the_gpu_unchanged(make_dls, cache):
+    settings = dict(item_tfms=None, batch_tfms=None, size=12, cache=cache, num_workers=0)
+    cpu, gpu = (make_dls(**settings, device=device).valid for device in ('cpu', 'cuda'))
+    def same(ours, expected):
+        assert type(ours) is type(expected)
+        torch.testing.assert_close(*(o.cpu().as_subclass(torch.Tensor) for o in (ours, expected)), rtol=0, atol=1e-5)
+    for b, sent in zip(cpu, gpu, strict=True):
+        assert {o.device.type for o in sent} == {'cuda'} and sent.classes == b.classes and sent.query_y.classes == b.classes
+        for ours, expected in zip(sent, b, strict=True): same(ours, expected)
+    for b, sent in zip(cpu.images(bs=5), gpu.images(bs=5), strict=True):
+        assert sent[0].is_cuda and sent[1].is_cuda
+        for ours, expected in zip(sent, b, strict=True): same(ours, expected)
+
+
+@pytest.mark.gpu
+def test_bytes_reach_the_gpu_through_pinned_memory(make_dls, monkeypatch):
+    sent = []
+
+    def send(b, device, **kwargs):
+        sent.append((b, kwargs))
+        return b.to(device, **kwargs)
+    monkeypatch.setattr('fsc_fastai.data.loader.to_device', send)
+    dl = make_dls(device='cuda').train
+    (x, y), = dl.create_batches([(0, 0)])
+    assert x.is_cuda and y.is_cuda and len(sent) == 2
+    for b, kwargs in sent: assert b.is_pinned() and kwargs == {'non_blocking': True}
+    assert torch.equal(x.cpu(), sent[0][0]) and torch.equal(y.cpu(), sent[1][0]) and y.n_support == 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('part', ['train', 'valid', 'images'])
+def test_taking_a_batch_does_not_wait_for_the_gpu(make_dls, part):
+    dls = make_dls(item_tfms=None, batch_tfms=None, size=12, device='cuda').build_cache(progress=False)
+    batches = iter(dls.valid.images(bs=4) if part == 'images' else getattr(dls, part))
+    next(batches)
+    torch.cuda.set_sync_debug_mode('error')
+    try: b = next(batches)
+    finally: torch.cuda.set_sync_debug_mode('default')
+    assert b[0].is_cuda and b[1].is_cuda
 
 
 def test_views_are_sampled_as_fastai_s_transforms_would(make_dls):
