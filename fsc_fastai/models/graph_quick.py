@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ['QuickGraph']
 
 # Pairs that pass through the convolutions of an adjacency at once; on a CPU what they become there stays in its cache
-PAIRS, PAIRS_ON_CPU = 1 << 16, 900
+PAIRS, PAIRS_ON_CPU = 1 << 16, 1200
 
 Linear = tuple[Tensor, Tensor]
 
