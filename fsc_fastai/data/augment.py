@@ -64,7 +64,7 @@ def _few(x: Tensor) -> int:
 
 
 class BytesToFloat(_OfImages, IntToFloatTensor):
-    "fastai's `IntToFloatTensor`; on a CPU into large pages"
+    "fastai's `IntToFloatTensor`; on a CPU into the memory of `empty_batch`"
     def encodes(self, x: TensorImage):
         if not x.is_cpu: return x.float().div_(self.div)
         bytes_ = x.as_subclass(Tensor)
