@@ -37,10 +37,9 @@ REPORT, TABLE_TESTS = 'fsc_fastai/reproduce/report.py', 'tests/reproduce/test_ta
 
 MUTATIONS = (
     # Relevance rules, equations (4) and (5) of Sun et al. 2020, and those of Montavon, Lapuschkin and others
-    Mutation('ε stabilises, it does not unsettle', RULES, 'z + eps * z.sign() if eps', 'z - eps * z.sign() if eps', BY_HAND),
-    Mutation('ε has the sign of z', RULES, 'z + eps * z.sign() if eps', 'z + eps if eps', BY_HAND),
-    Mutation('nothing contributes, nothing is shared', RULES, 'torch.where(z != 0, R / (z', 'torch.where(z == z, R / (z',
-             BY_HAND),
+    Mutation('ε stabilises, it does not unsettle', RULES, 'z.sign(), alpha=eps)', 'z.sign(), alpha=-eps)', BY_HAND),
+    Mutation('ε has the sign of z', RULES, 'torch.add(z, z.sign(), alpha=eps)', 'z + eps', BY_HAND),
+    Mutation('nothing contributes, nothing is shared', RULES, 'masked_fill(z == 0, 0)', 'masked_fill(z != z, 0)', BY_HAND),
     Mutation('ε-rule shares by its own ε', RULES, 'layer.share(R, layer.z, self.eps, layer.bias)',
              'layer.share(R, layer.z, 0., layer.bias)', BY_HAND),
     Mutation('β = α − 1', RULES, 'self.alpha - 1 if self.beta is None', 'self.alpha + 1 if self.beta is None', BY_HAND),
@@ -80,7 +79,8 @@ MUTATIONS = (
              'return x * (divide(itself, x, eps) - single', HEAD_TESTS),
     Mutation('RN: α-rule takes positive weights', HEADS, 'positive = single(conv.weight).clamp(min=0)',
              'positive = single(conv.weight)', HEAD_TESTS),
-    Mutation('RN: pairs of both signs', HEADS, 'return R_pairs + contributions(', 'return R_pairs - contributions(', HEAD_TESTS),
+    Mutation('RN: pairs of both signs', HEADS, 'return reduce(add, [relevance(', 'return reduce(lambda p, q: p - q, [relevance(',
+             HEAD_TESTS),
     Mutation('integrated gradients take midpoints', 'fsc_fastai/explain/baselines.py', '(k + .5) / steps', '(k + 1.) / steps',
              'tests/explain/test_baselines.py'),
     Mutation('gradient × input', 'fsc_fastai/explain/baselines.py', 'return x * flow', 'return flow',

@@ -5,6 +5,8 @@ Each equals what the engine finds on the same classifier, several times faster. 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -96,18 +98,19 @@ def _may_be_negative(*maps: Tensor) -> bool:
 def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d) -> Tensor:
     "α = 1 rule where conv(cat(a, b)) = conv_a(a) + conv_b(b): the denominators are computed on single maps, not on pairs"
     a, b, weight = single(pairs.support), single(pairs.query), single(conv.weight)
-    positive, signed = weight.clamp(min=0), _may_be_negative(a, b)
-    z = _conv_parts(a.clamp(min=0), b.clamp(min=0), positive, conv)
-    if signed: z = z + _conv_parts(a.clamp(max=0), b.clamp(max=0), weight.clamp(max=0), conv)
-    s = divide(R, z)
-    size = torch.Size((s.shape[0], weight.shape[1], *a.shape[-2:]))
-    def contributions(x_a: Tensor, x_b: Tensor, w: Tensor) -> Tensor:
-        c = conv_small_input(size, w, s, conv.padding).view(len(b), len(a), 2, *a.shape[1:])
-        c[:, :, 0] *= x_a
-        c[:, :, 1] *= x_b[:, None]
-        return c.flatten(2, 3).flatten(0, 1)
-    R_pairs = contributions(a.clamp(min=0), b.clamp(min=0), positive)
-    return R_pairs + contributions(a.clamp(max=0), b.clamp(max=0), weight.clamp(max=0)) if signed else R_pairs
+    size = torch.Size((len(a) * len(b), weight.shape[1], *a.shape[-2:]))
+    def part(**sign: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        "Contributions of the entries of one sign: their sum at each output, and their relevance of its shares"
+        x_a, x_b, w = a.clamp(**sign), b.clamp(**sign), weight.clamp(**sign)
+        def relevance(s: Tensor) -> Tensor:
+            c = conv_small_input(size, w, s, conv.padding).view(len(b), len(a), 2, *a.shape[1:])
+            c[:, :, 0].mul_(x_a)
+            c[:, :, 1].mul_(x_b[:, None])
+            return c.flatten(2, 3).flatten(0, 1)
+        return _conv_parts(x_a, x_b, w, conv), relevance
+    sums, relevances = zip(*([part(min=0), part(max=0)] if _may_be_negative(a, b) else [part(min=0)]), strict=True)
+    s = divide(R, reduce(add, sums))
+    return reduce(add, [relevance(s) for relevance in relevances])
 
 
 def _conv_parts(a: Tensor, b: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:

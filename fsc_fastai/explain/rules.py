@@ -26,7 +26,7 @@ def divide(
     >>> divide(torch.tensor([1., 1., 1.]), torch.tensor([2., -4., 0.]))
     tensor([ 0.5000, -0.2500,  0.0000])
     """
-    return torch.where(z != 0, R / (z + eps * z.sign() if eps else z), 0)
+    return (R / (torch.add(z, z.sign(), alpha=eps) if eps else z)).masked_fill(z == 0, 0)
 
 
 @dataclass

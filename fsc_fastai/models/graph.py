@@ -45,7 +45,7 @@ class GraphLayerTrace(NamedTuple):
 
 
 class EdgeNorm(nn.BatchNorm2d):
-    "Batch norm of rows `(n, C)` of which each stands for several equal ones; without running statistics unless some are set"
+    "Batch norm of rows, of which each may stand for several equal ones; without running statistics unless some are set"
     def __init__(self,
         num_features: int, # C
     ):
@@ -53,26 +53,32 @@ class EdgeNorm(nn.BatchNorm2d):
 
     @staticmethod
     def statistics(
-        x: Tensor, # `(n, C)`
-        share: Tensor, # Share of each row in the whole `(n, 1)`, in sum 1
+        x: Tensor, # `(..., C)`
+        share: Tensor | None, # Share of each row in the whole `(n, 1)`, in sum 1; None: all alike
     ) -> tuple[Tensor, Tensor]:
         "Mean and variance `(C,)`"
+        if share is None:
+            var, mean = torch.var_mean(x.flatten(0, -2), 0, correction=0)
+            return mean, var
         mean = (share * x).sum(0)
         return mean, (share * (x - mean).square()).sum(0)
 
     def forward(self, x: Tensor, share: Tensor | None) -> Tensor: # type: ignore[override]
-        "Rows `(n, C)` to normalised rows; without their shares if statistics are set"
+        "Rows `(..., C)` to normalised rows"
         mean: Any = self.running_mean # None unless a deployed head has set it
         var: Any = self.running_var
-        if mean is None: mean, var = self.statistics(x, share)  # type: ignore[arg-type]
+        if mean is None and share is None:
+            return F.batch_norm(x.flatten(0, -2), None, None, self.weight, self.bias, True, eps=self.eps).view_as(x)
+        if mean is None: mean, var = self.statistics(x, share)
         return (x - mean) * ((var + self.eps).rsqrt() * self.weight) + self.bias
 
 
 class Adjacency(nn.Module):
     """Edge weights from the absolute differences of the nodes: 1×1 convolutions, softmax over the other nodes.
 
-    As |a − b| = |b − a|, every unordered pair of nodes is computed once and counts twice in the batch norms; a node and
-    itself differ by 0 in every graph, which one row stands for. That halves the work of the graph network.
+    As |a − b| = |b − a|, on a CPU every unordered pair of nodes is computed once and counts twice in the batch norms; a node and
+    itself differ by 0 in every graph, which one row stands for. That halves the work of the graph network. On a GPU what counts
+    is the number of operations, and all pairs need fewer.
     """
     def __init__(self,
         n_in: int, # Features of a node
@@ -86,7 +92,8 @@ class Adjacency(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         "Nodes `(n_graphs, n_nodes, n_in)` to weights `(n_graphs, n_nodes, n_nodes)`, without self-loops"
-        weight = self._of_ordered_pairs(x) if torch.compiler.is_exporting() else self._of_pairs(x)
+        all_pairs = torch.compiler.is_exporting() or not x.is_cpu
+        weight = self._of_ordered_pairs(x) if all_pairs else self._of_pairs(x)
         itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         return weight.masked_fill(itself, float('-inf')).softmax(-1)
 
@@ -103,7 +110,7 @@ class Adjacency(nn.Module):
         return weight[:, both_ways]
 
     def _of_ordered_pairs(self, x: Tensor) -> Tensor:
-        "The same for any number of nodes, as an exported graph needs it; with statistics that are fixed"
+        "The same by operations that every pair goes through, for any number of nodes in an exported graph"
         return self._layers((x[:, :, None] - x[:, None]).abs(), None)
 
     def _layers(self, z: Tensor, share: Tensor | None) -> Tensor:

@@ -62,4 +62,4 @@ def _global_labels(query_y: Tensor, n_classes: int) -> Tensor:
     if max(classes) >= n_classes:
         raise ValueError(f'The model knows {n_classes} classes of the training domain, an episode has number {max(classes)}: '
                          'build it with n_classes of the loader that it trains on')
-    return torch.tensor(classes, device=query_y.device)[plain(query_y)]
+    return torch.tensor(classes).to(query_y.device, non_blocking=True)[plain(query_y)]

@@ -61,3 +61,18 @@ def test_flattened_maps_are_nodes_too():
     assert model.fc[0].in_features == 150
     assert model(*feature_episode()[:3]).shape == (15, 5)
     with pytest.raises(ValueError, match='96.*built for 150.*img_size'): model(*feature_episode(size=4)[:3])
+
+
+def test_all_ordered_pairs_give_the_adjacency_of_the_unordered():
+    "What a GPU computes; with gradients of both orders, which LFT needs"
+    adjacency = feature_model('gnn').double().train().gnn.layers[0].adjacency
+    x = torch.randn(3, 6, 133, dtype=torch.float64, requires_grad=True)
+
+    def found(weight):
+        loss = weight[:, off_diagonal].sin().sum()
+        grads = torch.autograd.grad(loss, [x, *adjacency.parameters()], create_graph=True)
+        return weight, grads[0], torch.autograd.grad(sum(g.square().sum() for g in grads), x)[0]
+    off_diagonal = ~torch.eye(6, dtype=torch.bool)
+    (a, *grads_a), (b, *grads_b) = found(adjacency._of_pairs(x)), found(adjacency._of_ordered_pairs(x))
+    assert_close(a[:, off_diagonal], b[:, off_diagonal])
+    for g, h in zip(grads_a, grads_b, strict=True): assert_close(g, h)
