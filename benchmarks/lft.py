@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.optimizer import Adam
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -57,11 +58,12 @@ def relation_net(size: int, device: str) -> RelationNet:
 
 class ByLearner:
     "Training steps by fastai, without validation"
-    def __init__(self, size: int, device: str, steps: int, cbs: list, model: FewShotModel | None = None):
+    def __init__(self, size: int, device: str, steps: int, cbs: list, model: FewShotModel | None = None,
+                 opt_func: Callable = Adam):
         dls = DataLoaders(Episodes(steps, size, device), Episodes(0, size, device), device=torch.device(device))
         dls.n_inp, dls.vocab = 3, dls.train.vocab
         model = relation_net(size, device) if model is None else model
-        self.learn = Learner(dls, model, loss_func=model.default_loss(), cbs=cbs)
+        self.learn = Learner(dls, model, loss_func=model.default_loss(), cbs=cbs, opt_func=opt_func)
         self.learn.logger = lambda *args: None
 
     def __call__(self) -> None:

@@ -41,7 +41,7 @@ PROTOCOLS = {p.name: p for p in (
     Protocol('fwt', 1000, 15),          # Tseng et al. 2020
     Protocol('can', 2000, 15),          # Hou et al. 2019
 )}
-AT_ONCE_MB = 128 # Memory for the pairs of maps of the episodes that are classified together
+AT_ONCE_MB = 128 # Memory for the pairs of maps of the episodes that are classified together, on a CPU
 
 
 @torch.no_grad()
@@ -105,10 +105,11 @@ def episode_scores(
 
 def _episodes_at_once(model: Any, f_support: Tensor, f_query: Tensor) -> int:
     "How many episodes to classify together, by the memory that their pairs of maps take (one episode of maps is given)"
-    # the edges of an episode's graphs, or the matrix products of its pairs, fill the cores by themselves
-    if isinstance(model, (GNNNet, QuickRelation)): return 1
+    # the edges of an episode's graphs, or the matrix products of its pairs, fill the cores of a CPU by themselves
+    if f_query.is_cpu and isinstance(model, (GNNNet, QuickRelation)): return 1
+    room = torch.cuda.mem_get_info(f_query.device)[0] // 16 if f_query.is_cuda else AT_ONCE_MB * 2**20
     pairs = f_query[0].numel() * f_query.element_size() * max(2 * f_support.shape[1], 1)
-    return max(1, min(64, AT_ONCE_MB * 2**20 // pairs))
+    return max(1, min(64, room // pairs))
 
 
 def _vectorises(classify: Callable[[Tensor, Tensor], Tensor], f_support: Tensor, f_query: Tensor) -> bool:

@@ -68,7 +68,7 @@ def test_bias_absorbs_relevance_only_where_folded():
 ], ids=repr)
 def test_folded_bias_takes_its_share(rule, expected):
     "A batch norm behind the layer, folded into it, brings a bias (2, −1), which absorbs relevance"
-    norm = nn.BatchNorm1d(2, eps=0.).eval()
+    norm = nn.BatchNorm1d(2, eps=1e-12).eval()
     norm.bias.data = torch.tensor([2., -1.])
     net = nn.Sequential(nn.Linear(3, 2, bias=False), norm)
     net[0].weight.data = W
