@@ -48,9 +48,9 @@ def callbacks_with_state(
 class ResumeFit(Callback):
     """Save the whole state of the training after each epoch; when the file is there at the start of a fit, go on from it.
 
-    The resumed training ends with the same weights as an unbroken one (bit for bit on CPU). Other callbacks take part by
-    `state_dict` and `load_state_dict`. The file is replaced in one step, so a kill at any moment leaves a whole one.
-    Raises `OSError` where it can not be written.
+    The resumed training ends with the same weights as an unbroken one: bit for bit on a CPU, and on a GPU where its algorithms
+    are deterministic (`set_seed(…, reproducible=True)`). Other callbacks take part by `state_dict` and `load_state_dict`. The
+    file is replaced in one step, so a kill at any moment leaves a whole one. Raises `OSError` where it can not be written.
     """
     order = 90  # after everything that an epoch does, the scheduler and the recorder included
 

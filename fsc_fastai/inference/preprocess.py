@@ -85,7 +85,7 @@ class Preprocess:
     def normalise(self, pixels: Tensor) -> Tensor:
         "Bytes `(n, 3, size, size)` to what the encoder takes, in the same shape"
         mean, std = (torch.tensor(o, device=pixels.device).view(3, 1, 1) for o in (self.mean, self.std))
-        return (pixels.float() / 255 - mean) / std
+        return (pixels / 255).sub_(mean).div_(std)
 
     def batches(self,
         items: Iterable[Any], # Files, bytes, PIL images, arrays or tensors
