@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 DOCS_READY  := $(VENV)/.ready-docs
 
-.PHONY: demo test test-all lint tour notebooks docs mutants bench clean
+.PHONY: demo test test-all test-gpu lint tour notebooks docs mutants bench clean
 
 $(READY): settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ test: $(READY)          ## the whole suite but slow and gpu tests, with its line
 
 test-all: $(READY)      ## slow tests too
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu'
+
+test-gpu: $(READY)      ## what needs a CUDA device, against the CPU where both can tell
+	$(BIN)/python -m pytest -n 8 -m gpu
 
 lint: $(READY)          ## style and types
 	$(BIN)/ruff check .
