@@ -199,7 +199,7 @@ MUTATIONS = (
              CALIBRATE_TESTS),
     Mutation('calibration: others are refused below it', CALIBRATE, '(p_other < threshold)', '(p_other >= threshold)',
              f'{CALIBRATE_TESTS}::test_what_a_threshold_does_by_hand'),
-    Mutation('images are normalised', 'fsc_fastai/inference/preprocess.py', '/ 255 - mean)', '/ 255 + mean)',
+    Mutation('images are normalised', 'fsc_fastai/inference/preprocess.py', '.sub_(mean)', '.add_(mean)',
              'tests/inference/test_learner.py'),
     Mutation('16 bits become 8', 'fsc_fastai/data/images.py', '(257 if a.max() > 255', '(1 if a.max() > 255',
              'tests/data/test_images.py'),
