@@ -107,6 +107,7 @@ def _episodes_at_once(model: Any, f_support: Tensor, f_query: Tensor) -> int:
     "How many episodes to classify together, by the memory that their pairs of maps take (one episode of maps is given)"
     # the edges of an episode's graphs, or the matrix products of its pairs, fill the cores of a CPU by themselves
     if f_query.is_cpu and isinstance(model, (GNNNet, QuickRelation)): return 1
+    # on a GPU a sixteenth of what is free, as what becomes of the pairs takes several times their memory
     room = torch.cuda.mem_get_info(f_query.device)[0] // 16 if f_query.is_cuda else AT_ONCE_MB * 2**20
     pairs = f_query[0].numel() * f_query.element_size() * max(2 * f_support.shape[1], 1)
     return max(1, min(64, room // pairs))

@@ -15,8 +15,13 @@ def _one_thread_fixed_seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
-def device(request, monkeypatch):
-    "Where a test computes; in full single precision there"
+@pytest.fixture
+def full_single_precision(monkeypatch):
+    "Convolutions on a GPU as exact as on the CPU"
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def device(request, full_single_precision):
+    "Where a test computes"
     return request.param

@@ -15,14 +15,15 @@ from tests.inference.toys import classifier, examples
 from tests.learners import hue_learner, weights
 from tests.models.toys import METHODS, feature_episode, feature_model
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('full_single_precision')]
 
 PLACES = 'cpu', 'cuda'
 
 
-@pytest.fixture(autouse=True)
-def _full_single_precision(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+@pytest.fixture
+def double_by_default():
+    "What is made without a type, as γ and β are, has double precision"
+    torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
@@ -51,6 +52,7 @@ def test_relevance_of_pixels(arch):
         return LRP().relevance(encoder.to(place), x.to(place), encoder(x.to(place)).detach()).cpu()
     a, b = map(relevance, PLACES)
     assert_close(a, b, rtol=1e-7, atol=1e-9)
+    assert a.abs().sum() > 0
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -60,9 +62,10 @@ def test_explanations(method):
         model = build_model(method=method).to(place)
         episode = Episodes(device=place).episode(0)
         found = explain_images(model.eval(), episode.support_x, episode.support_y, episode.query_x)
-        return (found if isinstance(found, torch.Tensor) else found.query).cpu()
+        return found.query.cpu()
     a, b = map(explained, PLACES)
     assert_close(a, b, rtol=1e-6, atol=1e-8)
+    assert a.abs().sum() > 0
 
 
 def slow_lft(place, **kwargs):
@@ -77,10 +80,9 @@ STEPS = {'plain': lambda place: [], 'guided': lambda place: [LRPGuidedCallback()
 
 @pytest.mark.parametrize('kind', STEPS)
 @pytest.mark.parametrize('method', METHODS)
-def test_training_steps(method, kind, monkeypatch):
+def test_training_steps(method, kind, monkeypatch, double_by_default):
     noise = torch.randn
     monkeypatch.setattr(torch, 'randn_like', lambda p: noise(p.shape, dtype=p.dtype).to(p.device))  # the same on both
-    torch.set_default_dtype(torch.float64)  # of γ and β too
 
     def trained(place):
         torch.manual_seed(0)

@@ -134,7 +134,7 @@ def accumulate(make, tmp_path, *cell):
     together.fit(1, LR)
     check(together, *cell[:2], before)
     # the gradient of half a loss is rounded on its way where half precision has few digits for it
-    precise = dict(rtol=1e-3, atol=1e-3) if cell[1] == 'cuda-fp16' else dict(rtol=1e-4, atol=1e-6)
+    precise = dict(rtol=1e-3, atol=2e-4) if cell[1] == 'cuda-fp16' else dict(rtol=1e-4, atol=1e-6)
     for p, p0, *grads in zip(together.model.parameters(), start, *steps.grads, strict=True):
         assert_close(p.detach(), p0 - LR*torch.stack(grads).mean(0), **precise)
 

@@ -72,7 +72,8 @@ def trace(
 ) -> Traced:
     """Run `net(*inputs)` so that relevance can be passed back through it.
 
-    Raises `NotImplementedError` for a layer that no rule is known for, and says how to register one.
+    Raises `NotImplementedError` for a layer that no rule is known for, whose relevance would be made up, and says how to
+    register one.
     """
     settings = settings or Settings()
     if model is None and isinstance(net, nn.Module): model = net

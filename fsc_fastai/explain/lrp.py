@@ -42,7 +42,8 @@ class LRP:
         R = LRP().relevance(net, x)                         # of the input of any network, for its output
         LRP(composite={0: ZBox(-2., 2.), 'head.*': Gamma()})  # other rules for some layers
 
-    The model stays as it is. A layer without a rule raises `NotImplementedError`, which tells how to add one.
+    The model stays as it is. A layer without a rule raises `NotImplementedError`, for a guess would look
+    like an explanation; the error tells how to add one.
     """
     def __init__(self,
         eps: float = 1e-3, # ε of linear layers and sums, equation (4), and of the start, equation (2)

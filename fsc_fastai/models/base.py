@@ -97,6 +97,8 @@ class FewShotModel(nn.Module):
         "Images `(n, 3, height, width)` to feature maps `(n, C, H, W)`"
         return self.encoder(plain(x))
 
+    # The next two are a method's own. They are not abstract, since one with a `forward_head` of its own calls neither
+
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Any:
         "Feature maps of support and queries to what the classifier compares, f_p"
         raise NotImplementedError(f'{type(self).__name__} needs `process(f_support, support_y, f_query)`')

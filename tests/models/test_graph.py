@@ -76,3 +76,5 @@ def test_all_ordered_pairs_give_the_adjacency_of_the_unordered():
     (a, *grads_a), (b, *grads_b) = found(adjacency._of_pairs(x)), found(adjacency._of_ordered_pairs(x))
     assert_close(a[:, off_diagonal], b[:, off_diagonal])
     for g, h in zip(grads_a, grads_b, strict=True): assert_close(g, h)
+    norm, rows = adjacency.hidden[1], torch.randn(5, 4, adjacency.hidden[1].num_features)
+    assert_close(norm.statistics(rows, None), norm.statistics(rows.flatten(0, 1), torch.full((20, 1), 1/20)))
