@@ -33,6 +33,7 @@ CALIBRATE, CALIBRATE_TESTS = 'fsc_fastai/inference/calibrate.py', 'tests/inferen
 SMALL_MAPS, SMALL_MAPS_TESTS = 'fsc_fastai/models/small_maps.py', 'tests/models/test_small_maps.py'
 QUICK_GNN, QUICK_GNN_TESTS = 'fsc_fastai/models/graph_quick.py', 'tests/models/test_graph_quick.py'
 QUICK, QUICK_TESTS = 'fsc_fastai/models/relation_quick.py', 'tests/models/test_relation_quick.py'
+NORM, NORM_TESTS = 'fsc_fastai/models/batch_norm.py', 'tests/models/test_batch_norm.py'
 REPORT, TABLE_TESTS = 'fsc_fastai/reproduce/report.py', 'tests/reproduce/test_table.py'
 
 MUTATIONS = (
@@ -124,7 +125,7 @@ MUTATIONS = (
     Mutation('FT: softplus has β = 100', FT, 'F.softplus(p, beta=100)', 'F.softplus(p)', 'tests/models/test_transformation.py'),
     Mutation('FT: noise is a draw a channel', FT, 'torch.randn_like(p) *', 'torch.randn(1) *',
              'tests/models/test_transformation.py'),
-    Mutation('LFT: fast weights go downhill', SECOND, 'w if d is None else w - lr * d', 'w if d is None else w + lr * d',
+    Mutation('LFT: fast weights go downhill', SECOND, 'torch.sub(w, d, alpha=lr)', 'torch.add(w, d, alpha=lr)',
              'tests/callback/test_second_order.py'),
     Mutation('LFT: −lr·∂L′/∂w', SECOND, 'else -lr * u for u', 'else lr * u for u', 'tests/callback/test_second_order.py'),
     Mutation('LFT: weight of the auxiliary loss', LFT, '0.9**(20 *', '0.9**(10 *',
@@ -277,4 +278,18 @@ MUTATIONS = (
     Mutation('quick GNN: not where a subclass scores in its own way', GNN, 'same = same and all', 'same = all', QUICK_GNN_TESTS),
     Mutation('deployed: what is prepared follows the head', DEPLOYED, 'if len(self.member): self.prepare()', '', QUICK_GNN_TESTS),
     Mutation('deployed GNN: graphs of a subclass hold one query', DEPLOYED, "cls = OneQueryHead", 'pass', QUICK_GNN_TESTS),
+    # Second derivatives of batch norms
+    Mutation('norm: C takes off what A and B share', NORM, 'A, B, value=-1).addcmul_', 'A, B).addcmul_', NORM_TESTS),
+    Mutation('norm: C is a covariance', NORM, 'value=-1 / m**2', 'value=-1 / m', NORM_TESTS),
+    Mutation('norm: ∂g projects the mean out', NORM, 'c, of_x, mean, value=-1)', 'c, of_x, mean)', NORM_TESTS),
+    Mutation('norm: ∂g has a part for ∂x', NORM, '.add_(wrPu)', '', NORM_TESTS),
+    Mutation('norm: ∂x by g through ∂w and ∂x', NORM, 'torch.addcmul(a, wr, A, value=-1) * r', 'a * r', NORM_TESTS),
+    Mutation('norm: ∂x through the variance', NORM, 'torch.addcmul(of_P * B, wr * r, C) * r', 'of_P * B * r', NORM_TESTS),
+    Mutation('norm: ∂x projects the mean out', NORM, 'of_P, g_sum, value=-1 / m)', 'of_P, g_sum, value=1 / m)', NORM_TESTS),
+    Mutation('norm: ∂x has a part for u', NORM, '.addcmul_(wrPu, (B * r).view(shape), value=-1)', '', NORM_TESTS),
+    Mutation('norm: ∂w is a sum', NORM, 'C * (m * r), None', 'C * r, None', NORM_TESTS),
+    Mutation('norm: running statistics are another formula', NORM, 'quick = training and', 'quick =', NORM_TESTS),
+    Mutation('norm: nothing stays', NORM, 'for m in norms: del m.forward', 'pass', NORM_TESTS),
+    Mutation('LFT: quick second derivatives', LFT, 'step.enter_context(quick_second_derivative(self.raw_model))', 'pass',
+             'tests/callback/test_lft.py'),
 )

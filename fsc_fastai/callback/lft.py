@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import skip_init
 
+from ..models.batch_norm import quick_second_derivative
 from ..models.layers import evaluating, pool_vectors
 from ..models.transformation import FeatureWiseTransformation, add_ft, remove_ft
 from .model import ModelCallback
@@ -167,6 +168,7 @@ class LFTCallback(FTCallback):
 
     def _enter(self, step: ExitStack) -> None:
         super()._enter(step)
+        step.enter_context(quick_second_derivative(self.raw_model))
         step.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has no second derivative
         if self.aux_head is None: return
         def keep_maps(encoder: nn.Module, args: tuple, maps: Tensor) -> None: self._maps = maps
@@ -239,7 +241,7 @@ class LFTCallback(FTCallback):
     def after_step(self):
         kept, self._kept = self._kept, []
         if not kept: return
-        grads = [torch.stack(parts).mean(0) for parts in zip(*kept, strict=True)]
+        grads = kept[0] if len(kept) == 1 else [torch.stack(parts).mean(0) for parts in zip(*kept, strict=True)]
         if world_size() > 1: grads = _mean_over_ranks(grads)
         params = [*self.ft_parameters, *self.aux_parameters]
         for p, g in zip(params, grads, strict=True): p.grad = g

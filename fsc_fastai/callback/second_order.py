@@ -59,7 +59,8 @@ def _gradient_after_step(
 ) -> Gradients:
     "−lr·∂L'/∂w of the sum of the losses L' at the fast weights; in a function of its own, so that those are freed at its end"
     with torch.no_grad():
-        fast = [(w if d is None else w - lr * d).requires_grad_() for w, lr, d in zip(weights, lrs, g, strict=True)]
+        moved = [w if d is None else torch.sub(w, d, alpha=lr) for w, lr, d in zip(weights, lrs, g, strict=True)]
+    fast = [w.requires_grad_() for w in moved]
     total: Gradients = [None] * len(fast)
     for next_loss in next_losses(fast): total = sums(total, gradient(next_loss, fast, scale))
     return [None if u is None else -lr * u for u, lr in zip(total, lrs, strict=True)]

@@ -10,6 +10,7 @@ from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.callback.lrp import LRPGuidedCallback
 from fsc_fastai.models.transformation import ft_layers
 from tests.learners import hue_learner, weights
+from tests.models.test_batch_norm import norms_in
 
 from .episodes import Episodes, FirstEpisode, Seed, assert_same, build_model, gammas, learner, lft, start
 
@@ -120,6 +121,19 @@ def test_the_step_never_waits_for_the_device():
             with NoSync(): super().after_loss()
     with pytest.raises(AssertionError, match='waits'), NoSync(): torch.ones(1).item()
     learner([Watched([Episodes(seed=1)])]).fit(1)
+
+
+@pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
+def test_every_norm_of_the_differentiated_loss_has_a_quick_second_derivative(method):
+    found = []
+    class Watched(LFTCallback):
+        def after_loss(self):
+            found.append(norms_in(self.learn.loss_grad.grad_fn))
+            super().after_loss()
+    learn = learner([Watched([Episodes(seed=1)], aux=False), LRPGuidedCallback()], model=build_model(method=method), n=1)
+    learn.fit(1)
+    assert len(found) == 1 and set(found[0]) == {'_NormalisedBackward'}
+    assert not any('forward' in vars(m) for m in learn.model.modules())
 
 
 def test_mistakes_are_named(tmp_path):
