@@ -3,13 +3,16 @@
     python -m benchmarks.steps [--sizes 84 224] [--methods RelationNet …] [--optimizers fastai fused] [--rounds 3]
 
 RelationNet and GNNNet on ResNet10, CrossAttentionNet on ResNet12, 5-way 5-shot 16 queries, by fastai's `Learner.fit`: plain,
-explanation-guided, with learned transformations, and both; with fastai's Adam, and with torch's, fused. The card is busy while
-kernels of a step run, and waits for the host in the rest of its time. A fit has few steps here, and what it takes to begin and to
-end, for LFT the most, is shared out among them.
+explanation-guided, with learned transformations, and both; with fastai's Adam, and with torch's, fused. A step lasts from the end
+of one to the end of the next, and what a fit takes besides, to begin and to end, is told apart. The card is busy while kernels of
+a step run, and waits for the host in the rest of its time.
 """
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from fastai.callback.core import Callback
@@ -19,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.lft import N_CLASSES, N_WAY, ByLearner, lft_callback
 from benchmarks.options import options
-from benchmarks.timing import note, paired
+from benchmarks.timing import note, seconds
 from benchmarks.training import FUSED
 from fsc_fastai.callback.lrp import LRPGuidedCallback
 from fsc_fastai.models import create_fsc_model
@@ -27,7 +30,24 @@ from fsc_fastai.models import create_fsc_model
 KINDS = 'plain', 'guided', 'LFT', 'LFT and guided'
 OPTIMIZERS = dict(fastai=Adam, fused=FUSED)
 METHODS = dict(RelationNet='resnet10', CrossAttentionNet='resnet12', GNNNet='resnet10')
-STEPS, PROFILED = {84: 6, 224: 2}, 2
+STEPS, PROFILED = {84: 6, 224: 3}, 2
+
+
+class StepEnds(Callback):
+    "Where the steps of the fits end, in the order of the card's work"
+    order = 1000  # behind every callback of the step
+
+    def __init__(self): self.fits: list[list[torch.cuda.Event]] = []
+    def before_fit(self): self.fits.append([])
+
+    def after_batch(self):
+        self.fits[-1].append(torch.cuda.Event(enable_timing=True))
+        self.fits[-1][-1].record()
+
+    def step_seconds(self, warm_up: int = 1) -> float:
+        "Median over the steps of all fits but the first ones"
+        torch.cuda.synchronize()
+        return statistics.median(a.elapsed_time(b) for fit in self.fits[warm_up:] for a, b in pairwise(fit)) / 1e3
 
 
 def learner(method: str, size: int, kind: str, optimizer: str, steps: int) -> ByLearner:
@@ -37,7 +57,7 @@ def learner(method: str, size: int, kind: str, optimizer: str, steps: int) -> By
            'LFT and guided': lambda: [lft(), LRPGuidedCallback()]}[kind]()
     torch.manual_seed(0)
     model = create_fsc_model(method, METHODS[method], n_way=N_WAY, n_classes=N_CLASSES, img_size=size).to('cuda')
-    return ByLearner(size, 'cuda', steps, cbs, model, OPTIMIZERS[optimizer])
+    return ByLearner(size, 'cuda', steps, [*cbs, StepEnds()], model, OPTIMIZERS[optimizer])
 
 
 def kernel_seconds(run: Callable[[], None]) -> float:
@@ -48,31 +68,47 @@ def kernel_seconds(run: Callable[[], None]) -> float:
     return sum(e.self_device_time_total for e in recorded.events() if e.device_type == DeviceType.CUDA) / 1e6
 
 
-def measure(method: str, size: int, kind: str, optimizers: list[str], rounds: int) -> tuple[dict[str, float], float]:
-    "Seconds a step by the clock with each optimizer, and seconds of its kernels"
+class Measured(NamedTuple):
+    "Seconds"
+    step: dict[str, float] # With each optimizer
+    besides: dict[str, float] # What the fit takes but for its steps
+    kernels: float # Of a step
+
+
+def measure(method: str, size: int, kind: str, optimizers: list[str], rounds: int) -> Measured:
+    "Fits that take turns; one round more warms up"
     runs = {name: learner(method, size, kind, name, STEPS[size]) for name in optimizers}
+    fits: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in range(rounds + 1):
+        for name, run in runs.items(): fits[name].append(seconds(run))
+    step = {name: run.learn.step_ends.step_seconds() for name, run in runs.items()}
+    besides = {name: statistics.median(fits[name][1:]) - STEPS[size] * step[name] for name in optimizers}
     few = learner(method, size, kind, optimizers[-1], PROFILED)
     few()  # chooses algorithms
-    took = {name: t.seconds for name, t in paired(runs, rounds, dict.fromkeys(runs, STEPS[size])).items()}
-    return took, kernel_seconds(few) / PROFILED
+    return Measured(step, besides, kernel_seconds(few) / PROFILED)
+
+
+def row(method: str, size: int, kind: str, took: Measured, plain: Measured) -> str:
+    "A line of the table"
+    cells = [f'{METHODS[method]}, {kind}', size]
+    for name in took.step:
+        cells += [f'{1e3 * took.step[name]:.1f} ms', f'{took.step[name] / plain.step[name]:.2f}',
+                  f'{1e3 * took.besides[name]:.0f} ms']
+    busy = took.kernels / list(took.step.values())[-1]
+    return f'| {method} on {" | ".join(map(str, cells))} | {1e3 * took.kernels:.1f} ms | {100 * busy:.0f} % |'
 
 
 def main() -> None:
     args = options(__doc__, rounds=3, sizes=dict(type=int, nargs='+', default=[84, 224]),
                    methods=dict(nargs='+', default=list(METHODS)), optimizers=dict(nargs='+', default=list(OPTIMIZERS)))
     for size in args.sizes:
-        columns = ['', 'px', *(o for name in args.optimizers for o in (f'{name} Adam', 'times plain')),
+        columns = ['', 'px', *(o for name in args.optimizers for o in (f'{name} Adam', 'times plain', 'besides')),
                    'kernels', 'busy']
         lines = [f'| {" | ".join(columns)} |', '|' + '---|' * len(columns)]
         for method in args.methods:
-            first: dict[str, float] = {}
-            for kind in KINDS:
-                took, kernels = measure(method, size, kind, args.optimizers, args.rounds)
-                first = first or took
-                times = ' | '.join(f'{1e3 * took[o]:.1f} ms | {took[o] / first[o]:.2f}' for o in args.optimizers)
-                lines.append(f'| {method} on {METHODS[method]}, {kind} | {size} | {times} | {1e3 * kernels:.1f} ms | '
-                             f'{100 * kernels / took[args.optimizers[-1]]:.0f} % |')
-        note(f'Fits of {STEPS[size]} steps, their beginning and end included:\n\n' + '\n'.join(lines))
+            took = {kind: measure(method, size, kind, args.optimizers, args.rounds) for kind in KINDS}
+            lines += [row(method, size, kind, measured, took['plain']) for kind, measured in took.items()]
+        note(f'A step, and what a fit of {STEPS[size]} takes besides:\n\n' + '\n'.join(lines))
 
 
 if __name__ == '__main__': main()

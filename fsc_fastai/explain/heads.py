@@ -137,9 +137,8 @@ def _graph(model: GNNNet, f_p: GraphNodes, scores: Tensor, trace: Any, eps: floa
 def _graph_layer(layer: GraphLayer, seen: GraphLayerTrace, R: Tensor, eps: float) -> Tensor:
     "ε-rule for the linear layer and for both operators, the identity and the adjacency, which counts as a constant"
     x, gathered = single(seen.x), single(seen.gathered)
-    itself, neighbours = _epsilon(gathered, R, single(layer.fc.weight), eps).chunk(2, 2)
-    product = gathered[..., x.shape[2]:]
-    return x * (divide(itself, x, eps) + single(seen.adjacency).transpose(1, 2) @ divide(neighbours, product, eps))
+    itself, neighbours = divide(_epsilon(gathered, R, single(layer.fc.weight), eps), gathered, eps).chunk(2, 2)
+    return x * (itself + single(seen.adjacency).transpose(1, 2) @ neighbours)
 
 
 # Similarities
