@@ -71,7 +71,8 @@ class LRP:
         "Relevance of the processed features for the scores of every class, in the shape of `f_p`'s features; detached"
         head = head_of(model)
         if head is not None and self._fits(head):
-            with undisturbed(device_of(model, f_p), model), torch.no_grad():
+            # a pass on a trace runs no module, so that the buffers of a whole encoder need not be kept
+            with undisturbed(device_of(model, f_p), model if traced is None else None), torch.no_grad():
                 R = head.relevance(model, f_p, *(traced or scores_and_trace(model, f_p)), self.eps)
             if R is not None: return R
         run = trace(explained_scores(model, f_p), features_of(f_p).detach(), settings=self.settings, model=model)
