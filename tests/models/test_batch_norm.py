@@ -11,9 +11,9 @@ from fsc_fastai.models.batch_norm import batch_norm, quick_second_derivative
 SHAPES = (5, 3), (4, 3, 5), (4, 3, 2, 5), (2, 3, 2, 3, 2)
 
 
-def tensors(shape, dtype=torch.double, offset=0.):
+def tensors(shape, dtype=torch.double, offset=0., device='cpu'):
     x, w, b = torch.randn(shape, dtype=dtype) + offset, torch.randn(shape[1], dtype=dtype), torch.randn(shape[1], dtype=dtype)
-    return [t.requires_grad_() for t in (x, w, b)]
+    return [t.to(device).requires_grad_() for t in (x, w, b)]
 
 
 def by_batch(norm, x, w, b, **kwargs): return norm(x, None, None, w, b, True, **kwargs)
@@ -27,8 +27,8 @@ def derivatives(norm, args):
 
 
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_derivatives(shape):
-    args = tensors(shape)
+def test_derivatives(shape, device):
+    args = tensors(shape, device=device)
     def f(x, w, b): return by_batch(batch_norm, x, w, b, eps=.1)
     assert torch.autograd.gradcheck(f, args)
     assert torch.autograd.gradgradcheck(f, args)
@@ -44,9 +44,9 @@ def test_second_derivative_of_each_first_one(wrt):
     assert_close(second(batch_norm, args), second(F.batch_norm, args))
 
 
-def test_far_from_zero_it_is_as_exact_as_torch_s():
+def test_far_from_zero_it_is_as_exact_as_torch_s(device):
     "In single precision, by the error to double precision"
-    args = tensors((20, 3, 5, 5), offset=100.)
+    args = tensors((20, 3, 5, 5), offset=100., device=device)
     exact = derivatives(F.batch_norm, args)[2]
     def error(norm):
         found = derivatives(norm, [t.detach().float().requires_grad_() for t in args])[2]
@@ -55,19 +55,20 @@ def test_far_from_zero_it_is_as_exact_as_torch_s():
     assert (theirs > 0).all() and (error(batch_norm) < 4 * theirs + 1e-7).all()
 
 
-def test_maps_in_half_precision():
-    x, w, b = tensors((8, 3, 4, 4), torch.float)
-    half = [x.detach().bfloat16().requires_grad_(), w, b]
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half], ids=str)
+def test_maps_in_half_precision(dtype, device):
+    x, w, b = tensors((8, 3, 4, 4), torch.float, device=device)
+    half = [x.detach().to(dtype).requires_grad_(), w, b]
     ours, theirs = derivatives(batch_norm, half), derivatives(F.batch_norm, half)
-    assert [t.dtype for t in ours[2]] == [torch.bfloat16, torch.float, torch.float] == [t.dtype for t in theirs[2]]
+    assert [t.dtype for t in ours[2]] == [dtype, torch.float, torch.float] == [t.dtype for t in theirs[2]]
     assert_close(ours[:2], theirs[:2])
     exact = derivatives(F.batch_norm, [x, w, b])[2]
     def errors(found): return [((a.float() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
     for our, their in zip(errors(ours[2]), errors(theirs[2]), strict=True): assert 0 < our < 1.5 * their + 2e-3
 
 
-def test_layout_of_maps():
-    x, w, b = tensors((2, 3, 4, 4))
+def test_layout_of_maps(device):
+    x, w, b = tensors((2, 3, 4, 4), device=device)
     last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     assert by_batch(batch_norm, last, w, b).is_contiguous(memory_format=torch.channels_last)
     assert_close(derivatives(batch_norm, [last, w, b]), derivatives(F.batch_norm, [x, w, b]))
