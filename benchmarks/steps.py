@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.lft import N_CLASSES, N_WAY, ByLearner, lft_callback
 from benchmarks.options import options
-from benchmarks.timing import note, seconds
+from benchmarks.timing import note, paired
 from benchmarks.training import FUSED
 from fsc_fastai.callback.lrp import LRPGuidedCallback
 from fsc_fastai.models import create_fsc_model
@@ -76,13 +76,11 @@ class Measured(NamedTuple):
 
 
 def measure(method: str, size: int, kind: str, optimizers: list[str], rounds: int) -> Measured:
-    "Fits that take turns; one round more warms up"
+    "Fits with each optimizer, which take turns"
     runs = {name: learner(method, size, kind, name, STEPS[size]) for name in optimizers}
-    fits: dict[str, list[float]] = {name: [] for name in optimizers}
-    for _ in range(rounds + 1):
-        for name, run in runs.items(): fits[name].append(seconds(run))
+    fits = paired(runs, rounds)
     step = {name: run.learn.step_ends.step_seconds() for name, run in runs.items()}
-    besides = {name: statistics.median(fits[name][1:]) - STEPS[size] * step[name] for name in optimizers}
+    besides = {name: fits[name].seconds - STEPS[size] * step[name] for name in optimizers}
     few = learner(method, size, kind, optimizers[-1], PROFILED)
     few()  # chooses algorithms
     return Measured(step, besides, kernel_seconds(few) / PROFILED)

@@ -280,7 +280,7 @@ MUTATIONS = (
     # Second derivatives of batch norms
     Mutation('norm: C takes off what A and B share', NORM, 'A, B, value=-1).addcmul_', 'A, B).addcmul_', NORM_TESTS),
     Mutation('norm: C is a covariance', NORM, 'value=-1 / m**2', 'value=-1 / m', NORM_TESTS),
-    Mutation('norm: ∂g projects the mean out', NORM, 'c, of_x, mean, value=-1)', 'c, of_x, mean)', NORM_TESTS),
+    Mutation('norm: ∂g projects the mean out', NORM, 'c, x_in_g, mean, value=-1)', 'c, x_in_g, mean)', NORM_TESTS),
     Mutation('norm: ∂g has a part for ∂x', NORM, '.add_(wrPu)', '', NORM_TESTS),
     Mutation('norm: ∂x by g through ∂w and ∂x', NORM, 'torch.addcmul(a, wr, A, value=-1) * r', 'a * r', NORM_TESTS),
     Mutation('norm: ∂x through the variance', NORM, 'torch.addcmul(of_P * B, wr * r, C) * r', 'of_P * B * r', NORM_TESTS),
@@ -291,4 +291,13 @@ MUTATIONS = (
     Mutation('norm: nothing stays', NORM, 'for m in norms: del m.forward', 'pass', NORM_TESTS),
     Mutation('LFT: quick second derivatives', LFT, 'step.enter_context(quick_second_derivative(self.raw_model))', 'pass',
              'tests/callback/test_lft.py'),
+
+    # What nobody has written is an error, not a guess
+    Mutation('guess: a layer that the composite leaves out', MODE, 'if found is None:', 'if False:',
+             'tests/explain/test_composite.py'),
+    Mutation('guess: a layer of an unknown operation', MODE, 'if self.owner is not None:  #', 'if False:  #', ENGINE_TESTS),
+    Mutation('guess: a method without process', BASE, "raise NotImplementedError(f'{type(self).__name__} needs `process",
+             "return (f'{type(self).__name__} needs `process", 'tests/models/test_base.py'),
+    Mutation('guess: a method without classify', BASE, "raise NotImplementedError(f'{type(self).__name__} needs `classify",
+             "return (f'{type(self).__name__} needs `classify", 'tests/models/test_base.py'),
 )

@@ -30,7 +30,7 @@ Pass = Callable[[Any, Any, Tensor, Any, float], Tensor | None]
 
 
 class Head(NamedTuple):
-    "The relevance pass of a classifier"
+    "The relevance pass of a classifier, on the trace of its first pass: it runs no module, and so changes no buffer"
     relevance: Pass # `(model, f_p, scores, trace, eps)` to the relevance of `f_p.features`, or None where it does not fit
     has_layers: bool # Does the classifier have layers, whose rules may be chosen?
 

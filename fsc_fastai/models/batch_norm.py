@@ -99,12 +99,13 @@ class _Gradients(Function):
         u_g = (u.to(mean.dtype) * g).sum([0, *range(2, x.ndim)])
         A, B, wr = u_xhat / m, g_xhat / m, weight * r
         C = torch.addcmul(u_g / m, A, B, value=-1).addcmul_(u_sum, g_sum, value=-1 / m**2)
-        # maps have one factor a channel here, x̂ = r·x − r·x̄ and Pg = g − ḡ − B·x̂, so that each is read once
-        of_x, of_P = a * r, torch.addcmul(a, wr, A, value=-1) * r
-        gradient_g = torch.addcmul(torch.addcmul(c, of_x, mean, value=-1).view(shape), x, of_x.view(shape)).add_(wrPu)
-        of_x = torch.addcmul(of_P * B, wr * r, C) * r
-        rest = torch.addcmul(of_x * mean, of_P, g_sum, value=-1 / m)
-        gradient_x = torch.addcmul(rest.view(shape), x, of_x.view(shape), value=-1)
+        # x̂ = r·x − r·x̄ and Pg = g − ḡ − B·x̂: with one factor a channel for each map, and a rest, every map is read once
+        of_P, x_in_g = torch.addcmul(a, wr, A, value=-1) * r, a * r
+        rest = torch.addcmul(c, x_in_g, mean, value=-1)
+        gradient_g = torch.addcmul(rest.view(shape), x, x_in_g.view(shape)).add_(wrPu)
+        x_in_x = torch.addcmul(of_P * B, wr * r, C) * r
+        rest = torch.addcmul(x_in_x * mean, of_P, g_sum, value=-1 / m)
+        gradient_x = torch.addcmul(rest.view(shape), x, x_in_x.view(shape), value=-1)
         gradient_x.addcmul_(g, of_P.view(shape)).addcmul_(wrPu, (B * r).view(shape), value=-1)
         return gradient_g.to(g.dtype), gradient_x.to(x.dtype), C * (m * r), None, None
 

@@ -258,6 +258,7 @@ def test_an_unknown_operation_warns_once(monkeypatch):
 
 
 def test_an_unknown_layer_is_an_error_with_the_remedy():
+    "Relevance that follows no rule would look like an explanation; a handler that is registered mends it"
     class Model(nn.Module):
         def __init__(self):
             super().__init__()

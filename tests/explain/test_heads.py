@@ -138,3 +138,14 @@ def test_features_of_autocast(method, kwargs):
         f_p = model.process(support, y, query)
         found = LRP_(model, f_p)
     assert found.dtype == torch.float32 and found.isfinite().all()
+
+
+@pytest.mark.parametrize('method,kwargs', METHODS, ids=str)
+def test_a_pass_on_a_trace_changes_no_buffer(method, kwargs):
+    "In training mode, where running a norm would; so that a step need not keep the buffers of the encoder"
+    model, f_p = processed(method, **kwargs)
+    model.train().register_buffer('own', torch.zeros(()))
+    traced = scores_and_trace(model, f_p)
+    before = {name: (b, b._version) for name, b in model.named_buffers()}
+    LRP_(model, f_p, traced=traced)
+    for name, b in model.named_buffers(): assert b is before[name][0] and b._version == before[name][1], name

@@ -68,6 +68,7 @@ def test_scores_of_fastai_tensors_are_plain(method):
 
 
 def test_a_method_without_its_steps_says_what_it_needs():
+    "Where the steps are called: a method that overrides `forward_head` needs neither"
     model = FewShotModel(nn.Identity())
     with pytest.raises(NotImplementedError, match='process'): model.process(None, None, None)
     with pytest.raises(NotImplementedError, match='classify'): model.classify(None)

@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from fsc_fastai.models.batch_norm import batch_norm, quick_second_derivative
 
+from .toys import norms_in
+
 SHAPES = (5, 3), (4, 3, 5), (4, 3, 2, 5), (2, 3, 2, 3, 2)
 
 
@@ -52,7 +54,7 @@ def test_far_from_zero_it_is_as_exact_as_torch_s(device):
         found = derivatives(norm, [t.detach().float().requires_grad_() for t in args])[2]
         return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(found, exact, strict=True)])
     theirs = error(F.batch_norm)
-    assert (theirs > 0).all() and (error(batch_norm) < 4 * theirs + 1e-7).all()
+    assert (theirs > 0).all() and (error(batch_norm) < 2 * theirs).all()
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half], ids=str)
@@ -64,7 +66,7 @@ def test_maps_in_half_precision(dtype, device):
     assert_close(ours[:2], theirs[:2])
     exact = derivatives(F.batch_norm, [x, w, b])[2]
     def errors(found): return [((a.float() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
-    for our, their in zip(errors(ours[2]), errors(theirs[2]), strict=True): assert 0 < our < 1.5 * their + 2e-3
+    for our, their in zip(errors(ours[2]), errors(theirs[2]), strict=True): assert 0 < our < 1.2 * their + 1e-3
 
 
 def test_layout_of_maps(device):
@@ -108,16 +110,6 @@ def test_no_third_derivative():
     first, = torch.autograd.grad(by_batch(batch_norm, *args).sin().sum(), args[0], create_graph=True)
     second, = torch.autograd.grad(first.sin().sum(), args[0], create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'): second.sum().backward()
-
-
-def norms_in(graph, seen=None):
-    "Names of the nodes of batch norms in an autograd graph"
-    seen = set() if seen is None else seen
-    if graph is None or graph in seen: return []
-    seen.add(graph)
-    name = type(graph).__name__
-    found = [n for up, _ in graph.next_functions for n in norms_in(up, seen)]
-    return [*found, name] if 'BatchNorm' in name or 'Normalised' in name else found
 
 
 def test_norms_of_a_model():
