@@ -1,18 +1,21 @@
-"The golden files that the tests run: every one that matches a pattern in the folder `$FSC_GOLDEN`"
+"The golden files that the tests run: every one that matches a pattern in the folder `$FSC_GOLDEN` or below it"
 import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 
-GOLDEN = Path(os.environ.get('FSC_GOLDEN') or Path(__file__).parent/'golden')
+COPY = Path(__file__).parent/'golden'
+GOLDEN = Path(os.environ.get('FSC_GOLDEN') or COPY)
 
 
 def golden(pattern: str) -> list[Path]:
-    "The files that match `pattern`; none at all is an error, so that no test passes for want of a file"
-    files = sorted(GOLDEN.glob(pattern))
-    if not files: raise FileNotFoundError(f'no golden file {pattern} in {GOLDEN}')
+    "The files that match `pattern`; where `$FSC_GOLDEN` has none of a kind, those of our copy, so that no kind goes untested"
+    if not GOLDEN.is_dir(): raise FileNotFoundError(f'$FSC_GOLDEN: no folder {GOLDEN}')
+    files = sorted(GOLDEN.rglob(pattern)) or sorted(COPY.rglob(pattern))
+    if not files: raise FileNotFoundError(f'no golden file {pattern} in {GOLDEN} or {COPY}')
     return files
 
 
@@ -24,10 +27,19 @@ def load(path: Path, device: str = 'cpu') -> tuple[dict[str, torch.Tensor], dict
             {k[2:]: v for k, v in tensors.items() if k.startswith('w.')})
 
 
-def fill_module():
-    "`fill.py` of the golden folder: closed formulas for the encoders' weights and images"
-    folder = GOLDEN if (GOLDEN/'fill.py').exists() else Path(__file__).parent/'golden'
-    spec = importlib.util.spec_from_file_location('golden_fill', folder/'fill.py')
+def fill_module() -> ModuleType:
+    "`fill.py` of the golden folder: closed formulas for weights and images of encoders and of `adapt/`"
+    return _module('fill')
+
+
+def noise_module() -> ModuleType:
+    "`noise.py` of the golden folder: closed formulas for weights and images of `training/`"
+    return _module('noise')
+
+
+def _module(name: str) -> ModuleType:
+    file = golden(f'{name}.py')[0]
+    spec = importlib.util.spec_from_file_location(f'golden_{name}', file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
