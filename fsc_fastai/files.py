@@ -2,31 +2,93 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-__all__ = ['write_atomically', 'save_weights']
+__all__ = ['atomic_write', 'save_weights']
+
+_numbers = count()
+_POSIX = os.name == 'posix'  # elsewhere a folder can not be flushed, nor a process be asked for harmlessly
 
 
-def write_atomically(
-    path: Path, # The file; what stands there stays until the new one is whole
-    content: str | Callable[[Path], object], # Its text, or what writes it to a path
-) -> None:
-    "Write a file in one step. Raises an `OSError` that names it where that fails (a full disk, a folder that is read-only)"
-    part = path.with_name(f'.{path.name}.part')
+@contextmanager
+def atomic_write(
+    path: str | os.PathLike, # The file, or the folder; what stands there stays until the new one is whole
+) -> Iterator[Path]:
+    """Write to the path that this gives: when the block ends without an error, it takes the name `path` in one step.
+
+    By then it is on the disk, so that not even a power cut leaves half of it. Threads, processes and machines may write the same
+    file at once: the last one stays. After an error nothing is left behind, and what a killed process left, the next write of the
+    same file removes. A folder only takes the place of nothing or of an empty one. Raises an `OSError` that names the file where
+    the system refuses (a full disk, a folder that is read-only); what else goes wrong in the block comes through as it is.
+    """
+    target = Path(os.path.realpath(path))  # through a link, as `open` would
+    part = target.with_name(f'.{target.name}.{_machine()}-{os.getpid()}-{next(_numbers)}.part')
     try:
-        if callable(content): content(part)
-        else: part.write_text(content, encoding='utf-8')
-        os.replace(part, path)
-    except Exception as e:
-        # torch and safetensors have errors of their own for what the system refuses
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_parts_of_the_dead(target)
+        yield part
+        _flush(part)
+        os.replace(part, target)
+        _flush_entry(target)
+    except (OSError, RuntimeError) as e:
+        if not _refused(e, part): raise
         raise OSError(f'{path} can not be written ({type(e).__name__}: {e}). What stood there is untouched: make room, or '
                       'choose a folder that can be written, and run the same again') from e
-    finally:
-        if part.parent.is_dir(): part.unlink(missing_ok=True)
+    finally: _remove(part)
+
+
+def _refused(e: Exception, part: Path) -> bool:
+    "Whether the system refused to write here, rather than that something else failed"
+    if not isinstance(e, OSError): return 'inline_container' in str(e)  # what torch.save makes of a full disk
+    return e.errno is not None and (e.filename is None or Path(e.filename) in (part, *part.parents))
+
+
+def _machine() -> str:
+    "Tells this machine from others that write to the same disk, since their processes may have the same numbers"
+    return sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _remove_parts_of_the_dead(target: Path) -> None:
+    start = f'.{target.name}.{_machine()}-'
+    for part in target.parent.iterdir() if _POSIX else ():
+        if part.name.startswith(start) and not _alive(int(part.name.removeprefix(start).split('-')[0])): _remove(part)
+
+
+def _alive(pid: int) -> bool:
+    "Whether there is a process of this number on this machine"
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except PermissionError: pass  # another user's
+    return True
+
+
+def _flush(path: Path) -> None:
+    "Bring a file, or a folder with all that it holds, onto the disk"
+    if path.is_dir(): os.sync() if _POSIX else None
+    else:
+        with path.open('rb+') as file: os.fsync(file.fileno())
+
+
+def _flush_entry(path: Path) -> None:
+    "Bring onto the disk that the folder of `path` has it"
+    if not _POSIX: return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try: os.fsync(folder)
+    finally: os.close(folder)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir(): shutil.rmtree(part, ignore_errors=True)
+    elif part.parent.is_dir(): part.unlink(missing_ok=True)
 
 
 def save_weights(
@@ -34,4 +96,6 @@ def save_weights(
     path: Path, # Of the safetensors file
 ) -> None:
     "Write the module's state as safetensors, in one step; `OSError` where that fails"
-    write_atomically(path, lambda part: save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part))
+    # as bytes, because `save_file` writes a part of its own, which a kill would leave behind
+    weights = save({k: v.contiguous() for k, v in module.state_dict().items()})
+    with atomic_write(path) as part: part.write_bytes(weights)

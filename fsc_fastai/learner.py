@@ -21,6 +21,7 @@ from torch import nn
 from .callback.accumulate import EpisodeAccumulation
 from .callback.resume import callbacks_with_state
 from .data.loaders import EpisodeDataLoaders
+from .files import atomic_write
 from .metrics import EpisodeAccuracy, EpisodeCI95
 from .models import FewShotModel, RelationNet, create_fsc_model
 from .models.transformation import ft_parameters
@@ -84,7 +85,8 @@ class FSCLearner(Learner):
         fastai's own `load` reads the file as well, without that state.
         """
         path = join_path_file(file, self.path/self.model_dir, ext='.pth')
-        save_model(path, self.model, None if self.opt is None else _OptimizerOf(self), **kwargs)
+        opt: Any = None if self.opt is None else _OptimizerOf(self)
+        with atomic_write(path) as part: save_model(part, self.model, opt, **kwargs)
         return path
 
     def load(self,
@@ -161,15 +163,11 @@ class FSCLearner(Learner):
     ) -> None:
         "Write the learner without data for `load_learner`; when that fails, the file and the learner stay as they were"
         if rank_distrib(): return  # the first one writes
-        target = Path(self.path)/fname
-        part = target.with_name(target.name + '.part')
         dls, opt, loss_func = self.dls, self.opt, self.loss_func
         try:
-            super().export(part.relative_to(self.path) if part.is_relative_to(self.path) else part, **kwargs)
-            os.replace(part, target)
-        finally:
-            self.dls, self.opt, self.loss_func = dls, opt, loss_func
-            part.unlink(missing_ok=True)
+            # absolute, because fastai looks for the file within `learn.path`
+            with atomic_write(Path(self.path)/fname) as part: super().export(part.absolute(), **kwargs)
+        finally: self.dls, self.opt, self.loss_func = dls, opt, loss_func
 
 
 class _OptimizerOf:

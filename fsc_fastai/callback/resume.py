@@ -11,7 +11,7 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastcore.foundation import L
 
-from ..files import write_atomically
+from ..files import atomic_write
 
 __all__ = ['ResumeFit', 'callbacks_with_state', 'rng_state', 'set_rng_state']
 
@@ -100,4 +100,4 @@ class ResumeFit(Callback):
                      scaler=None if scaler is None else scaler.state_dict(),
                      loader_epoch=getattr(self.dls.train, 'epoch', None), loader_rng=self._loader_rng(),
                      callbacks={k: cb.state_dict() for k, cb in callbacks_with_state(self.learn).items()})
-        write_atomically(self.file, lambda part: torch.save(state, part))
+        with atomic_write(self.file) as part: torch.save(state, part)

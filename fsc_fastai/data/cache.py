@@ -19,6 +19,7 @@ from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
 from torch import Tensor
 
+from ..files import atomic_write
 from .pages import empty_batch
 
 __all__ = ['ImageCache', 'CacheChoice']
@@ -163,15 +164,13 @@ class ImageCache:
             self._warn_too_large(image, f'{free/GB:.2g} GB that are free in {file.parent}', 'Make room')
             return False
         self._tell(image, f'in {file.parent}')
-        part = file.with_suffix('.part')
-        part.unlink(missing_ok=True)  # of a process that was killed
-        array = np.lib.format.open_memmap(part, mode='w+', dtype=np.uint8, shape=(self.n, *image.shape))
-        self._open(array)
-        self.filled.zero_()
-        try: self._fill(range(self.n), load, f'{size/GB:.2f} GB to {file.parent}')
-        finally: self.store = torch.empty(0, dtype=torch.uint8)
-        array.flush()
-        os.replace(part, file)
+        with atomic_write(file) as part:
+            array = np.lib.format.open_memmap(part, mode='w+', dtype=np.uint8, shape=(self.n, *image.shape))
+            self._open(array)
+            self.filled.zero_()
+            try: self._fill(range(self.n), load, f'{size/GB:.2f} GB to {file.parent}')
+            finally: self.store = torch.empty(0, dtype=torch.uint8)
+            array.flush()
         return True
 
     def _fill(self, idxs: Sequence[int], load: Load, progress: bool | str = False) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from fastai.data.external import URLs, fastai_path, untar_data
 from fastai.vision.data import image_extensions
 
+from ..files import atomic_write
+
 __all__ = ['ClassFiles', 'Domain', 'DOMAINS', 'available_domains', 'prepare_domain', 'domain_items']
 
 SPLITS = ('base', 'val', 'novel')
@@ -282,9 +284,7 @@ def _write_list(file: Path, classes: list[ClassFiles], split: str) -> None:
     chosen = [(i, f) for i, c in enumerate(classes) if c.split == split for f in c.files]
     content = dict(label_names=[c.name for c in classes],
                    image_names=[str(f) for _, f in chosen], image_labels=[i for i, _ in chosen])
-    unfinished = file.with_name(f'.{file.name}.{os.getpid()}.part')
-    unfinished.write_text(json.dumps(content))
-    os.replace(unfinished, file)
+    with atomic_write(file) as part: part.write_text(json.dumps(content))
 
 
 def prepare_domain(

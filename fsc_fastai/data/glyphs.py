@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
 from PIL import Image, ImageOps
 
+from ..files import atomic_write
 from .glyph_fonts import SUPERSAMPLE, fonts_with, glyph_shape, pose
 from .glyph_styles import STYLES
 
@@ -168,12 +168,10 @@ def untar_glyphs(
     parent.mkdir(parents=True, exist_ok=True)
     with FileLock(parent/f'.{folder.name}.lock'):
         if (folder/STAMP).exists() and not force: return folder
-        # A killed process leaves its unfinished folder; its lock dies with it.
-        unfinished = parent/f'.{folder.name}.part'
-        shutil.rmtree(unfinished, ignore_errors=True)
-        _write_domain(unfinished, domain, n_classes, n_images, size, seed, progress)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(unfinished, folder)
+        # a killed process's lock dies with it
+        with atomic_write(folder) as part:
+            _write_domain(part, domain, n_classes, n_images, size, seed, progress)
+            shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 

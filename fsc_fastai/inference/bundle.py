@@ -4,18 +4,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..files import atomic_write
 from ..models import FewShotModel
-from .checks import FORMAT, LIBRARIES, BundleError, built_model, file_hash, read_json, read_tensors
+from .checks import FORMAT, LIBRARIES, BundleError, built_model, read_json, read_tensors
 from .heads import deployed_head, free_norms
 from .preprocess import Preprocess
 from .support import THUMBNAIL, Support
@@ -52,15 +53,11 @@ class Bundle:
         if not hasattr(self.model, 'config'):
             raise ValueError(f'This {type(self.model).__name__} has no `config` to be built from again: use create_fsc_model')
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix='.saving-', dir=folder) as part:
-            tensors, text = Path(part)/'tensors', Path(part)/'json'
-            save_file(self._tensors(), tensors)
-            digest = file_hash(tensors)
-            text.write_text(json.dumps(self._values(digest), indent=1, ensure_ascii=False), encoding='utf-8')
-            for f in (tensors, text): _flush(f)
-            os.replace(tensors, folder/f'tensors-{digest}.safetensors')
-            os.replace(text, folder/JSON_NAME)
+        tensors = save(self._tensors())
+        digest = sha256(tensors).hexdigest()
+        text = json.dumps(self._values(digest), indent=1, ensure_ascii=False)
+        with atomic_write(folder/f'tensors-{digest}.safetensors') as part: part.write_bytes(tensors)
+        with atomic_write(folder/JSON_NAME) as part: part.write_text(text, encoding='utf-8')
         for f in folder.iterdir():
             if (m := TENSORS.fullmatch(f.name)) and m[1] != digest: f.unlink()
         return folder
@@ -114,7 +111,3 @@ def _support_like(model: FewShotModel, n_support: int) -> dict[str, Tensor]:
     maps = torch.empty(n_support, *shape, device='meta')
     thumbnails = torch.empty(n_support, 3, THUMBNAIL, THUMBNAIL, dtype=torch.uint8, device='meta')
     return {FEATURES: deployed_head(model).compact(maps), THUMBNAILS: thumbnails}
-
-
-def _flush(f: Path) -> None:
-    with f.open('rb+') as handle: os.fsync(handle.fileno())

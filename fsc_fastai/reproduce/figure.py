@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..files import write_atomically
+from ..files import atomic_write
 from ..statistics import plot_feature_statistics
 from .report import markdown, mean_and_ci
 
@@ -49,10 +49,10 @@ def write_figure(
     shown = effects.assign(change=[f'{r.change:+.1f} %' for r in effects.itertuples()],
                            interval=[f'{r.ci95_low:+.1f} … {r.ci95_high:+.1f} %' for r in effects.itertuples()])
     figure = plot_feature_statistics(dict(list(means.groupby('model', sort=False))))
-    write_atomically(folder/'figure3.png', lambda part: figure.savefig(part, dpi=110, format='png'))
+    with atomic_write(folder/'figure3.png') as part: figure.savefig(part, dpi=110, format='png')
     plt.close(figure)
-    write_atomically(folder/'figure3.csv', means.to_csv(index=False))
-    write_atomically(folder/'figure3_effects.csv', effects.to_csv(index=False))
+    with atomic_write(folder/'figure3.csv') as part: means.to_csv(part, index=False)
+    with atomic_write(folder/'figure3_effects.csv') as part: effects.to_csv(part, index=False)
     parts = ['# figure3: variance and quantile difference over the channels', f'Made by `{command}`.',
              'The 95 % quantile over the positions of each channel, then the variance over the channels and their 95 % − 45 % '
              'quantile difference; mean over the images of a domain, bars: standard deviation over the images. The paper reports '
@@ -61,5 +61,5 @@ def write_figure(
              '## What explanations change',
              'Paired by seed, 95 % interval over the seeds. An interval that holds 0 shows no effect.',
              markdown(shown.drop(columns=['ci95_low', 'ci95_high']))]
-    write_atomically(folder/'figure3.md', '\n\n'.join(parts) + '\n')
+    with atomic_write(folder/'figure3.md') as part: part.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return folder/'figure3.md'

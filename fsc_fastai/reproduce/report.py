@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..files import write_atomically
+from ..files import atomic_write
 from .paper import PUBLISHED
 
 __all__ = ['mean_and_ci', 'summarise', 'paired_effects', 'transductive_effects', 'markdown', 'write_report']
@@ -115,7 +115,7 @@ def _plot(effects: pd.DataFrame, path: Path) -> None:
         ax.set_title(f'{model} − {baseline}', fontsize=9)
     axes[0, 0].set_ylabel('percentage points')
     axes[0, 0].legend(fontsize=8)
-    write_atomically(path, lambda part: fig.savefig(part, dpi=110, format='png'))
+    with atomic_write(path) as part: fig.savefig(part, dpi=110, format='png')
     plt.close(fig)
 
 
@@ -139,9 +139,9 @@ def write_report(
                 _effects_shown(transduction)] if len(transduction) else []),
              '## The paper', 'Sun et al. 2020, trained on miniImageNet, 2000 episodes; ± over the episodes of one model.',
              markdown(_published(table))]
-    write_atomically(folder/f'{table}.csv', summary.to_csv(index=False))
-    write_atomically(folder/f'{table}_effects.csv', effects.to_csv(index=False))
-    if len(transduction): write_atomically(folder/f'{table}_transductive.csv', transduction.to_csv(index=False))
+    for name, written in (('', summary), ('_effects', effects), ('_transductive', transduction)):
+        if len(written):
+            with atomic_write(folder/f'{table}{name}.csv') as part: written.to_csv(part, index=False)
     if len(effects): _plot(effects, folder/f'{table}.png')
-    write_atomically(folder/f'{table}.md', '\n\n'.join(parts) + '\n')
+    with atomic_write(folder/f'{table}.md') as part: part.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return folder/f'{table}.md'

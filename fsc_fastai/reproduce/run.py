@@ -15,7 +15,7 @@ import torch
 from .. import __version__
 from ..data.sampler import EpisodeSampler
 from ..evaluate import encode_images, episode_scores
-from ..files import write_atomically
+from ..files import atomic_write
 from ..learner import FSCLearner
 from ..statistics import statistics_row
 from .cells import Cell, Preset
@@ -45,7 +45,7 @@ def run_cell(
     learn = train_cell(cell, recipe, data, folder)
     result = asked | dict(results=_test(learn, cell, preset),
                           versions=dict(fsc_fastai=__version__, torch=torch.__version__, fastai=fastai.__version__))
-    write_atomically(file, json.dumps(result))
+    with atomic_write(file) as part: part.write_text(json.dumps(result), encoding='utf-8')
     print(f'{cell.key}: {_summary(result["results"])} ({time.perf_counter() - start:.0f} s)', flush=True)
     return result
 

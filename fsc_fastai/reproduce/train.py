@@ -74,7 +74,7 @@ def train_cell(
         lr = recipe.lr if recipe.encoder_lr == 1 else slice(recipe.encoder_lr * recipe.lr, recipe.lr)
         _fit(learn, recipe.epochs, recipe, lr, weights.with_name('training.pt'))
         save_weights(learn.model, weights)
-        weights.with_name('training.pt').unlink(missing_ok=True)
+    weights.with_name('training.pt').unlink(missing_ok=True)  # a run may have been killed just before this
     return learn
 
 
@@ -89,7 +89,7 @@ def _pretrained(dls: EpisodeDataLoaders, recipe: Recipe, seed: int, folder: Path
         lr = 3e-3 if recipe.schedule == 'one_cycle' else recipe.lr
         _fit(learn, recipe.pretrain_epochs, recipe, lr, weights.with_suffix('.pt'))
         save_weights(encoder, weights)
-        weights.with_suffix('.pt').unlink(missing_ok=True)
+    weights.with_suffix('.pt').unlink(missing_ok=True)
     return load_file(weights)
 
 

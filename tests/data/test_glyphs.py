@@ -1,7 +1,10 @@
 "The glyph domains: what is drawn, that it is the same everywhere, and that a folder is whole or not there"
 import hashlib
 import json
+import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -161,10 +164,15 @@ def test_a_second_call_renders_nothing_and_force_renders_anew(tmp_path):
 def test_what_a_killed_process_left_does_not_count(tmp_path):
     folder = untar_glyphs('greek', path=tmp_path, **SMALL)
     whole = files(folder)
-    unfinished = folder.rename(tmp_path/f'.{folder.name}.part')
-    (unfinished/'glyphs.json').unlink()
-    (unfinished/'half.png').touch()
-    assert files(untar_glyphs('greek', path=tmp_path, **SMALL)) == whole and not unfinished.exists()
+    shutil.rmtree(folder)
+    def killed():  # after the last image, before the stamp
+        glyphs.json.dumps = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+        untar_glyphs('greek', path=tmp_path, **SMALL)
+    child = multiprocessing.get_context('fork').Process(target=killed)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and not folder.exists() and list(tmp_path.glob('.*.part/*/*.png'))
+    assert files(untar_glyphs('greek', path=tmp_path, **SMALL)) == whole and not list(tmp_path.glob('.*.part'))
 
 
 def test_an_error_half_way_leaves_no_folder(tmp_path, monkeypatch):
