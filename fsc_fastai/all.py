@@ -11,6 +11,7 @@ from .data.block import *
 from .data.domains import *
 from .data.episode import *
 from .data.glyphs import *
+from .data.images import *
 from .data.loader import *
 from .data.loaders import *
 from .data.readers import *

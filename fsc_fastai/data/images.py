@@ -1,104 +1,140 @@
-"Opening images of every kind, and checking them before the training starts"
-# No `from __future__ import annotations`: fastai reads the annotation of `open_image` to know where new items enter.
+"Opening images of every kind, in the same way everywhere, and checking them before the training starts"
+# No `from __future__ import annotations`: fastai reads the annotations of `OpenImage` to know where new items enter.
 import io
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from fastai.data.core import Datasets
 from fastai.vision.core import PILImage
 from fastcore.parallel import parallel
+from fasttransform.transform import Transform
 from PIL import Image
 
-__all__ = ['open_image', 'DatasetImage', 'broken_images', 'checked_images']
+from .pixels import PixelError, declared_white, from_array, is_deep, oriented, to_rgb
+
+__all__ = ['OpenImage', 'open_image', 'DatasetImage', 'broken_images', 'checked_images']
 
 @dataclass(frozen=True, slots=True)
 class DatasetImage:
     "Image number `index` of a torchvision-style dataset, opened when it is used"
     dataset: Any
     index: int
+    key: int | str = 0 # Of the image in an item
 
-    def open(self) -> Any: return self.dataset[self.index][0]
+    def open(self) -> Any: return self.dataset[self.index][self.key]
     def __str__(self) -> str: return f'image {self.index} of {type(self.dataset).__name__}'
 
 
 ImageSource = Path | str | bytes | np.ndarray | torch.Tensor | Image.Image | DatasetImage
 
 
-def _from_array(x: np.ndarray | torch.Tensor) -> Image.Image:
-    "An image from `(H, W)`, `(H, W, C)` or `(C, H, W)`; floats count from 0 to 1"
-    a = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x)
-    if a.ndim == 3 and isinstance(x, torch.Tensor): a = a.transpose(1, 2, 0)
-    if a.ndim == 3 and a.shape[2] == 1: a = a[..., 0]
-    if a.dtype.kind == 'f': a = (a.clip(0, 1) * 255).round()
-    elif a.dtype == np.uint16: a = a / 257
-    return Image.fromarray(a.astype(np.uint8))
-
-
-def _to_rgb(im: Image.Image) -> Image.Image:
-    "8-bit RGB: 16 bits scaled down instead of clipped, transparent parts shown on white"
-    if im.mode.startswith(('I', 'F')):
-        a = np.asarray(im, dtype=np.float64)
-        im = Image.fromarray((a / (257 if a.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
-    if im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info:
-        im = im.convert('RGBA')
-        im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-    return im.convert('RGB')
-
-
 def _name(source: Any) -> str: return str(source) if isinstance(source, Path | str | DatasetImage) else type(source).__name__
+
+
+def _picture(source: Any) -> Image.Image:
+    "A PIL image, loaded"
+    if isinstance(source, bytes): source = io.BytesIO(source)
+    im = source if isinstance(source, Image.Image) else Image.open(source)
+    im.load()
+    return im
+
+
+def _reason(e: Exception) -> str:
+    "Why an image can not be opened, with the remedy where PIL alone has a reason"
+    if not isinstance(e, Image.DecompressionBombError): return str(e)
+    return f'{e} Make it smaller; or, where you trust its origin, raise PIL.Image.MAX_IMAGE_PIXELS'
 
 
 def open_image(
     fn: ImageSource, # Arrays `(H, W)` or `(H, W, C)`, tensors `(C, H, W)`: bytes, or floats from 0 to 1
+    orient: bool = True, # Turn it as its EXIF orientation says
+    white: float | None = None, # What is white in samples other than bytes; None: what their type says, see `as_bytes`
 ) -> PILImage:
     """An RGB image from a file, its bytes, an array, a tensor or a PIL image.
 
-    Greyscale, palette, CMYK and 16-bit images are converted, transparency is shown on white; an EXIF orientation is left as
-    it is, as in fastai. Raises `FileNotFoundError` or `OSError` naming a file that is missing or broken.
+    Greyscale, palette, CMYK and 16-bit images are converted, transparency is shown on white. Raises `FileNotFoundError` or
+    `OSError` naming a file that is missing or broken, and `PixelError` where it cannot be known what its samples mean.
     """
-    source = fn.open() if isinstance(fn, DatasetImage) else fn
-    if isinstance(source, np.ndarray | torch.Tensor): source = _from_array(source)
+    source = fn.open() if isinstance(fn, DatasetImage) else Path(fn).expanduser() if isinstance(fn, str | Path) else fn
     try:
-        if isinstance(source, bytes): source = io.BytesIO(source)
-        return PILImage(_to_rgb(source if isinstance(source, Image.Image) else Image.open(source)))
+        if isinstance(source, np.ndarray | torch.Tensor): return PILImage(to_rgb(from_array(source, white)))
+        im = _picture(source)
+        if white is None: white = declared_white(im)
+        return PILImage(to_rgb(oriented(im) if orient else im, white))
     except FileNotFoundError: raise FileNotFoundError(f'image not found: {_name(fn)}') from None
+    except PixelError as e: raise PixelError(f'{_name(fn)}: {e}') from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise OSError(f'{_name(fn)} can not be read as an image: {e}') from e
+        raise OSError(f'{_name(fn)} can not be read as an image: {_reason(e)}') from e
 
 
-def _why_broken(fn: Path) -> str | None:
-    "Why an image file can not be decoded, or None; JPEGs are decoded at the smallest scale"
+class OpenImage(Transform):
+    "`open_image` with its settings, as the first transform of the loaders"
+    input_types = get_args(ImageSource)
+
+    def __init__(self,
+        orient: bool = True, # Turn images as their EXIF orientation says
+        white: float | None = None, # As in `open_image`
+    ):
+        super().__init__()
+        self.orient, self.white = orient, white
+
+    def encodes(self, fn: ImageSource): return open_image(fn, self.orient, self.white)
+
+
+def opener_of(
+    dataset: Any, # Of a loader
+) -> OpenImage | None:
+    """What opens the images of a dataset, None where that is something of the user's own.
+
+    fastai's `PILImage.create`, which `ImageBlock` brings, ignores orientations and cuts 16 bits off: an `OpenImage` replaces it.
+    """
+    if not isinstance(dataset, Datasets): return None
+    tfms = dataset.tls[0].tfms.fs  # which all sets of the data share
+    for i, tfm in enumerate(tfms):
+        if isinstance(tfm, OpenImage): return tfm
+        if getattr(tfm, 'name', '') == 'PILBase.create' and tfm.encodes.methods[0].implementation == PILImage.create:
+            tfms[i] = OpenImage()
+            return tfms[i]
+    return None
+
+
+def _why_broken(fn: Path, white: float | None) -> str | None:
+    "Why an image file can not be used, or None; JPEGs are decoded at the smallest scale"
     try:
         with Image.open(fn) as im:
             im.draft(im.mode, (32, 32))
             im.load()
-    except Exception as e: return f'{type(e).__name__}: {e}'  # PIL raises whatever the decoder meets
+            if is_deep(im): to_rgb(im, declared_white(im) if white is None else white)
+    except Exception as e: return f'{type(e).__name__}: {_reason(e)}'  # PIL raises whatever the decoder meets
     return None
 
 
 def broken_images(
     files: Iterable[Path], # Image files
+    white: float | None = None, # As in `open_image`
 ) -> dict[Path, str]:
-    "The files that can not be decoded, with the reason; tried in parallel"
+    "The files that can not be used, with the reason; tried in parallel"
     files = list(files)
-    reasons = parallel(_why_broken, files, threadpool=True, n_workers=8, progress=len(files) > 5000)
+    reasons = parallel(_why_broken, files, white=white, threadpool=True, n_workers=8, progress=len(files) > 5000)
     return {f: why for f, why in zip(files, reasons, strict=True) if why}
 
 
 def checked_images(
     files: list[Path], # Image files
     verify: bool | str = True, # True: an error names the broken files; 'skip': a warning does; False: no check
+    white: float | None = None, # As in `open_image`
 ) -> list[bool]:
     "Which of `files` to keep. Raises `OSError` naming the broken ones, unless `verify` says otherwise"
     if verify not in (True, False, 'skip'): raise ValueError(f"verify={verify!r}: True, False or 'skip'")
-    broken = broken_images(files) if verify else {}
+    broken = broken_images(files, white) if verify else {}
     if broken:
         listed = '\n'.join(f'  {f}: {why}' for f, why in list(broken.items())[:10])
-        message = f'{len(broken)} of {len(files)} images can not be decoded:\n{listed}' + ('\n  …' if len(broken) > 10 else '')
-        if verify is True: raise OSError(f"{message}\nRemove them, or pass verify='skip' to leave them out")
+        message = f'{len(broken)} of {len(files)} images can not be used:\n{listed}' + ('\n  …' if len(broken) > 10 else '')
+        if verify is True: raise OSError(f"{message}\nMend or remove them, or pass verify='skip' to leave them out")
         warnings.warn(f'left out: {message}', stacklevel=3)
     return [f not in broken for f in files]

@@ -19,6 +19,7 @@ from torch.utils.data import get_worker_info
 
 from .cache import CacheChoice, ImageCache
 from .episode import Episode, EpisodeLabel, EpisodeSplit
+from .images import opener_of
 from .sampler import Count, EpisodeSampler
 
 __all__ = ['ImageDL', 'EpisodicDL']
@@ -74,6 +75,7 @@ class _CachedDL(TfmdDL):
         if unknown: raise TypeError(f'{type(self).__name__} has no argument {", ".join(unknown)}')
         self._labels, self._img_size, self.cache = labels, img_size, None
         self._num_workers = num_workers
+        opener_of(dataset)  # that fastai's images are opened as ours
         self._cache_wanted = cache.wanted if isinstance(cache, ImageCache) else cache
         super().__init__(dataset, num_workers=num_workers, **{k: v for k, v in kwargs.items() if k in _KNOWN})
         self.cache = self._make_cache(cache)

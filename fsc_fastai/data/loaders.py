@@ -16,7 +16,7 @@ from fastcore.meta import delegates
 
 from .augment import BytesToFloat, episode_transforms
 from .block import EpisodeBlock, EpisodeCategorize
-from .images import open_image
+from .images import OpenImage, opener_of
 from .loader import EpisodicDL, ImageDL
 from .readers import ImageList, read_csvs, read_dataset, read_df, read_filelists, read_folder, read_images
 from .splitter import ClassSplitter
@@ -50,6 +50,8 @@ class EpisodeDataLoaders(DataLoaders):
         *,
         splitter: Callable | None = None, # `ClassSplitter(…)`; None: the list's own sets, or 20 % of the classes to validate on
         size: int = 84, # Side of the images that the model sees
+        orient: bool = True, # Turn images as their EXIF orientation says
+        white: float | None = None, # What is white in samples other than bytes, such as 4095; None: what their type says
         item_tfms: Any = None, # Instead of the default, see `episode_transforms`
         batch_tfms: Any = None, # Instead of the default
         verify: bool | str = True, # Try all files first; 'skip' leaves broken ones out with a warning; False: no check
@@ -59,11 +61,11 @@ class EpisodeDataLoaders(DataLoaders):
         **kwargs,
     ) -> EpisodeDataLoaders:
         "From a list of images. A class is in one set only; broken, missing or too few images raise an error that names them"
-        images = images.checked(verify)
+        images = images.checked(verify, white)
         if splitter is None: splits = images.splits() if images.sets else ClassSplitter(seed=seed).split_labels(images.labels)
         else: splits = splitter.split_labels(images.labels) if isinstance(splitter, ClassSplitter) else splitter(images.files)
         default_item, default_batch = episode_transforms(size)
-        images_block = TransformBlock(type_tfms=open_image, batch_tfms=BytesToFloat)
+        images_block = TransformBlock(type_tfms=OpenImage(orient, white), batch_tfms=BytesToFloat)
         block = DataBlock(blocks=(images_block, EpisodeBlock(seed=seed, **kwargs)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=lambda items: splits,
                           item_tfms=default_item if item_tfms is None else item_tfms,
@@ -170,9 +172,10 @@ class EpisodeDataLoaders(DataLoaders):
         if isinstance(source, EpisodicDL): return source.new(**kwargs) if kwargs else source
         images = read_images(source)
         if 'test' in images.sets: images = images.subset(i for i, o in enumerate(images.sets) if o == 'test')
-        images = images.checked(verify)
+        opener = opener_of(self.valid.dataset) or OpenImage()
+        images = images.checked(verify, opener.white)
         items = list(zip(images.files, images.labels, strict=True))
-        tfms = [[ItemGetter(0), open_image], [ItemGetter(1), EpisodeCategorize]]
+        tfms = [[ItemGetter(0), opener], [ItemGetter(1), EpisodeCategorize]]
         everything = range(len(items))  # as both splits: fastai sets up its transforms on the first, whatever we test on
         dsets = Datasets(items, tfms=tfms, splits=[everything, everything])
         dl = self.valid.new(dsets.subset(1), **kwargs)

@@ -39,6 +39,7 @@ class ImageList:
 
     def checked(self,
         verify: bool | str = True, # As in `checked_images`
+        white: float | None = None, # As in `open_image`
     ) -> ImageList:
         "Itself once the files are known to exist and to be images; classes must not be shared by two sets"
         classes = {s: {c for c, o in zip(self.labels, self.sets, strict=True) if o == s} for s in dict.fromkeys(self.sets)}
@@ -47,7 +48,7 @@ class ImageList:
         if missing := [f for f in files if not f.is_file()]:
             raise FileNotFoundError(f'{len(missing)} of {len(files)} images are missing: {", ".join(map(str, missing[:5]))}'
                                     + (' …' if len(missing) > 5 else ''))
-        keep = checked_images(files, verify) if len(files) == len(self) else []
+        keep = checked_images(files, verify, white) if len(files) == len(self) else []
         return self if all(keep) else self.subset(np.flatnonzero(keep))
 
     def subset(self, idxs: Iterable[int]) -> ImageList:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.augment import CenterCrop
-from ..data.images import open_image
+from ..data.images import open_image, opener_of
 from ..data.loaders import EpisodeDataLoaders
 
 __all__ = ['Preprocess', 'MAX_SIDE']
@@ -36,6 +36,8 @@ class Preprocess:
     fit: Fit = 'squish' # How an image becomes a square: as fastai's `Resize`
     mean: tuple[float, ...] = tuple(imagenet_stats[0]) # Of the channels
     std: tuple[float, ...] = tuple(imagenet_stats[1]) # Of the channels
+    orient: bool = True # Turn images as their EXIF orientation says
+    white: float | None = None # What is white in samples other than bytes; None: what their type says
 
     def __post_init__(self):
         if not self.resize: object.__setattr__(self, 'resize', int(1.15 * self.size))
@@ -45,6 +47,9 @@ class Preprocess:
         if self.fit not in get_args(Fit): raise ValueError(f'fit={self.fit!r}: choose from {get_args(Fit)}')
         if not len(self.mean) == len(self.std) == 3 or not np.isfinite([*self.mean, *self.std]).all() or min(self.std) <= 0:
             raise ValueError(f'mean={self.mean}, std={self.std}: wanted three finite numbers each, and std above 0')
+        if not isinstance(self.orient, bool): raise ValueError(f'orient={self.orient!r}: True or False')
+        if self.white is not None and (type(self.white) not in (int, float) or not 0 < self.white < float('inf')):
+            raise ValueError(f'white={self.white!r}: a number above 0, or None')
 
     @classmethod
     def from_dls(cls, dls: EpisodeDataLoaders) -> Preprocess:
@@ -54,6 +59,7 @@ class Preprocess:
         """
         tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
         found: dict[str, Any] = dict(size=dls.img_size, resize=dls.img_size)
+        if opener := opener_of(dls.valid.dataset): found |= dict(orient=opener.orient, white=opener.white)
         for tfm in tfms:
             if isinstance(tfm, Resize): found |= dict(resize=tfm.size[0], fit=tfm.method)
             if isinstance(tfm, Normalize): found |= dict(mean=tfm.mean.flatten().tolist(), std=tfm.std.flatten().tolist())
@@ -74,7 +80,7 @@ class Preprocess:
 
     def image(self, item: Any) -> PILImage:
         "What the encoder sees of an image of any kind, still a picture of `size` × `size`"
-        squared = Resize(self.resize, method=self.fit)(open_image(item), split_idx=1)
+        squared = Resize(self.resize, method=self.fit)(open_image(item, self.orient, self.white), split_idx=1)
         start = (self.resize - self.size) // 2
         return squared.crop((start, start, start + self.size, start + self.size))
 

@@ -142,7 +142,7 @@ def test_small_classes_can_be_left_out(make_dls, tree):
 
 def test_broken_files_are_met_before_training(make_dls, tree):
     (tree/'c03'/'04.png').write_bytes(b'no image')
-    with pytest.raises(OSError, match='1 of 64 images can not be decoded:\n.*c03.04.png'): make_dls()
+    with pytest.raises(OSError, match='1 of 64 images can not be used:\n.*c03.04.png'): make_dls()
     with pytest.warns(UserWarning, match='left out'): dls = make_dls(verify='skip')
     assert len(dls.train.items) + len(dls.valid.items) == 63
 

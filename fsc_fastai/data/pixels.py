@@ -1,0 +1,86 @@
+"Samples of any type as bytes, pictures of any mode as RGB; where it cannot be known what a sample means, an error says so"
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+__all__ = ['PixelError', 'as_bytes', 'declared_white', 'from_array', 'is_deep', 'oriented', 'to_rgb']
+
+DARK = 4096
+"Samples of 16 bits that stay below it show as black: below a sixteenth of white; more likely they are of 12 bits or fewer"
+
+
+class PixelError(ValueError):
+    "It cannot be known what the samples of an image mean"
+
+
+def as_bytes(
+    a: np.ndarray, # Samples of any type
+    white: float | None = None, # What is white, where samples are no bytes; None: what the type says
+) -> np.ndarray:
+    """Samples scaled to bytes by the depth of their type, never by the values that an image happens to have.
+
+    Bytes stay; bool is black and white; floats count from 0 to 1, 16 bits without sign from 0 to 65535, all other integers from 0
+    to 255. Raises `PixelError` for values outside, and for 16 bits that are black if they are what they seem.
+    """
+    if a.dtype == np.uint8: return a
+    if a.dtype == bool: return a * np.uint8(255)
+    if a.dtype.kind not in 'uif': raise PixelError(f'samples of type {a.dtype}: integers, floats or bool are wanted')
+    sixteen = a.dtype.kind == 'u' and a.dtype.itemsize == 2
+    top = white if white is not None else 1 if a.dtype.kind == 'f' else 65535 if sixteen else 255
+    low, high, half = float(a.min()), float(a.max()), top / 510
+    found = f'{a.dtype} samples from {low:g} to {high:g}'
+    if not (-half < low and high < top + half):  # half of the step between two bytes is rounding
+        raise PixelError(f'{found}, but 0 is black and {top:g} is white: undo a normalisation, convert to 8 bits, or say what is '
+                         'white (white=255 for floats that count like bytes, white=4095 for 12 bits)')
+    if sixteen and white is None and 0 < high < DARK:
+        raise PixelError(f'{found}, where 16 bits count to 65535: all would be black. Say what is white: white=4095 for 12 bits, '
+                         'white=65535 where it is really that dark; or convert to 8 bits')
+    return np.rint(a.astype(np.float32) * (255 / top)).clip(0, 255).astype(np.uint8)
+
+
+def from_array(
+    x: np.ndarray | torch.Tensor, # Arrays `(H, W)` or `(H, W, C)`, tensors `(H, W)` or `(C, H, W)`
+    white: float | None = None, # As in `as_bytes`
+) -> Image.Image:
+    "A picture: grey, grey with alpha, RGB or RGBA by the number of channels. Raises `PixelError` for other shapes"
+    is_tensor = isinstance(x, torch.Tensor)
+    if isinstance(x, torch.Tensor):
+        x = x.detach().cpu()
+        x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    if x.ndim not in (2, 3) or 0 in x.shape or x.ndim == 3 and not 1 <= x.shape[0 if is_tensor else 2] <= 4:
+        raise PixelError(f'shape {tuple(x.shape)}: arrays are (height, width) or (height, width, channels), '
+                         'tensors (height, width) or (channels, height, width), with 1 to 4 channels: transpose it')
+    if x.ndim == 3 and is_tensor: x = x.transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(as_bytes(x[..., 0] if x.ndim == 3 and x.shape[2] == 1 else x, white)))
+
+
+def is_deep(im: Image.Image) -> bool:
+    "Whether a picture has samples other than bytes"
+    return im.mode.startswith(('I', 'F'))
+
+
+def declared_white(im: Image.Image) -> int | None:
+    "What is white by what the file of a deep picture says, None where that follows from the type of its samples"
+    if im.mode == 'I' and im.format in ('PNG', 'PPM'): return 65535  # PIL brings their samples there
+    bits = getattr(im, 'tag_v2', {}).get(258, (16,))[0]  # of a TIFF: BitsPerSample
+    return 2**bits - 1 if im.mode.startswith('I;') and bits < 16 else None
+
+
+def oriented(im: Image.Image) -> Image.Image:
+    "A loaded picture turned as its EXIF orientation says; as it is where the metadata are broken"
+    try: return ImageOps.exif_transpose(im) if im.getexif().get(0x112, 1) != 1 else im
+    except Exception: return im  # PIL raises whatever it meets there
+
+
+def to_rgb(
+    im: Image.Image, # Loaded
+    white: float | None = None, # As in `as_bytes`
+) -> Image.Image:
+    "RGB with bytes for samples, transparent parts shown on white. Raises `PixelError`"
+    if is_deep(im): im = Image.fromarray(as_bytes(np.asarray(im), white))
+    if im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info:
+        im = im.convert('RGBA')
+        im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
+    return im.convert('RGB')
