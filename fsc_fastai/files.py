@@ -1,6 +1,7 @@
-"Files that are whole or not there: a reader, or the next run, never finds half of one"
+"Files that are whole or not there, and know what they were made with"
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -9,11 +10,14 @@ from contextlib import contextmanager
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ['atomic_write', 'save_weights']
+__all__ = ['atomic_write', 'save_weights', 'load_weights', 'check_made', 'broken']
 
 _numbers = count()
 _POSIX = os.name == 'posix'  # elsewhere a folder can not be flushed, nor a process be asked for harmlessly
@@ -94,8 +98,59 @@ def _remove(part: Path) -> None:
 def save_weights(
     module: nn.Module, # Whose state
     path: Path, # Of the safetensors file
+    made: dict[str, Any], # What the weights depend on, as plain values; `load_weights` asks for the same
 ) -> None:
     "Write the module's state as safetensors, in one step; `OSError` where that fails"
+    tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     # as bytes, because `save_file` writes a part of its own, which a kill would leave behind
-    weights = save({k: v.contiguous() for k, v in module.state_dict().items()})
+    weights = save(tensors, dict(made=json.dumps(made), sha256=_digest(tensors)))
     with atomic_write(path) as part: part.write_bytes(weights)
+
+
+def load_weights(
+    path: Path, # That `save_weights` wrote
+    made: dict[str, Any], # What the weights must depend on
+) -> dict[str, Tensor]:
+    "The state that was saved. Raises `ValueError` that names the file where it is broken, or was made with other settings"
+    try:
+        with safe_open(path, 'pt') as file:
+            of, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  no dict
+        if of.get('sha256') != _digest(tensors): raise ValueError('its content is not what was saved')
+        found = json.loads(of['made'])
+    except (SafetensorError, ValueError, KeyError) as e: raise broken(path, e) from e
+    check_made(path, found, made)
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    "SHA-256 of names and contents"
+    digest = sha256()
+    for name, x in sorted(tensors.items()):
+        digest.update(f'{name} {x.dtype} {tuple(x.shape)}'.encode())
+        digest.update(x.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def broken(path: Path, e: Exception) -> ValueError:
+    "The error for a file that is not what was written"
+    return ValueError(f'{path} is broken ({type(e).__name__}: {e}). Remove it: what it held is then computed again')
+
+
+def check_made(
+    path: Path, # The file
+    found: Any, # What it was made with, as plain values
+    wanted: Any, # What it has to be made with
+) -> None:
+    "Raise a `ValueError` that names the file and what differs"
+    there, here = _flat(found), _flat(json.loads(json.dumps(wanted)))
+    differs = [f'{k}={there.get(k)!r} (now {here.get(k)!r})' for k in {**here, **there} if there.get(k) != here.get(k)]
+    if differs:
+        more = f' and {len(differs) - 6} more' if len(differs) > 6 else ''
+        raise ValueError(f'{path} was made with other settings: {", ".join(differs[:6])}{more}. Write to another place, or '
+                         'remove it to begin anew')
+
+
+def _flat(values: Any, name: str = '') -> dict[str, Any]:
+    "The leaves of nested dictionaries, by their joined names"
+    if not isinstance(values, dict): return {name: values}
+    return {k: v for key, o in values.items() for k, v in _flat(o, f'{name}.{key}' if name else str(key)).items()}

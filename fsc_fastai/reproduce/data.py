@@ -1,13 +1,15 @@
 "The domains of a table: one that is seen, and the unseen ones to test on"
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from ..data.augment import episode_transforms
-from ..data.glyphs import untar_glyph_domains, untar_glyphs
+from ..data.glyphs import STAMP, untar_glyph_domains, untar_glyphs
 from ..data.loader import EpisodicDL
 from ..data.loaders import EpisodeDataLoaders
 from ..data.readers import read_images
@@ -38,12 +40,36 @@ class Data:
                                   shared.valid.new(n_episodes=recipe.val_episodes or 1, **episodes),
                                   device=shared.device, domains={k: dl.new(**episodes) for k, dl in shared.domains.items()})
 
+    def others(self, cell: Cell) -> list[str]:
+        "The targets that a cell may learn from: all but the one it is tested on"
+        return [name for name in self.targets if name != cell.unseen]
+
     def pseudo_unseen(self, dls: EpisodeDataLoaders, cell: Cell) -> dict[str, EpisodicDL]:
         "Episodes of all targets but the cell's: of their base classes where they have splits, as Tseng et al. 2020 do"
-        others = {name: read_images(path) for name, path in self.targets.items() if name != cell.unseen}
+        others = {name: read_images(self.targets[name]) for name in self.others(cell)}
         base = {name: images.subset(i for i, o in enumerate(images.sets) if o == 'train')
                 for name, images in others.items() if images.sets}
         return {name: dls.domains[name] for name in others if name not in base} | dls.as_domains(base, verify=False)
+
+    def made(self,
+        targets: Iterable[str], # Those that count beside the seen domain
+    ) -> dict[str, Any]:
+        "What a model or a result owes to the data, as plain values: the domains, and a digest of each one's files"
+        return dict(name=self.name, seen=self.seen, do_flip=self.do_flip,
+                    files={name: _files_digest(self, path) for name, path in [(self.seen, self.source)] +
+                           [(name, self.targets[name]) for name in targets]})
+
+
+@lru_cache(maxsize=64)
+def _files_digest(data: Data, path: Path) -> str:
+    "Of a domain's image files in their order: set, class, name, and size; rendered glyphs are known by what was asked for"
+    stamp, images = path/STAMP, read_images(path)
+    digest = sha256(stamp.read_bytes() if stamp.exists() else b'')
+    for i, (file, label) in enumerate(zip(images.files, images.labels)):
+        # the size of a PNG of the same pixels depends on the machine's zlib
+        size = None if stamp.exists() else file.stat().st_size
+        digest.update(repr((images.sets[i:i + 1], str(label), file.name, size)).encode())
+    return digest.hexdigest()[:16]
 
 
 @lru_cache(maxsize=2)

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from .. import __version__
 from ..data.sampler import EpisodeSampler
 from ..evaluate import encode_images, episode_scores
-from ..files import atomic_write
+from ..files import atomic_write, broken, check_made
 from ..learner import FSCLearner
 from ..statistics import statistics_row
 from .cells import Cell, Preset
@@ -34,7 +35,7 @@ def run_cell(
     """The result of a cell: read from its file, or trained, tested and written. Killed at any moment it goes on from there.
 
     Weights are saved after every epoch and after training, the result in one step; what is there is never computed twice.
-    Raises `OSError` for a file that can not be written, `ValueError` for a result that another preset or data left.
+    Raises `OSError` for a file that can not be written, `ValueError` for one that is broken, or that another preset or data left.
     """
     file = folder/'cells'/cell.key/'result.json'
     recipe, asked = preset.recipes[cell.base], _asked(cell, preset, data)
@@ -45,25 +46,29 @@ def run_cell(
     learn = train_cell(cell, recipe, data, folder)
     result = asked | dict(results=_test(learn, cell, preset),
                           versions=dict(fsc_fastai=__version__, torch=torch.__version__, fastai=fastai.__version__))
-    with atomic_write(file) as part: part.write_text(json.dumps(result), encoding='utf-8')
+    with atomic_write(file) as part: part.write_text(json.dumps(result | dict(sha256=_digest(result))), encoding='utf-8')
     print(f'{cell.key}: {_summary(result["results"])} ({time.perf_counter() - start:.0f} s)', flush=True)
     return result
 
 
 def _asked(cell: Cell, preset: Preset, data: Data) -> dict[str, Any]:
     "What a result belongs to, as JSON gives it back"
-    asked = dict(cell=asdict(cell), model=cell.model, recipe=asdict(preset.recipes[cell.base]), data=data.name,
+    asked = dict(cell=asdict(cell), model=cell.model, recipe=asdict(preset.recipes[cell.base]), data=data.made(data.targets),
                  test=dict(n_episodes=preset.test_episodes, n_query=preset.test_query))
     return json.loads(json.dumps(asked))
 
 
 def _read_result(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    result = json.loads(file.read_text(encoding='utf-8'))
-    differs = [k for k, v in asked.items() if result.get(k) != v]
-    if differs:
-        raise ValueError(f'{file} was computed with another {" and ".join(differs)}: found {[result.get(k) for k in differs]}, '
-                         f'wanted {[asked[k] for k in differs]}. Choose another --out, or remove the folder')
+    try:
+        result = json.loads(file.read_text(encoding='utf-8'))
+        if result.pop('sha256', None) != _digest(result): raise ValueError('its content is not what was written')
+    except (ValueError, AttributeError, TypeError) as e: raise broken(file, e) from e
+    check_made(file, {k: result[k] for k in asked if k in result}, asked)
     return result
+
+
+def _digest(result: dict[str, Any]) -> str:
+    return sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 def _test(learn: FSCLearner, cell: Cell, preset: Preset) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ def test_a_lost_result_is_computed_again_to_the_same_numbers(glyphs, tmp_path):
 def test_a_result_of_other_settings_is_not_taken_for_this_one(glyphs, tmp_path):
     cell = Cell('RN', 1, 0)
     runs.run_cell(cell, TINY, glyphs, tmp_path)
-    with pytest.raises(ValueError, match=r'result\.json was computed with another recipe and test: found .*--out'):
+    with pytest.raises(ValueError, match=r'result\.json was made with other settings: recipe.size=28 \(now 32\).*another place'):
         runs.run_cell(cell, PRESETS['small'], glyphs, tmp_path)
 
 
