@@ -6,7 +6,7 @@ from fastcore.script import call_parse
 
 from . import evaluate, explanation  # noqa: F401  these add their methods to the learner
 from .callback.lrp import LRPGuidedCallback
-from .console import learner_from, plain_errors
+from .console import learner_from, plain_errors, printable_lines
 from .data.glyphs import untar_glyph_domains, untar_glyphs
 from .data.loaders import EpisodeDataLoaders
 from .data.readers import read_folder
@@ -45,10 +45,12 @@ def fsc_train(
     pretrained: bool = False, # Start from timm's weights for this backbone
     lrp: bool = False, # Explanation-guided training
     seed: int = 0, # Of weights and episodes
+    bundle: Path | None = None, # Folder to write the same to as plain data; default: only the pickle
 ) -> None:
     """Train a few-shot learner on a folder of images and export it.
 
-    The exported file is for `fsc_eval`, `fsc_explain` and fastai's `load_learner`.
+    The exported file is for `fsc_eval`, `fsc_explain`, `fsc_deploy` and fastai's `load_learner`. It is a pickle, which executes
+    what it holds; a bundle is for the same commands, and executes nothing.
     """
     from fastai.torch_core import set_seed
     def train():
@@ -59,14 +61,14 @@ def fsc_train(
         learn = fsc_learner(dls, arch, method, pretrained=pretrained, cbs=LRPGuidedCallback() if lrp else None)
         with plain_output(learn): learn.fine_tune(epochs, lr, pretrain_epochs=0 if pretrained else pretrain_epochs)
         out.parent.mkdir(parents=True, exist_ok=True)
-        learn.export(out.absolute())
-        print(f'wrote {out}')
+        learn.export(out.absolute(), bundle=bundle and bundle.absolute())
+        print(f'wrote {out}' + (f' and {bundle}/' if bundle else ''))
     plain_errors(train)
 
 
 @call_parse
 def fsc_eval(
-    learner: Path, # File that `fsc_train` or `learn.export` wrote
+    learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or folder of a bundle
     *domains: str, # Folders with a folder of images per class; `glyphs` for the embedded unseen domains
     n_episodes: int = 2000, # Test episodes a domain
     n_way: int = 5, # Classes an episode
@@ -78,21 +80,24 @@ def fsc_eval(
 ) -> None:
     """Test a learner on domains that it has never seen: accuracy with its 95 % interval over the episodes.
 
-    Prints a row a domain. Only load learners you trust: the file is a pickle.
+    Prints a row a domain. A pickle executes what its writer put into it: only load those that you trust. A bundle, the folder
+    of a saved classifier, executes nothing.
     """
     def test():
         learn = learner_from(learner)
         with plain_output(learn):
-            table = learn.evaluate(_domains(domains or ['glyphs']), n_episodes=n_episodes, n_way=n_way, n_shot=n_shot,
-                                   n_query=n_query, seed=seed, transductive=transductive)
-        print(format_table(table))
+            drawn = dict(n_way=n_way, n_shot=n_shot, n_query=n_query)
+            # not as in training, for which a domain may have too few images
+            tested = learn.dls.as_domains(_domains(domains or ['glyphs']), **drawn)
+            table = learn.evaluate(tested, n_episodes=n_episodes, seed=seed, transductive=transductive, **drawn)
+        print(printable_lines(format_table(table)))
         if csv: table.to_csv(csv, index=False)
     plain_errors(test)
 
 
 @call_parse
 def fsc_explain(
-    learner: Path, # File that `fsc_train` or `learn.export` wrote
+    learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or folder of a bundle
     support: Path, # Folder with a folder of example images per class
     *images: str, # Images to classify and explain
     out: Path = Path('heatmaps.png'), # The picture to write
@@ -100,7 +105,8 @@ def fsc_explain(
 ) -> None:
     """Draw which pixels of images speak for (red) and against (blue) each class, by layer-wise relevance propagation.
 
-    The classes are the folders of the support; they need not be those that the learner was trained on.
+    The classes are the folders of the support; they need not be those that the learner was trained on. A pickle executes what
+    its writer put into it: only load those that you trust. A bundle, the folder of a saved classifier, executes nothing.
     """
     def explain():
         if not images: raise ValueError('no images to explain: fsc_explain LEARNER SUPPORT IMAGE [IMAGE …]')

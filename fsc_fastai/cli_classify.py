@@ -11,7 +11,7 @@ from typing import Any
 from fastai.data.transforms import get_image_files
 from fastcore.script import call_parse
 
-from .console import learner_from, plain_errors
+from .console import is_bundle, learner_from, plain_errors, printable, printable_lines
 from .data.images import broken_images
 from .inference import FewShotClassifier
 
@@ -21,7 +21,7 @@ FORMATS = ('table', 'json', 'csv')
 
 
 def load_classifier(
-    model: Path, # Folder of a saved classifier
+    model: str | Path, # Folder of a saved classifier, or `hf://owner/name`
     support: Path | None = None, # Folder with a folder of images per class, in the place of the saved examples
 ) -> FewShotClassifier:
     "A saved classifier, with other examples where asked"
@@ -43,24 +43,25 @@ def _row(file: Path, answer: Any) -> dict[str, Any]:
 
 
 def _as_text(rows: list[dict[str, Any]], form: str) -> str:
-    "The answers in one of `FORMATS`"
-    if form == 'json': return json.dumps(rows, indent=1, ensure_ascii=False)
-    shown = [(r['file'], 'none of these' if r['label'] is None else r['label'], f'{r["confidence"]:.4f}') for r in rows]
+    "The answers in one of `FORMATS`, without characters that steer a terminal"
+    if form == 'json': return printable_lines(json.dumps(rows, indent=1, ensure_ascii=False))
+    names = [(printable(r['file']), None if r['label'] is None else printable(r['label'])) for r in rows]
     if form == 'table':
-        widths = [max(len(str(o)) for o in column) for column in zip(*shown, strict=True)]
-        return '\n'.join('  '.join(str(o).ljust(w) for o, w in zip(row, widths, strict=True)).rstrip() for row in shown)
+        shown = [(file, label or 'none of these', f'{r["confidence"]:.4f}') for (file, label), r in zip(names, rows, strict=True)]
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        return '\n'.join('  '.join(o.ljust(w) for o, w in zip(row, widths, strict=True)).rstrip() for row in shown)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
-    classes = list(rows[0]['probabilities'])
+    classes = map(printable, rows[0]['probabilities'])
     writer.writerow(['file', 'label', 'confidence', *classes])
-    for r in rows:
-        writer.writerow([r['file'], '' if r['label'] is None else r['label'], r['confidence'], *r['probabilities'].values()])
+    for (file, label), r in zip(names, rows, strict=True):
+        writer.writerow([file, label or '', r['confidence'], *r['probabilities'].values()])
     return out.getvalue().rstrip()
 
 
 @call_parse
 def fsc_deploy(
-    learner: Path, # File that `fsc_train` or `learn.export` wrote
+    learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or folder of a bundle
     support: Path, # Folder with a folder of example images per class
     out: Path = Path('classifier'), # Folder to write; a classifier that is there is replaced
     reject: float | None = None, # Below this probability an image is none of the classes; default: never
@@ -68,13 +69,14 @@ def fsc_deploy(
 ) -> None:
     """Make a classifier for `fsc_classify` and `fsc_serve` from a learner and a few examples of each class.
 
-    It is plain data (JSON and safetensors) and executes nothing when it is loaded. The learner is a pickle: only load one that
-    you trust.
+    It is plain data (JSON and safetensors) and executes nothing when it is loaded. A learner in a file is a pickle, which
+    executes what its writer put into it: only load one that you trust. The folder of a classifier gives one with other examples.
     """
     def deploy() -> None:
-        classifier = FewShotClassifier.from_learner(learner_from(learner), reject=reject).fit(support)
-        classifier.save(out, thumbnails)
-        shots = ', '.join(f'{label} ({n})' for label, n in classifier.shots_.items())
+        known = load_classifier(learner) if is_bundle(learner) else FewShotClassifier.from_learner(learner_from(learner))
+        if reject is not None: known.reject = reject
+        known.fit(support).save(out, thumbnails)
+        shots = ', '.join(f'{printable(label)} ({n})' for label, n in known.shots_.items())
         print(f'wrote {out}/ with examples of {shots}')
     plain_errors(deploy)
 
@@ -82,7 +84,7 @@ def fsc_deploy(
 @call_parse
 def fsc_classify(
     *images: str, # Images to classify, or folders of them
-    model: Path | None = None, # Folder of a saved classifier, or `owner/name` of one on the Hugging Face Hub
+    model: str | None = None, # Folder of a saved classifier, or `hf://owner/name` of one on the Hugging Face Hub
     support: Path | None = None, # Folder with a folder of images per class; default: the examples saved with the model
     format: str = 'table', # table, json or csv
     reject: float | None = None, # Below this probability an image is none of the classes; default: as saved
@@ -102,5 +104,5 @@ def fsc_classify(
         return [_row(f, a) for f, a in zip(good, classifier.predict_batch(good), strict=True)], broken
     rows, broken = plain_errors(answers)
     if rows: print(_as_text(rows, format))
-    for f, why in broken.items(): print(f'{f}: {why}', file=sys.stderr)
+    for f, why in broken.items(): print(printable(f'{f}: {why}'), file=sys.stderr)
     if broken: raise SystemExit(1)

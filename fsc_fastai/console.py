@@ -1,6 +1,8 @@
-"What the commands share: errors as one line, learners from files"
+"What the commands share: errors as one line, text that leaves the terminal alone, learners from files and folders"
 from __future__ import annotations
 
+import sys
+import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,28 @@ from typing import Any
 from fastai.learner import load_learner
 from fastcore.script import CliError
 
+from .inference import learner_from_bundle
+from .inference.hub import HUB
 from .learner import FSCLearner
 
-__all__ = ['plain_errors', 'learner_from']
+__all__ = ['plain_errors', 'printable', 'printable_lines', 'is_bundle', 'learner_from']
+
+STEERING = {'LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI'} # Turn the direction of what follows
+
+
+def printable(
+    text: Any, # A name from a file or a folder
+) -> str:
+    "As text without what steers a terminal or breaks a line; such characters as `\\u001b`, which JSON understands too"
+    steers = lambda c: unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') or unicodedata.bidirectional(c) in STEERING
+    return ''.join(f'\\u{ord(c):04x}' if steers(c) else c for c in str(text))
+
+
+def printable_lines(
+    text: Any, # Of several lines
+) -> str:
+    "`printable`, but for the ends of the lines"
+    return '\n'.join(map(printable, str(text).split('\n')))
 
 
 def plain_errors(
@@ -20,19 +41,30 @@ def plain_errors(
 ) -> Any:
     "Run `f` and return its result; what the user can mend is a line on the terminal, not a traceback"
     try: return f()
-    except (ValueError, TypeError, OSError) as e: raise CliError(f'{type(e).__name__}: {e}') from e
+    except (ValueError, TypeError, OSError) as e: raise CliError(printable_lines(f'{type(e).__name__}: {e}')) from e
+
+
+def is_bundle(
+    source: str | Path, # A file or a folder
+) -> bool:
+    "Is this the folder of a saved classifier, or one on a hub, and no pickle?"
+    return str(source).startswith(HUB) or Path(source).is_dir()
 
 
 def learner_from(
-    file: Path, # What `fsc_train` or `learn.export` wrote
+    source: str | Path, # What `fsc_train` or `learn.export` wrote, or the folder of a saved classifier
 ) -> FSCLearner:
-    """The learner in a file; fastai's warning of pickles is left to the help of the commands.
+    """The learner in a file, a pickle, of which the error stream is told that it executes what it holds; or of a bundle.
 
-    Raises `FileNotFoundError` where there is no file, and `ValueError` for a file with something else in it.
+    Raises `FileNotFoundError` where there is neither, and `ValueError` for a file with something else in it.
     """
+    if is_bundle(source): return learner_from_bundle(source)
+    file = Path(source)
     if not file.is_file(): raise FileNotFoundError(f'no learner in {file}: a file that fsc_train or learn.export wrote is needed')
+    print(f'{printable(file)} is a pickle: loading it executes what its writer put into it. The folder of a saved classifier '
+          '(learn.export(bundle=…), fsc_train --bundle, fsc_deploy) does the same here, and executes nothing', file=sys.stderr)
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='load_learner')
+        warnings.filterwarnings('ignore', message='load_learner')  # which says the same to those who write Python
         try: learn = load_learner(file)
         except (UnpicklingError, EOFError, RuntimeError, AttributeError) as e:
             raise ValueError(f'{file} holds no learner ({e}): a file that fsc_train or learn.export wrote is needed') from e

@@ -54,6 +54,7 @@ class FSCLearner(Learner):
     encoder_trained = False
     dls: EpisodeDataLoaders
     loss_func: Callable
+    save_bundle: Callable # Of `inference`
 
     def add_cb(self, cb: Callback | type[Callback]) -> FSCLearner:
         "Add a callback, unless it would silently misread an episode: `TypeError` says what to use"
@@ -159,10 +160,16 @@ class FSCLearner(Learner):
 
     def export(self,
         fname: str | os.PathLike = 'export.pkl', # Within `learn.path`, or an absolute path
+        *,
+        bundle: str | os.PathLike | None = None, # Folder for the same as plain data, likewise; see `save_bundle`
         **kwargs, # For fastai's `export`, such as `pickle_protocol`
     ) -> None:
-        "Write the learner without data for `load_learner`; when that fails, the file and the learner stay as they were"
+        """Write the learner without data for `load_learner`; when that fails, the file and the learner stay as they were.
+
+        The file is a pickle: who loads it executes what it holds. A bundle executes nothing.
+        """
         if rank_distrib(): return  # the first one writes
+        if bundle is not None: self.save_bundle(Path(self.path)/bundle)
         dls, opt, loss_func = self.dls, self.opt, self.loss_func
         try:
             # absolute, because fastai looks for the file within `learn.path`

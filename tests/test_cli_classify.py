@@ -54,6 +54,15 @@ def test_csv_of_a_folder(command):
     assert float(rows[0]['confidence']) == max(float(rows[0][c]) for c in COLOURS)
 
 
+@pytest.mark.parametrize('form', ['table', 'json', 'csv'])
+def test_control_characters_of_names_are_escaped(command, files, form):
+    known = classifier().fit(examples()[0], [f'{c}\x1b[2J\x9b' for c in examples()[1]])
+    known.save(files/'steering')
+    out, err, status = command('red.png', '--model', 'steering', '--format', form)
+    assert not status and r'red\u001b[2J\u009b' in out and not set(out + err) & {'\x1b', '\x9b'}
+    if form == 'json': assert json.loads(out)[0]['label'] == 'red\x1b[2J\x9b'
+
+
 def test_a_broken_image_does_not_stop_the_others(command):
     out, err, status = command('broken.png', 'red.png', '--model', 'model')
     assert out.split()[1] == 'red' and 'broken.png' in err and status == 1

@@ -4,6 +4,8 @@ from .calibrate import Calibration
 from .checks import BundleError
 from .classifier import FewShotClassifier, NotFittedError, Prediction
 from .explain import Explanation
+from .learner import learner_from_bundle
 from .preprocess import Preprocess
 
-__all__ = ['FewShotClassifier', 'Prediction', 'NotFittedError', 'Preprocess', 'Calibration', 'Explanation', 'BundleError']
+__all__ = ['FewShotClassifier', 'Prediction', 'NotFittedError', 'Preprocess', 'Calibration', 'Explanation', 'BundleError',
+           'learner_from_bundle']

@@ -1,23 +1,27 @@
 "A classifier as two files of plain data: JSON, and tensors in the safetensors format"
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
-from dataclasses import dataclass
+import warnings
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..files import atomic_write
 from ..models import FewShotModel
-from .checks import FORMAT, LIBRARIES, BundleError, built_model, read_json, read_tensors
+from .checks import FORMAT, LIBRARIES, MAX_JSON, BundleError, method_of, preprocess_of, read_json
 from .heads import deployed_head, free_norms
+from .layout import TensorFile, built_model, laid_out
 from .preprocess import Preprocess
 from .support import THUMBNAIL, Support
 
@@ -49,18 +53,36 @@ class Bundle:
     def write(self,
         folder: str | os.PathLike, # Made if it is not there
     ) -> Path:
-        "Write both files. Raises `ValueError` for a model that was not built by `create_fsc_model`"
+        """Write both files, after reading them as `read` will: what can not be read again does not replace what can.
+
+        Raises `ValueError` for a model that was not built by `create_fsc_model`, and `BundleError` for what `read` would refuse.
+        """
         if not hasattr(self.model, 'config'):
             raise ValueError(f'This {type(self.model).__name__} has no `config` to be built from again: use create_fsc_model')
-        folder = Path(folder)
-        tensors = save(self._tensors())
+        folder, tensors = Path(folder), save(self._tensors())
         digest = sha256(tensors).hexdigest()
-        text = json.dumps(self._values(digest), indent=1, ensure_ascii=False)
+        text = json.dumps(self._values(digest), indent=1, ensure_ascii=False, default=_plain).encode('utf-8', 'surrogatepass')
+        arch = None if self.model.config['arch'] else getattr(self.model.encoder, 'body', self.model.encoder)
+        try:
+            own = self._own_method()
+            self._parse(read_json(JSON_NAME, text, own), io.BytesIO(tensors), arch, own)
+        except ValueError as e: raise BundleError(f'{folder}: not saved, as it could not be loaded again: {e}') from e
         with atomic_write(folder/f'tensors-{digest}.safetensors') as part: part.write_bytes(tensors)
-        with atomic_write(folder/JSON_NAME) as part: part.write_text(text, encoding='utf-8')
+        with atomic_write(folder/JSON_NAME) as part: part.write_bytes(text)
         for f in folder.iterdir():
             if (m := TENSORS.fullmatch(f.name)) and m[1] != digest: f.unlink()
         return folder
+
+    def _own_method(self) -> type[FewShotModel] | None:
+        "The class of the model, where its name alone would not find it"
+        cls = type(self.model)
+        try: known = method_of(self.model.config)
+        except BundleError:
+            warnings.warn(f'{cls.__name__} is not a registered method: load this with from_pretrained(folder, method='
+                          f'{cls.__name__}), or put @register_method above the class', stacklevel=4)
+            return cls
+        if known is not cls: raise BundleError(f'model: the method called {cls.__name__} is another class: register this one')
+        return None
 
     def _tensors(self) -> dict[str, Tensor]:
         kept = {MODEL + k: v for k, v in _model_state(self.model).items()}
@@ -72,42 +94,60 @@ class Bundle:
 
     def _values(self, digest: str) -> dict[str, Any]:
         classes = self.support.classes if self.support else []
-        labels = [classes.index(o) for o in self.support.labels] if self.support else []
+        position = {c: i for i, c in enumerate(classes)}
+        labels = [position[o] for o in self.support.labels] if self.support else []
         return dict(format=FORMAT, libraries={name: version(name) for name in LIBRARIES}, model=self.model.config,
-                    preprocess=vars(self.preprocess), classes=classes, labels=labels, reject=self.reject,
+                    preprocess=asdict(self.preprocess), classes=classes, labels=labels, reject=self.reject,
                     temperature=self.temperature, sha256=digest)
 
     @classmethod
     def read(cls,
         folder: str | os.PathLike, # As `write` made it
         arch: nn.Module | None = None, # The backbone, where it was a module of your own
+        method: type[FewShotModel] | None = None, # The method, where it was a class of your own that is not registered
     ) -> Bundle:
         "Raises `FileNotFoundError` where there is no bundle, and `BundleError` for one that can not be trusted to be whole"
         folder = Path(folder)
         if not (folder/JSON_NAME).is_file(): raise FileNotFoundError(f'no classifier in {folder}: it has no {JSON_NAME}')
-        try: return cls._read(folder, arch)
+        try:
+            with (folder/JSON_NAME).open('rb') as f: text = f.read(MAX_JSON + 1)
+            values = read_json(JSON_NAME, text, method)
+            path = folder/_tensor_name(values['sha256'])
+            if not path.is_file(): raise BundleError(f'{path.name} is missing')
+            with path.open('rb') as f: return cls._parse(values, f, arch, method)
         except (OSError, ValueError) as e: raise BundleError(f'{folder}: {e}') from e
 
     @classmethod
-    def _read(cls, folder: Path, arch: nn.Module | None) -> Bundle:
-        values = read_json(folder/JSON_NAME)
-        if not (m := TENSORS.fullmatch(f'tensors-{values["sha256"]}.safetensors')): raise BundleError('sha256 is no SHA-256')
-        try: preprocess = Preprocess(**values['preprocess'])
-        except (TypeError, ValueError, OverflowError) as e: raise BundleError(f'preprocess: {e}') from e
-        like = built_model(values['model'], arch, meta=True)
-        wanted = {MODEL + k: v for k, v in like.state_dict().items()} | _support_like(like, len(values['labels']))
-        tensors = read_tensors(folder/m[0], m[1], wanted, optional={THUMBNAILS})
-        model = built_model(values['model'], arch)
+    def _parse(cls, values: dict, file: BinaryIO, arch: nn.Module | None, own: type[FewShotModel] | None) -> Bundle:
+        "From checked values and the file of the tensors"
+        config, preprocess, labels = values['model'], preprocess_of(values['preprocess']), values['labels']
+        method, tensor_file = method_of(config, own), TensorFile(file, _tensor_name(values['sha256']))
+        like, f = laid_out(config, method, arch, preprocess.size, tensor_file)
+        wanted = {MODEL + k: v for k, v in like.state_dict().items()} | _support_like(like, f, len(labels))
+        tensor_file.check(wanted, optional={THUMBNAILS})
+        tensors = tensor_file.read(values['sha256'], wanted)
+        model = built_model(config, method, arch)
         model.load_state_dict({k.removeprefix(MODEL): v for k, v in tensors.items() if k.startswith(MODEL)})
-        labels = tuple(values['classes'][i] for i in values['labels'])
-        support = Support(tensors[FEATURES], labels, tensors.get(THUMBNAILS)) if labels else None
+        named = tuple(values['classes'][i] for i in labels)
+        support = Support(tensors[FEATURES], named, tensors.get(THUMBNAILS)) if named else None
         return cls(model.eval(), preprocess, values['reject'], values['temperature'], support)
 
 
-def _support_like(model: FewShotModel, n_support: int) -> dict[str, Tensor]:
+def _tensor_name(digest: str) -> str:
+    name = f'tensors-{digest}.safetensors'
+    if not TENSORS.fullmatch(name): raise BundleError('sha256 is no SHA-256')
+    return name
+
+
+def _plain(value: Any) -> Any:
+    "A number of numpy or torch as JSON can hold it"
+    if isinstance(value, np.generic | Tensor): return value.item()
+    raise TypeError(f'{value!r} is no plain value')
+
+
+def _support_like(model: FewShotModel, f: Tensor, n_support: int) -> dict[str, Tensor]:
     "Tensors without content like those that the bundle holds of the examples"
     if not n_support: return {}
-    shape: Any = model.encoder.out_shape
-    maps = torch.empty(n_support, *shape, device='meta')
+    maps = torch.empty(n_support, *f.shape[1:], device='meta')
     thumbnails = torch.empty(n_support, 3, THUMBNAIL, THUMBNAIL, dtype=torch.uint8, device='meta')
     return {FEATURES: deployed_head(model).compact(maps), THUMBNAILS: thumbnails}

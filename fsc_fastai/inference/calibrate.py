@@ -57,7 +57,7 @@ def calibrate(
     if not 0 < keep < 1: raise ValueError(f'keep={keep}: wanted a share between 0 and 1')
     items, named = labelled_items(items, labels)
     vocab = sorted(set(named)) # type: ignore[type-var]
-    if n_way is None: n_way = len(self.support.classes) if self.fitted else self.model.n_way
+    if n_way is None: n_way = len(self.support.classes) if self.fitted else int(np.max(self.model.n_way))
     if n_shot is None: n_shot = median_low(self.shots_.values()) if self.fitted else 5
     if len(vocab) <= n_way:
         raise ValueError(f'{n_way} known classes and another one at least are needed, found {len(vocab)} in all: '

@@ -1,6 +1,7 @@
 "`FewShotClassifier`: a few examples of each class in, labels and probabilities out, with scikit-learn's habits"
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -17,7 +18,7 @@ from ..learner import FSCLearner
 from ..models import FewShotModel
 from .bundle import Bundle
 from .heads import deployed_head
-from .hub import download, upload
+from .hub import local_folder, upload
 from .preprocess import Preprocess
 from .support import Label, Support, as_items, is_single, labelled_items, thumbnails_of
 
@@ -77,15 +78,16 @@ class FewShotClassifier:
 
     @classmethod
     def from_pretrained(cls,
-        folder: str | PathLike, # Folder of a saved classifier, or `owner/name` of one on the Hugging Face Hub
+        folder: str | PathLike, # Folder of a saved classifier, or `hf://owner/name` of one on the Hugging Face Hub
         arch: nn.Module | None = None, # The backbone, where it was a module of your own
-        **kwargs, # For `huggingface_hub.snapshot_download`, such as `revision` and `token`
+        method: type[FewShotModel] | None = None, # The method, where it was a class of your own that is not registered
+        **kwargs, # With `hf://`, for `huggingface_hub.snapshot_download`, such as `revision` and `token`
     ) -> FewShotClassifier:
-        """A saved classifier. Nothing in the folder is executed.
+        """A saved classifier. Nothing in the folder is executed, and no network is used except for `hf://owner/name`.
 
         Raises `FileNotFoundError` where there is none, and `BundleError` for one that is corrupt or not what it says.
         """
-        bundle = Bundle.read(folder if Path(folder).exists() else download(str(folder), **kwargs), arch)
+        bundle = Bundle.read(local_folder(folder, **kwargs), arch, method)
         classifier = cls(bundle.model, bundle.preprocess, bundle.reject)
         classifier.temperature = bundle.temperature
         return classifier if bundle.support is None else classifier._take(bundle.support)
@@ -94,13 +96,16 @@ class FewShotClassifier:
         folder: str | PathLike, # Made if it is not there; an older classifier in it is replaced, at once or not at all
         thumbnails: bool = False, # Small pictures of the examples as well?
     ) -> Path:
-        "Write the model and the examples (as features) as JSON and safetensors, for `from_pretrained`"
+        """Write the model and the examples (as features) as JSON and safetensors, for `from_pretrained`.
+
+        Raises `BundleError` for what could not be loaded again; an older classifier in the folder then stays.
+        """
         support = self._support
         if support is not None and not thumbnails: support = replace(support, thumbnails=None)
         return Bundle(self.model, self.preprocess, self.reject, self.temperature, support).write(folder)
 
     def push_to_hub(self,
-        repo_id: str, # `owner/name`
+        repo_id: str, # `owner/name`, or `hf://owner/name`
         thumbnails: bool = False, # Small pictures of the examples as well?
         **kwargs, # For `HfApi.create_repo`, such as `private` and `token`
     ) -> str:
@@ -147,7 +152,7 @@ class FewShotClassifier:
     @property
     def shots_(self) -> dict[Label, int]:
         "Examples of each class; empty before there are any"
-        return {c: self.support.labels.count(c) for c in self.support.classes} if self._support else {}
+        return dict(sorted(Counter(self.support.labels).items())) if self._support else {}
 
     def __repr__(self) -> str:
         known = f'{len(self.classes_)} classes' if self._support else 'no examples'
@@ -209,7 +214,10 @@ class FewShotClassifier:
         items: Any, # As in `predict_batch`
     ) -> np.ndarray:
         "Probabilities `(n, n_way)` of the classes `classes_`"
-        return (self.scores(items).double() / self.temperature).softmax(1).numpy()
+        probabilities = (self.scores(items).double() / self.temperature).softmax(1)
+        if not probabilities.isfinite().all():
+            raise ValueError('an answer is not finite: the model, its weights or temperature make no sense for such an image')
+        return probabilities.numpy()
 
     def score(self,
         items: Any, # Images, or a folder with a folder of images per class

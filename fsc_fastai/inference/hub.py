@@ -1,6 +1,7 @@
 "Classifiers on the Hugging Face Hub: the two files of a bundle, nothing else"
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,19 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from .bundle import JSON_NAME
 
-__all__ = ['upload', 'download']
+__all__ = ['HUB', 'upload', 'local_folder']
 
+HUB = 'hf://'
 FILES = [JSON_NAME, 'tensors-*.safetensors']
 
 
 def upload(
     folder: Path, # A saved classifier
-    repo_id: str, # `owner/name`
+    repo_id: str, # `owner/name`, or `hf://owner/name`
     **kwargs: Any, # For `HfApi.create_repo`
 ) -> str:
     "Replace the classifier of a repository, which is made if it is not there; returns the address of the commit"
+    repo_id = repo_id.removeprefix(HUB)
     api = HfApi(token=kwargs.pop('token', None))
     api.create_repo(repo_id, exist_ok=True, **kwargs)
     commit = api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=FILES, delete_patterns=FILES,
@@ -27,12 +30,16 @@ def upload(
     return commit.commit_url
 
 
-def download(
-    repo_id: str, # `owner/name`
-    **kwargs: Any, # For `snapshot_download`
+def local_folder(
+    folder: str | PathLike, # A folder, or `hf://owner/name` of a repository
+    **kwargs: Any, # For `snapshot_download`, with `hf://` alone
 ) -> Path:
-    "The local folder of a repository's classifier. Raises `FileNotFoundError` where there is none"
-    try: return Path(snapshot_download(repo_id, allow_patterns=FILES, **kwargs))
+    "The folder of a classifier, downloaded where `hf://` says so. Raises `FileNotFoundError` where there is none"
+    name = str(folder)
+    if not name.startswith(HUB):
+        if kwargs: raise ValueError(f'{", ".join(kwargs)}: for a classifier on the Hugging Face Hub, which is named hf://owner/name')
+        if Path(folder).is_dir(): return Path(folder)
+        raise FileNotFoundError(f'no folder {name}. One on the Hugging Face Hub is named {HUB}owner/name')
+    try: return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=FILES, **kwargs))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as e:
-        raise FileNotFoundError(f'{repo_id!r} is no folder, and no classifier on the Hugging Face Hub that can be reached: '
-                                f'{e}') from e
+        raise FileNotFoundError(f'{name} is no classifier on the Hugging Face Hub that can be reached: {e}') from e

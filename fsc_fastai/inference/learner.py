@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +12,13 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..learner import FSCLearner
+from .bundle import Bundle
 from .classifier import FewShotClassifier, NotFittedError
+from .hub import local_folder
 from .preprocess import Preprocess
 from .support import Label, labelled_items
 
-__all__ = ['LearnerSupport']
+__all__ = ['LearnerSupport', 'learner_from_bundle']
 
 
 def _state_of(model: nn.Module) -> list[tuple[int, int]]:
@@ -69,6 +73,34 @@ def classifier(self: FSCLearner) -> FewShotClassifier:
     if not hasattr(self, 'support'):
         raise NotFittedError('This learner has no examples yet: call learn.set_support(images, labels)')
     return self.support.classifier(self.model)
+
+
+@patch
+def save_bundle(
+    self: FSCLearner,
+    folder: str | PathLike, # Made if it is not there; an older bundle in it is replaced
+    thumbnails: bool = False, # Small pictures of the examples as well?
+) -> Path:
+    """Write the model, its preprocessing and the examples of `set_support`, if any, as `FewShotClassifier.save` does.
+
+    Plain data: what reads it executes nothing, unlike a pickle. Raises `ValueError` for transforms that a bundle can not hold.
+    """
+    known = self.classifier() if hasattr(self, 'support') else FewShotClassifier.from_learner(self)
+    return known.save(folder, thumbnails)
+
+
+def learner_from_bundle(
+    folder: str | PathLike, # Of a saved classifier, or `hf://owner/name`
+    device: str | torch.device | None = None, # None: fastai's default
+    **kwargs, # `arch` and `method`, as for `FewShotClassifier.from_pretrained`
+) -> FSCLearner:
+    """A learner to evaluate, to explain and to deploy anew, without executing anything of the folder.
+
+    Its loaders hold no images, but transform those of domains as the bundle says. Raises as `from_pretrained` does.
+    """
+    bundle = Bundle.read(local_folder(folder), **kwargs)
+    dls = bundle.preprocess.loaders(device)
+    return FSCLearner(dls, bundle.model.to(dls.device), loss_func=bundle.model.default_loss())
 
 
 @patch

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ..data.images import DatasetImage
 from ..data.readers import read_folder
+from ..models.base import one_hot
 
-__all__ = ['Label', 'Support', 'as_items', 'is_single', 'labelled_items', 'thumbnails_of']
+__all__ = ['Label', 'Support', 'as_items', 'is_single', 'labelled_items', 'thumbnails_of', 'check_size', 'text_problem']
 
 Label = str | int
 THUMBNAIL = 48
+MAX_MEMBER = 1 << 24 # Of a matrix of examples by classes: 64 MB, of which methods have several
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Support:
     def member(self) -> Tensor:
         "One-hot labels `(n_support, n_way)`"
         index = {c: i for i, c in enumerate(self.classes)}
-        return F.one_hot(torch.tensor([index[o] for o in self.labels]), len(index)).to(self.features)
+        check_size(len(self.labels), len(index))
+        return one_hot(torch.tensor([index[o] for o in self.labels], device=self.features.device), self.features.dtype)
 
     def joined(self, other: Support) -> Support:
         "The examples of both. Raises `TypeError` for text labels beside numbers"
@@ -83,7 +86,22 @@ def _label(label: Any) -> Label:
     "A label as the JSON of a bundle can hold it"
     if isinstance(label, np.generic) or (isinstance(label, Tensor) and label.ndim == 0): label = label.item()
     if type(label) not in (str, int): raise TypeError(f'labels are text or whole numbers, not {label!r} ({type(label).__name__})')
+    if problem := text_problem(label): raise ValueError(f'a label {problem}: give the class another name')
     return label
+
+
+def text_problem(label: Label) -> str | None:
+    "Why a label can not be written to a file or shown, or None"
+    if isinstance(label, int): return None if abs(label) < 1 << 63 else 'is a number of more than 64 bits'
+    try: label.encode()
+    except UnicodeEncodeError: return f'is no valid text: {label[:64]!a}'
+    return None
+
+
+def check_size(n_support: int, n_way: int) -> None:
+    "`ValueError` for more examples by classes than fit into memory as one-hot labels"
+    if n_support * n_way > MAX_MEMBER:
+        raise ValueError(f'{n_support} examples of {n_way} classes: their product may be {MAX_MEMBER:,} at most')
 
 
 def _one_type(labels: Iterable[Label]) -> None:

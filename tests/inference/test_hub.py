@@ -50,7 +50,7 @@ def test_push_and_load(fake):
     assert fake.private and fake.token == 'secret'
     known.remove_class('grey').push_to_hub('me/colours')
     assert len(list((fake.root/'me/colours').iterdir())) == 2, 'the tensors of before are gone'
-    loaded = FewShotClassifier.from_pretrained('me/colours')
+    loaded = FewShotClassifier.from_pretrained('hf://me/colours')
     images = [picture(c, 30) for c in COLOURS]
     assert np.array_equal(loaded.predict_proba(images), known.predict_proba(images))
 
@@ -59,11 +59,18 @@ def test_push_and_load(fake):
 def test_what_is_nowhere_is_a_plain_error(fake, monkeypatch, error):
     def fails(*args, **kwargs): raise error
     if error: monkeypatch.setattr(hub, 'snapshot_download', fails)
-    with pytest.raises(FileNotFoundError, match="'me/nothing' is no folder"): FewShotClassifier.from_pretrained('me/nothing')
+    with pytest.raises(FileNotFoundError, match='hf://me/nothing is no classifier'):
+        FewShotClassifier.from_pretrained('hf://me/nothing')
 
 
-def test_a_folder_comes_before_the_hub(fake, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    classifier(seed=3).fit(*examples(colours=['red', 'blue'])).save('me/colours')
-    classifier().fit(*examples()).push_to_hub('me/colours')
-    assert len(FewShotClassifier.from_pretrained('me/colours').classes_) == 2
+def test_a_mistyped_folder_asks_no_hub(fake, monkeypatch):
+    classifier().fit(*examples()).push_to_hub('hf://me/colours')
+    monkeypatch.setattr(hub, 'snapshot_download', None)
+    with pytest.raises(FileNotFoundError, match='no folder me/colours.*hf://owner/name'):
+        FewShotClassifier.from_pretrained('me/colours')
+
+
+def test_what_is_for_the_hub_alone_is_not_ignored(fake, tmp_path):
+    folder = classifier().fit(*examples()).save(tmp_path/'a')
+    with pytest.raises(ValueError, match='revision: for a classifier on the Hugging Face Hub'):
+        FewShotClassifier.from_pretrained(folder, revision='1')

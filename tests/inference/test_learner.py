@@ -104,6 +104,26 @@ def test_preprocess_follows_the_resize_of_the_loaders(tmp_path, tfms):
 
 
 @pytest.mark.parametrize('bad', [dict(size=0), dict(size=32, resize=16), dict(size=5000), dict(fit='stretch'), dict(mean=(0, 0)),
-                                 dict(std=(1, 0, 1)), dict(mean=(0, 0, float('nan')))])
+                                 dict(std=(1, 0, 1)), dict(mean=(0, 0, float('nan'))), dict(mean=(0, 10**400, 0)), dict(size=32.),
+                                 dict(std=(1, 1e-320, 1)), dict(mean=(True, 0, 0)), dict(size=True), dict(mean={}),
+                                 dict(white=10**400), dict(white=1e-320)])
 def test_preprocess_refuses_nonsense(bad):
-    with pytest.raises(ValueError, match='wanted|choose from'): Preprocess(**bad)
+    with pytest.raises(ValueError, match=f'{[*bad][-1]}=.*(wanted|choose from)'): Preprocess(**bad)
+
+
+def test_a_narrow_image_is_shrunk_before_it_is_padded_to_a_square(monkeypatch):
+    import fsc_fastai.inference.preprocess as module
+    squares = []
+    def resize(im, split_idx):
+        squares.append(max(im.size))
+        return im.resize((36, 36))
+    monkeypatch.setattr(module, 'Resize', lambda *args, **kwargs: resize)
+    Preprocess(32, fit='pad').image(Image.new('RGB', (1, 40_000)))
+    Preprocess(32, fit='pad').image(Image.new('RGB', (3000, 2)))
+    assert squares == [4096, 3000]
+    monkeypatch.undo()
+    # one dot in the middle of each: where it lands shows that proportions are kept
+    tall = Image.new('RGB', (40, 8192))
+    tall.paste('white', (0, 4096 - 400, 40, 4096 + 400))
+    seen = np.array(Preprocess(32, 32, fit='pad').image(tall))[:, 16].mean(1)
+    assert (np.flatnonzero(seen > 128) == [14, 15, 16, 17]).all() or (np.flatnonzero(seen > 128) == [15, 16]).all()
