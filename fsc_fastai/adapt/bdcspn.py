@@ -1,0 +1,40 @@
+"BD-CSPN: prototypes rectified by the queries that are nearest to them (Liu et al. 2020)"
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .features import FeatureMethod, Fitted, Nearest, Treatment, cosines, means, nearest_one_hot
+
+__all__ = ['BDCSPN', 'rectified']
+
+
+def rectified(
+    support: Tensor, # `(…, n_support, d)`
+    member: Tensor, # One-hot labels `(…, n_support, n_way)`
+    query: Tensor, # `(…, n_query, d)`
+) -> Tensor:
+    """Prototypes `(…, n_way, d)` of the support and of the queries that are nearest to them (Liu et al. 2020, section 3.3).
+
+    The queries are shifted to the mean of the support first; weights are exp(cosine to the plain prototype), as easyfsl has it.
+    """
+    shifted = query + (support.mean(-2) - query.mean(-2))[..., None, :]
+    prototypes = means(support, member)
+    similar = cosines(shifted, prototypes)
+    weight_support = cosines(support, prototypes).exp() * member
+    weight_query = similar.exp() * nearest_one_hot(similar)
+    total = weight_support.sum(-2) + weight_query.sum(-2)
+    return (weight_support.mT @ support + weight_query.mT @ shifted) / total[..., None]
+
+
+@dataclass(kw_only=True)
+class BDCSPN(FeatureMethod):
+    "Cosine to rectified prototypes: bias of the domain and within the classes diminished (Liu et al. 2020)"
+    transductive = True
+    treatment: Treatment = 'l2'
+
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+        "The queries that are answered are not shifted"
+        assert query is not None
+        return Nearest(prototypes=rectified(support, member, query), similarity=cosines)

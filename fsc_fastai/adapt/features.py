@@ -1,0 +1,161 @@
+"Adaptation on features: each image is encoded once, and a classifier is fitted to the support of an episode"
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ['FeatureMethod', 'Fitted', 'Nearest', 'Linear', 'Answers', 'Treatment', 'Similarity', 'means', 'unit', 'cosines',
+           'squared_distances', 'distances', 'nearest_one_hot', 'cross_entropy']
+
+Treatment = Literal['un', 'l2', 'c', 'cl2']
+Similarity = Callable[[Tensor, Tensor], Tensor]
+
+
+# Everything here takes leading dimensions: many episodes of one size are adapted together
+
+def unit(x: Tensor) -> Tensor:
+    "Vectors at length 1; 0 stays 0"
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def means(
+    x: Tensor, # Features `(…, n, d)`
+    member: Tensor, # One-hot or soft membership `(…, n, n_way)`
+) -> Tensor:
+    "The mean of each class `(…, n_way, d)`, weighted by membership"
+    return member.mT @ x / member.sum(-2)[..., None]
+
+
+def cosines(x: Tensor, prototypes: Tensor) -> Tensor:
+    "Cosines `(…, n, n_way)` of features `(…, n, d)` and prototypes `(…, n_way, d)`"
+    return unit(x) @ unit(prototypes).mT
+
+
+def squared_distances(x: Tensor, prototypes: Tensor) -> Tensor:
+    "Squared Euclidean distances `(…, n, n_way)`, by differences: a matrix product would lose digits where they are small"
+    return torch.stack([(x - p[..., None, :]).square().sum(-1) for p in prototypes.unbind(-2)], -1)
+
+
+def distances(x: Tensor, prototypes: Tensor) -> Tensor:
+    "Euclidean distances `(…, n, n_way)`; at distance 0 the gradient is 0, where a plain root has none"
+    squared = squared_distances(x, prototypes)
+    return torch.where(squared > 0, squared, 1.).sqrt().where(squared > 0, 0.)
+
+
+def nearest_one_hot(similarity: Tensor) -> Tensor:
+    "Pseudo-labels: one-hot rows `(…, n, n_way)` for the most similar class"
+    return torch.zeros_like(similarity).scatter_(-1, similarity.argmax(-1, keepdim=True), 1.)
+
+
+def cross_entropy(
+    logits: Tensor, # `(…, n, n_way)`
+    member: Tensor, # One-hot labels `(…, n, n_way)`
+) -> Tensor:
+    "Mean cross entropy of each episode `(…)`"
+    return -(member * logits.log_softmax(-1)).sum(-1).mean(-1)
+
+
+@dataclass(kw_only=True)
+class Fitted:
+    "What a method makes of a support: a classifier of features `(…, n, d)` with scores `(…, n, n_way)`, higher is likelier"
+    treat: Callable[[Tensor], Tensor] = field(default=lambda x: x, repr=False) # Comes before everything else
+    details: dict[str, Tensor] = field(default_factory=dict, repr=False) # Of the fitting, such as its losses
+
+    def score(self, x: Tensor) -> Tensor:
+        "Scores of treated features"
+        raise NotImplementedError
+
+    def __call__(self, query: Tensor) -> Tensor: return self.score(self.treat(query))
+
+
+@dataclass(kw_only=True)
+class Nearest(Fitted):
+    "The class of the most similar prototype"
+    prototypes: Tensor # `(…, n_way, d)`
+    similarity: Similarity = cosines # Of features and prototypes
+    transform: Tensor | None = None # Features become W·x with this `(…, d, d)`
+
+    def score(self, x: Tensor) -> Tensor:
+        "Similarities to the prototypes"
+        return self.similarity(x if self.transform is None else x @ self.transform.mT, self.prototypes)
+
+
+@dataclass(kw_only=True)
+class Linear(Fitted):
+    "A linear classifier"
+    weight: Tensor # `(…, d, n_way)`
+    bias: Tensor # `(…, 1, n_way)`
+
+    def score(self, x: Tensor) -> Tensor:
+        "x·W + b"
+        return x @ self.weight + self.bias
+
+
+@dataclass(kw_only=True)
+class Answers(Fitted):
+    "A transductive answer: scores of the very queries that took part in the fitting, and of no others"
+    scores: Tensor # `(…, n_query, n_way)`
+
+    def __call__(self, query: Tensor) -> Tensor:
+        "The scores; `ValueError` for another number of queries"
+        if query.shape[-2] != self.scores.shape[-2]:
+            raise ValueError(f'a transductive method answered {self.scores.shape[-2]} queries, found {query.shape[-2]}: '
+                             'fit it to these')
+        return self.scores
+
+
+@dataclass(kw_only=True)
+class FeatureMethod:
+    """A classifier on features: a subclass is a dataclass of its settings with `adapt`, which reads like its paper's section.
+
+        fitted = BDCSPN().fit(support, support_y, query)    # `query` is looked at by transductive methods only
+        scores = fitted(query)                              # (n_query, n_way)
+
+    Support `(…, n_support, d)` and queries `(…, n_query, d)` in any order; shots may differ from class to class. No method sees a
+    query's label. Leading dimensions are episodes of one size, each for itself.
+    """
+    transductive = False # Do the queries take part in the fitting, and so in each other's answers?
+    least_shots = 1 # Examples that each class must have
+    treatment: Treatment = 'un' # Features as they are ('un'), at unit length ('l2'), minus `centre` ('c'), or both ('cl2')
+    centre: Tensor | None = None # Mean feature of the base classes `(d,)`; None: the mean of the support
+
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+        "Fit to treated features, labels one-hot; `query` is None for an inductive method"
+        raise NotImplementedError(f'{type(self).__name__} needs `adapt(support, member, query)`')
+
+    def fit(self,
+        support: Tensor, # Features of the support `(…, n_support, d)`
+        support_y: Tensor, # Labels `(n_support,)`, or one-hot `(…, n_support, n_way)`
+        query: Tensor | None = None, # Unlabelled features `(…, n_query, d)`, for transductive methods
+    ) -> Any:
+        """Fit a classifier to the support.
+
+        Raises `ValueError` for a transductive method without queries, a support of one class, or too few examples of a class.
+        """
+        name = type(self).__name__
+        if self.treatment not in get_args(Treatment):
+            raise ValueError(f'{name}(treatment={self.treatment!r}): one of {get_args(Treatment)}')
+        if self.transductive and (query is None or query.shape[-2] == 0):
+            raise ValueError(f'{name} is transductive, it answers the queries together: fit(support, support_y, query)')
+        member = _one_hot(support_y, support)
+        if member.shape[-1] < 2: raise ValueError(f'{name}: a support of one class leaves nothing to tell apart')
+        shots = member.sum(-2)
+        if (shots < self.least_shots).any():
+            raise ValueError(f'{name} needs {self.least_shots} examples of each class, found {int(shots.min())} of one: '
+                             'give more, or use a method that starts from class means, such as SimpleShot')
+        treat = self._treatment(support)
+        fitted = self.adapt(treat(support), member, treat(query) if self.transductive and query is not None else None)
+        return replace(fitted, treat=lambda x: fitted.treat(treat(x)))
+
+    def _treatment(self, support: Tensor) -> Callable[[Tensor], Tensor]:
+        centre = support.mean(-2, keepdim=True) if self.centre is None else self.centre.to(support)
+        return {'un': lambda x: x, 'l2': unit, 'c': lambda x: x - centre, 'cl2': lambda x: unit(x - centre)}[self.treatment]
+
+
+def _one_hot(support_y: Tensor, support: Tensor) -> Tensor:
+    if support_y.ndim > 1: return support_y.to(support.dtype)
+    return (support_y[:, None] == torch.arange(int(support_y.max()) + 1, device=support.device)).to(support.dtype)

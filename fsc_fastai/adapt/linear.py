@@ -1,0 +1,121 @@
+"Linear classifiers fitted to the support: ridge regression, linear discriminant analysis, logistic regression"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .features import FeatureMethod, Fitted, Linear, means
+
+__all__ = ['RidgeHead', 'LDAHead', 'LogisticHead']
+
+
+@dataclass(kw_only=True)
+class RidgeHead(FeatureMethod):
+    "Ridge regression on one-hot targets, in closed form: W = Xᵀ(XXᵀ + αI)⁻¹Y of centred X and Y (scikit-learn's `Ridge`)"
+    alpha: float = 1. # Penalty
+    intercept: bool = True # Not penalised
+
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+        "By the support's inner products, which are fewer than features"
+        if self.alpha <= 0: raise ValueError(f'RidgeHead(alpha={self.alpha}): above 0')
+        x0, y0 = (t.mean(-2, keepdim=True) * self.intercept for t in (support, member))
+        X, Y = support - x0, member - y0
+        eye = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
+        W = X.mT @ torch.linalg.solve(X @ X.mT + self.alpha * eye, Y)
+        return Linear(weight=W, bias=y0 - x0 @ W)
+
+
+@dataclass(kw_only=True)
+class LDAHead(FeatureMethod):
+    """Linear discriminant analysis with a shrunk covariance: xΣ⁻¹μ_k − ½μ_kΣ⁻¹μ_k, all classes equally likely beforehand.
+
+    Σ is the mean over the classes of (1 − s)·C_k + s·(tr C_k / d)·I, as scikit-learn's `LinearDiscriminantAnalysis` with
+    `solver='lsqr'` and equal priors has it. 'auto' is the shrinkage of Ledoit and Wolf (2004) for the deviations from the class
+    means, all classes together. One example of each class leaves no deviations: then the nearest class mean answers.
+    """
+    shrinkage: float | Literal['auto'] = 'auto' # s, above 0
+
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+        "Woodbury's identity: a matrix of the support's size is inverted, not one of the features'"
+        n_way, d = member.shape[-1], support.shape[-1]
+        mu = means(support, member)
+        shots = member @ member.sum(-2)[..., None]
+        Z = (support - member @ mu) / (n_way * shots).sqrt()  # ZᵀZ is the mean of the C_k
+        gram = Z @ Z.mT
+        spread = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        s = _ledoit_wolf(support - member @ mu) if self.shrinkage == 'auto' else torch.as_tensor(self.shrinkage).to(Z)
+        if (s <= 0).any(): raise ValueError(f'LDAHead(shrinkage={self.shrinkage}): above 0, up to 1')
+        floor = torch.where(spread > 0, s * spread / d, 1.)
+        eye = torch.eye(Z.shape[-2], dtype=Z.dtype, device=Z.device)
+        within = torch.linalg.solve(floor / (1 - s).clamp(min=1e-12) * eye + gram, Z @ mu.mT)
+        W = (mu.mT - Z.mT @ within) / floor
+        return Linear(weight=W, bias=-(mu.mT * W).sum(-2, keepdim=True) / 2 - torch.log(torch.tensor(float(n_way))))
+
+
+def _ledoit_wolf(x: Tensor) -> Tensor:
+    "The shrinkage `(…, 1, 1)` of centred `x` `(…, n, d)` that Ledoit and Wolf (2004) estimate; 1 where nothing varies"
+    n, d = x.shape[-2:]
+    gram = x @ x.mT
+    norms = gram.diagonal(dim1=-2, dim2=-1)
+    total = norms.sum(-1) / n
+    of_square = gram.square().sum((-2, -1)) / n**2
+    delta = of_square - total.square() / d
+    beta = (norms.square().sum(-1) / n - of_square) / n
+    s = torch.where(delta > 0, torch.minimum(beta, delta) / torch.where(delta > 0, delta, 1.), 1.)
+    return s.clamp(1e-6, 1)[..., None, None]
+
+
+@dataclass(kw_only=True)
+class LogisticHead(FeatureMethod):
+    """Logistic regression: min ½‖W‖² + C·Σ cross entropy, the bias not penalised (scikit-learn's `LogisticRegression`).
+
+    Solved by Newton's method in the span of the support, in double precision.
+    """
+    C: float = 1. # Inverse of the penalty
+    rounds: int = 50 # Newton steps at the most
+
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+        "Coordinates in an orthonormal basis of the support, with a last one for the bias"
+        if self.C <= 0: raise ValueError(f'LogisticHead(C={self.C}): above 0')
+        x = support.double() if support.device.type != 'mps' else support.cpu().double()
+        U, S, V = torch.linalg.svd(x, full_matrices=False)
+        Z = torch.cat([U * S[..., None, :], torch.ones_like(U[..., :1])], -1)
+        penalty = torch.ones_like(Z[..., 0, :])
+        penalty[..., -1] = 0
+        B = self._minimum(Z, member.to(Z), penalty)
+        return Linear(weight=(V.mT @ B[..., :-1, :]).to(support), bias=B[..., -1:, :].to(support))
+
+    def _minimum(self, Z: Tensor, member: Tensor, penalty: Tensor) -> Tensor:
+        "The coefficients `(…, r, n_way)` where the gradient vanishes"
+        r, n_way = Z.shape[-1], member.shape[-1]
+        B = torch.zeros(*Z.shape[:-2], r, n_way, dtype=Z.dtype, device=Z.device)
+        value = lambda B: ((penalty[..., None] * B * B).sum((-2, -1)) / 2
+                           - self.C * (member * (Z @ B).log_softmax(-1)).sum((-2, -1)))
+        ridge = torch.diag_embed(penalty)
+        eye = torch.eye(n_way, dtype=Z.dtype, device=Z.device)
+        tol = 100 * torch.finfo(Z.dtype).eps * (1 + self.C * Z.abs().sum((-2, -1)))
+        for _ in range(self.rounds):
+            P = (Z @ B).softmax(-1)
+            gradient = penalty[..., None] * B + self.C * Z.mT @ (P - member)
+            if (gradient.abs().amax((-2, -1)) <= tol).all(): break
+            # d²/dB² : penalty ⊗ I + C·Σ z zᵀ ⊗ (diag p − p pᵀ); a common shift of all biases changes nothing, so it is held
+            curve = torch.diag_embed(P) - P[..., :, None] * P[..., None, :]
+            H = self.C * torch.einsum('...na,...nb,...nij->...aibj', Z, Z, curve) + torch.einsum('...ab,ij->...aibj', ridge, eye)
+            H[..., -1, :, -1, :] += 1.
+            step = torch.linalg.solve(H.flatten(-4, -3).flatten(-2, -1), gradient.flatten(-2, -1)).unflatten(-1, (r, n_way))
+            B = _shortened(value, B, step, gradient)
+        return B
+
+
+def _shortened(value, B: Tensor, step: Tensor, gradient: Tensor) -> Tensor:
+    "B minus a step that is halved until it pays (Armijo's condition), in each episode for itself"
+    start, slope = value(B), (gradient * step).sum((-2, -1))
+    size = torch.ones_like(start)
+    for _ in range(30):
+        enough = value(B - size[..., None, None] * step) <= start - 1e-4 * size * slope + 1e-9 * start.abs()
+        if enough.all(): break
+        size = torch.where(enough, size, size / 2)
+    return B - size[..., None, None] * step

@@ -1,0 +1,82 @@
+"PT-MAP: features of power transform, queries shared out among the classes by optimal transport (Hu et al. 2021)"
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .features import Answers, FeatureMethod, Fitted, Treatment, means, squared_distances, unit
+
+__all__ = ['PTMAP', 'transport_plan']
+
+
+def transport_plan(
+    cost: Tensor, # `(…, n_query, n_way)`
+    lam: float, # Sharpness
+    per_class: float, # Queries of each class
+    eps: float = 1e-10, # Added to row sums
+    tol: float = 1e-6, # Until no row sum changes by more
+    rounds: int = 1000, # At the most
+) -> Tensor:
+    "Sinkhorn's plan `(…, n_query, n_way)`: columns sum to `per_class`, rows nearly to 1 (Hu et al. 2021, equation (6))"
+    plan = (-lam * cost).exp()
+    plan = plan / plan.sum((-2, -1), keepdim=True)
+    moving = torch.ones_like(plan[..., :1, :1], dtype=torch.bool)
+    for _ in range(rounds):
+        rows = plan.sum(-1, keepdim=True)
+        new = plan / (rows + eps)
+        new = new * per_class / new.sum(-2, keepdim=True)
+        plan = torch.where(moving, new, plan)
+        moving = moving & ((rows - new.sum(-1, keepdim=True)).abs().amax((-2, -1), keepdim=True) > tol)
+        if not moving.any(): break
+    return plan
+
+
+@dataclass(kw_only=True)
+class PTMAP(FeatureMethod):
+    """Prototypes that move towards the queries which a transport plan gives them (Hu et al. 2021, Algorithm 1).
+
+    Scores are probabilities. It takes the queries for balanced, as many of each class: where they are not, it harms. Defaults are
+    easyfsl's; `PTMAP.published()` is the authors' code, which centres support and queries each by itself.
+    """
+    transductive = True
+    steps: int = 10 # Updates of the prototypes
+    lr: float = 0.2 # How far they move
+    lam: float = 10. # Sharpness of the plan
+    power: float = 0.5 # Of the transform
+    treatment: Treatment = 'l2'
+    own_centres: bool = False # As published: unit length and centring after the power, and queries shared out in fractions
+
+    @classmethod
+    def published(cls, **kwargs) -> PTMAP:
+        "As in the authors' code"
+        return cls(**dict(dict(steps=20, treatment='un', own_centres=True), **kwargs))
+
+    def _powered(self) -> Callable[[Tensor], Tensor]:
+        if not self.own_centres: return lambda x: (x.clamp(min=0) + 1e-6)**self.power
+        def centred(x: Tensor) -> Tensor:
+            if (x < 0).any():
+                raise ValueError('PTMAP.published() takes a power of the features: some are negative, use PTMAP() or an encoder '
+                                 'that ends in a ReLU')
+            x = unit((x + 1e-6)**self.power)
+            return unit(x - x.mean(-2, keepdim=True))
+        return centred
+
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+        "Plan and prototypes in turn; a last plan is the answer"
+        assert query is not None
+        powered = self._powered()
+        support, query = powered(support), powered(query)
+        n_query, n_way = query.shape[-2], member.shape[-1]
+        if n_query < n_way:
+            raise ValueError(f'PTMAP shares out the queries among {n_way} classes, found {n_query}: give more, or use BDCSPN')
+        share = n_query / n_way if self.own_centres else n_query // n_way
+        plan_of = lambda w: transport_plan(squared_distances(query, w), self.lam, share, 0. if self.own_centres else 1e-10)
+        w, both = means(support, member), torch.cat([support, query], -2)
+        labels = member.expand(*w.shape[:-2], *member.shape[-2:])
+        details = {'prototypes_before': w, 'first_plan': plan_of(w), 'support': support, 'query': query}
+        for _ in range(self.steps):
+            w = w + self.lr * (means(both, torch.cat([labels, plan_of(w)], -2)) - w)
+        return Answers(scores=plan_of(w), details={**details, 'prototypes': w})

@@ -1,0 +1,42 @@
+"SimpleShot: nearest prototypes of features that are centred and brought to unit length (Wang et al. 2019)"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from .features import FeatureMethod, Fitted, Nearest, Treatment, cosines, distances, means, squared_distances, unit
+
+__all__ = ['SimpleShot', 'SupportCentred']
+
+
+@dataclass(kw_only=True)
+class SimpleShot(FeatureMethod):
+    """The prototype nearest to treated features (Wang et al. 2019, section 3).
+
+    Prototypes are means of treated features, not treated again. The paper's best treatment is 'cl2', with the mean feature of the
+    base classes as `centre`. Scores are cosines, as easyfsl has it, or negative distances, as in the authors' code.
+    """
+    treatment: Treatment = 'l2'
+    similarity: Literal['cosine', 'euclidean'] = 'cosine' # 'euclidean': negative distances
+
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+        "Prototypes are class means"
+        similarity = cosines if self.similarity == 'cosine' else lambda x, w: -distances(x, w)
+        return Nearest(prototypes=means(support, member), similarity=similarity)
+
+
+@dataclass(kw_only=True)
+class SupportCentred(FeatureMethod):
+    """Unit features, minus the mean of the support, at unit length again; negative squared distances (Zou et al. 2024, FLoR).
+
+    With one shot the scores are 2·cosine − 2.
+    """
+    treatment: Treatment = 'l2'
+
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+        "Prototypes are class means of the centred unit features"
+        centre = support.mean(-2, keepdim=True)
+        return Nearest(prototypes=means(unit(support - centre), member),
+                       similarity=lambda x, w: -squared_distances(unit(x - centre), w))

@@ -1,0 +1,119 @@
+"What every method on features keeps to: batched as one by one, any order, unequal shots, odd features, clear refusals"
+import pytest
+import torch
+
+from fsc_fastai.adapt.bdcspn import BDCSPN
+from fsc_fastai.adapt.distribution_calibration import DistributionCalibration
+from fsc_fastai.adapt.label_propagation import LabelPropagation
+from fsc_fastai.adapt.laplacian_shot import LaplacianShot
+from fsc_fastai.adapt.linear import LDAHead, LogisticHead, RidgeHead
+from fsc_fastai.adapt.pa import PA
+from fsc_fastai.adapt.prototypes import TransductiveTuning, TunedPrototypes
+from fsc_fastai.adapt.pt_map import PTMAP
+from fsc_fastai.adapt.simple_shot import SimpleShot, SupportCentred
+from fsc_fastai.adapt.tim import TIM, TIMADM
+from fsc_fastai.adapt.tip_adapter import TipAdapter
+
+N_BASE, D = 6, 12
+
+
+def calibration():
+    g = torch.Generator().manual_seed(5)
+    base = torch.rand(N_BASE, 30, D, generator=g)
+    return DistributionCalibration(base_means=base.mean(1), base_covariances=torch.stack([b.T.cov() for b in base]), n_draws=20)
+
+
+METHODS = {
+    'simple_shot': SimpleShot(treatment='cl2'), 'support_centred': SupportCentred(), 'pa': PA(steps=5), 'tip': TipAdapter(),
+    'ridge': RidgeHead(treatment='l2'), 'lda': LDAHead(treatment='l2'), 'logistic': LogisticHead(treatment='l2'),
+    'tuned': TunedPrototypes(steps=5, lr=.01), 'calibration': calibration(), 'bdcspn': BDCSPN(), 'laplacian': LaplacianShot(),
+    'tim': TIM(steps=5, lr=.01), 'tim_gd': TIM.published(steps=5, lr=.01), 'tim_adm': TIMADM(steps=5), 'pt_map': PTMAP(),
+    'pt_map_published': PTMAP.published(), 'propagation': LabelPropagation(k=4),
+    'transductive_tuning': TransductiveTuning(steps=5, lr=.01)}
+every_method = pytest.mark.parametrize('name', METHODS)
+
+
+def episodes(n, shots=(3, 3, 3, 3), n_query=4, seed=0):
+    "n episodes of classes with a mean each, features not negative"
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(len(shots)).repeat_interleave(torch.tensor(shots))
+    query_y = torch.arange(len(shots)).repeat_interleave(n_query)
+    centres = torch.rand(n, len(shots), D, generator=g, dtype=torch.double)
+    draw = lambda y: (centres[:, y] + .1 * torch.randn(n, len(y), D, generator=g, dtype=torch.double)).relu()
+    return draw(y), y, draw(query_y), query_y
+
+
+@every_method
+def test_episodes_together_and_one_by_one_get_the_same_scores(name):
+    support, y, query, query_y = episodes(3)
+    together = METHODS[name].fit(support, y, query)(query)
+    for k in range(3):
+        torch.testing.assert_close(METHODS[name].fit(support[k], y, query[k])(query[k]), together[k])
+    assert (together.argmax(-1) == query_y).double().mean() > .8
+
+
+@pytest.mark.parametrize('name', sorted(METHODS.keys() - {'calibration'}))  # whose draws follow the order of the samples
+def test_the_order_of_samples_and_classes_changes_nothing(name):
+    support, y, query, _ = (t[0] if t.ndim == 3 else t for t in episodes(1, (2, 3, 1, 4)))
+    expected = METHODS[name].fit(support, y, query)(query)
+    g = torch.Generator().manual_seed(1)
+    order, turned = torch.randperm(len(y), generator=g), torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(METHODS[name].fit(support[order], y[order], query)(query), expected)
+    torch.testing.assert_close(METHODS[name].fit(support, turned[y], query)(query)[:, turned], expected)
+
+
+@every_method
+def test_one_shot_more_classes_than_features_and_constant_features_have_finite_scores(name):
+    for support, y, query, _ in (episodes(1, (1, 1, 1)), episodes(1, (2,) * (D + 2)), episodes(1, (2, 2))):
+        assert METHODS[name].fit(support[0], y, query[0])(query[0]).isfinite().all()
+    constant = torch.ones(4, D, dtype=torch.double)
+    assert METHODS[name].fit(constant, torch.tensor([0, 0, 1, 1]), constant)(constant).isfinite().all()
+
+
+@every_method
+def test_a_support_of_one_class_and_missing_queries_are_refused(name):
+    support, y, query, _ = episodes(1, (3,))
+    with pytest.raises(ValueError, match='one class'): METHODS[name].fit(support[0], y, query[0])
+    support, y, query, _ = episodes(1)
+    if METHODS[name].transductive:
+        with pytest.raises(ValueError, match='transductive'): METHODS[name].fit(support[0], y)
+    else:
+        alone, among = METHODS[name].fit(support[0], y), METHODS[name].fit(support[0], y, query[0])
+        torch.testing.assert_close(alone(query[0]), among(query[0]))
+
+
+@pytest.mark.parametrize('method, words', [
+    (LaplacianShot(knn=9), 'knn=9'), (LabelPropagation(k=9), 'k=9'), (PTMAP(), 'BDCSPN'), (RidgeHead(alpha=0.), 'alpha'),
+    (SimpleShot(treatment='l3'), "treatment='l3'"), (LaplacianShot(rectify='maybe', knn=1), "rectify='maybe'"),
+    (LDAHead(shrinkage=0.), 'shrinkage'), (LogisticHead(C=-1.), 'C=-1'),
+    (DistributionCalibration(base_means=torch.zeros(2, D), base_covariances=torch.zeros(2, D, D)), 'k=2')])
+def test_settings_that_do_not_fit_are_named(method, words):
+    support, y, query, _ = episodes(1, (2, 2, 2))
+    with pytest.raises(ValueError, match=words): method.fit(support[0], y, query[0, :2])
+
+
+@pytest.mark.parametrize('method', [PTMAP.published(), calibration()])
+def test_a_power_of_negative_features_is_refused(method):
+    support, y, query, _ = episodes(1)
+    with pytest.raises(ValueError, match='negative'): method.fit(-support[0], y, query[0])
+
+
+def test_a_transductive_answer_is_of_its_own_queries_only():
+    support, y, query, _ = episodes(1)
+    with pytest.raises(ValueError, match='16 queries, found 3'): PTMAP().fit(support[0], y, query[0])(query[0, :3])
+
+
+def test_pt_map_takes_unbalanced_queries_for_balanced():
+    support, y, query, query_y = episodes(8, (5, 5), n_query=30)
+    few = torch.cat([torch.arange(30), torch.arange(30, 33)])
+    accuracy = lambda method: (method.fit(support, y, query[:, few])(query[:, few]).argmax(-1) == query_y[few]).double().mean()
+    assert accuracy(PTMAP()) < accuracy(BDCSPN()) - .1
+
+
+def test_ledoit_wolf_is_scikit_learns():
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    from fsc_fastai.adapt.linear import _ledoit_wolf
+    x = torch.randn(2, 9, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 6)
+    expected = [ledoit_wolf_shrinkage(o.numpy(), assume_centered=True) for o in x]
+    assert _ledoit_wolf(x).flatten().tolist() == pytest.approx(expected)
