@@ -22,7 +22,8 @@ setup(
     package_data={'fsc_fastai': ['py.typed']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'docs', 'bench', 'onnx')},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in
+                    ('dev', 'docs', 'bench', 'onnx', 'serve', 'distributed')},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     zip_safe=False,
 )

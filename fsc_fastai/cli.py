@@ -4,7 +4,6 @@ from pathlib import Path
 
 from fastcore.script import call_parse
 
-from . import evaluate, explanation  # noqa: F401  these add their methods to the learner
 from .callback.lrp import LRPGuidedCallback
 from .console import learner_from, plain_errors, printable_lines
 from .data.glyphs import untar_glyph_domains, untar_glyphs

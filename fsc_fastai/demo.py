@@ -7,7 +7,6 @@ import pandas as pd
 from fastai.torch_core import set_seed
 from torch import Tensor, nn
 
-from . import evaluate, explanation  # noqa: F401  these add their methods to the learner
 from .callback.lrp import LRPGuidedCallback
 from .data.augment import episode_transforms
 from .data.glyphs import untar_glyph_domains, untar_glyphs

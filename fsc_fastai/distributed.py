@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch
 from torch import Tensor
 
+from .extras import extra
 from .learner import FSCLearner
 
 __all__: list[str] = []
@@ -60,9 +60,8 @@ def to_distributed(
 
     Moves model and loaders to the device of this process. Raises `ImportError` without accelerate.
     """
-    if find_spec('accelerate') is None:
-        raise ImportError('training on several processes needs accelerate: pip install accelerate')
-    from .callback.distributed import EpisodeDistributedTrainer
+    with extra('distributed'):
+        from .callback.distributed import EpisodeDistributedTrainer
     trainer = EpisodeDistributedTrainer(sync_bn, **kwargs)
     self.add_cb(trainer)
     self.dls.device = trainer.accelerator.device

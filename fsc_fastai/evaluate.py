@@ -214,7 +214,7 @@ def confusion(
     if isinstance(domain, str) and domain in self.dls.domains: domain = self.dls.domains[domain]
     n_way, n_shot = _given(n_way, self.dls.valid.n_way), _given(n_shot, self.dls.valid.n_shot)
     (_, dl, tested), = _test_episodes(self, domain, n_episodes, n_way, n_shot, n_query, seed)
-    taken, offered = np.zeros((2, len(dl.vocab), len(dl.vocab)))
+    taken, offered = np.zeros((2, len(dl.vocab), len(dl.vocab)), dtype=np.int64)
     for episode, scores, y in tested:
         classes = np.array(episode.classes)
         np.add.at(taken, (classes[y.cpu()], classes[scores.argmax(1).cpu()]), 1)
@@ -222,7 +222,7 @@ def confusion(
     taken, offered = (joined(torch.tensor(o, device=self.dls.device)[None], share_of(self)).sum(0).cpu().numpy()
                       for o in (taken, offered))
     seen = sorted(set(dl.labels))
-    share = np.divide(taken, offered, out=np.full_like(taken, np.nan), where=offered > 0)[np.ix_(seen, seen)]
+    share = np.divide(taken, offered, out=np.full(taken.shape, np.nan), where=offered > 0)[np.ix_(seen, seen)]
     names = [dl.vocab[i] for i in seen]
     return pd.DataFrame(share, index=names, columns=names)
 

@@ -10,6 +10,7 @@ from fastcore.basics import listify, patch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .briefly import brief_repr
 from .explain.heatmaps import plot_heatmaps, plot_support_heatmaps
 from .explain.images import attention_maps, explain_images
 from .learner import FSCLearner
@@ -29,6 +30,7 @@ class EpisodeExplanation:
     classes: list[Any]          # names, in the order of the scores
     query_y: Tensor | None      # true labels, where they are known
     attention: Tensor | None    # of a cross attention network `(n_query, n_way, H, W)`
+    __repr__ = brief_repr
 
     def plot(self,
         **kwargs, # For `plot_heatmaps`, such as `overlay` and `shared`

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from fastai.learner import Learner, Metric
 from torch import Tensor
@@ -33,8 +34,9 @@ def ci95(
     >>> round(ci95([0.6, 0.8, 0.7, 0.7]), 3)
     0.08
     """
-    values = torch.as_tensor(accuracies, dtype=torch.float64)
-    return 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    # on the host: some devices, such as Apple's, have no float64
+    values = np.asarray(accuracies.tolist() if isinstance(accuracies, Tensor) else accuracies, dtype=np.float64)
+    return 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 class EpisodeAccuracy(Metric):

@@ -43,5 +43,6 @@ def save_figure(
     path: Path, # The ending says the format: png, pdf, svg, …
 ) -> None:
     "Write the current figure of matplotlib and close it"
-    plt.gcf().savefig(path, dpi=110, bbox_inches='tight')
-    plt.close('all')
+    figure = plt.gcf()
+    figure.savefig(path, dpi=110, bbox_inches='tight')
+    plt.close(figure)

@@ -9,18 +9,21 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import fasthtml.common as ft
-import uvicorn
 from fastcore.script import call_parse
 from PIL import Image
-from starlette.datastructures import Headers, UploadFile
-from starlette.middleware import Middleware
-from starlette.responses import HTMLResponse, PlainTextResponse
 
 from .cli_classify import load_classifier
 from .console import plain_errors
+from .extras import extra
 from .inference import FewShotClassifier
 from .inference.explain import Explanation
+
+with extra('serve'):
+    import fasthtml.common as ft
+    import uvicorn
+    from starlette.datastructures import Headers, UploadFile
+    from starlette.middleware import Middleware
+    from starlette.responses import HTMLResponse, PlainTextResponse
 
 __all__ = ['Limits', 'create_app', 'fsc_serve']
 

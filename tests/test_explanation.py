@@ -3,7 +3,6 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from fsc_fastai import explanation  # noqa: F401  adds learn.explain
 from tests.learners import hue_learner
 
 
@@ -20,6 +19,7 @@ def test_explains_a_validation_episode(root, method):
     assert (found.attention is not None) == (method == 'can') and found.query_y.tolist() == [0, 1, 2]
     assert learn.model.training and not learn.model.encoder.training
     assert found.plot().axes
+    assert len(repr(found)) < 600 and 'query=Tensor(3, 3, 3, 20, 20)' in repr(found)
     plt.close('all')
 
 

@@ -4,7 +4,6 @@ import torch
 from fastai.learner import load_learner
 from torch.testing import assert_close
 
-from fsc_fastai import evaluate, explanation  # noqa: F401  these add their methods to the learner
 from fsc_fastai.callback.lft import FTCallback
 from fsc_fastai.callback.lrp import LRPGuidedCallback
 from fsc_fastai.explain import LRP, explain_images, relevance_start

@@ -13,7 +13,6 @@ from fastai.learner import Callback, load_learner
 from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 
-from fsc_fastai import evaluate  # noqa: F401  adds learn.evaluate
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.callback.lrp import LRPGuidedCallback
@@ -186,7 +185,7 @@ def test_export_and_load_in_a_fresh_process(root):
     expected = learn.evaluate(n_episodes=5, n_query=3).accuracy.item()
     code = ('import sys, warnings; warnings.filterwarnings("ignore"); from fastai.learner import load_learner\n'
             'from tests.learners import hue_loaders; from pathlib import Path\n'
-            'import fsc_fastai.evaluate, torch; torch.set_num_threads(1)\n'
+            'import torch; torch.set_num_threads(1)\n'
             'learn = load_learner(sys.argv[1]); dls = hue_loaders(Path(sys.argv[2]))\n'
             'with learn.no_bar(): print(learn.evaluate(dls.domains, n_episodes=5, n_query=3, n_way=3, n_shot=2).accuracy.item())')
     command = [sys.executable, '-c', code, root.parent/'learner.pkl', root]

@@ -4,14 +4,36 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fsc_fastai.metrics import EpisodeAccuracy, EpisodeCI95, ci95, episode_accuracy
+from tests.learners import hue_learner
 
 
 def test_ci95_is_the_normal_interval_of_the_mean():
     assert ci95([0.2, 0.4, 0.6, 0.8]) == pytest.approx(1.96 * math.sqrt(0.2/3) / 2)
     assert ci95([0.5]*10) == 0
     assert math.isnan(ci95([0.5]))
+
+
+class NoFloat64(TorchDispatchMode):
+    "Refuses what Apple's GPUs refuse, whatever the device; torch makes single numbers on the host"
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = (o for o in tree_leaves(result) if isinstance(o, torch.Tensor) and o.ndim)
+        if any(o.dtype == torch.float64 for o in tensors): raise TypeError('float64')
+        return result
+
+
+def test_metrics_and_evaluation_need_no_float64_of_the_device(tmp_path):
+    learn = hue_learner(tmp_path/'hues', dls_kwargs=dict(n_episodes=2))
+    with NoFloat64():
+        with pytest.raises(TypeError, match='float64'): torch.zeros(1).double()
+        assert len(learn.validate()) == 3
+        learn.evaluate(n_episodes=3, n_query=3)
+        assert learn.confusion('novel', n_episodes=3, n_query=3).shape == (4, 4)
+        learn.explain()
 
 
 def test_accuracy_reads_scores_tuples_and_maps():

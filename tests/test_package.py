@@ -1,9 +1,15 @@
 "The package as a whole: its version, its public names, and which way its imports run"
 import ast
+import builtins
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from configparser import ConfigParser
+from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -61,6 +67,89 @@ def test_data_models_and_explain_import_nothing_above_them():
 def test_callbacks_know_no_command_line():
     for path in (PACKAGE/'callback').glob('*.py'):
         assert 'cli' not in path.read_text().replace('click', ''), path.name
+
+
+def test_all_replaces_nothing_of_fastai():
+    "`from fsc_fastai.all import *` adds names to those of `fastai.vision.all`, and means the same by all others"
+    fastai, ours = (vars(importlib.import_module(name)) for name in ('fastai.vision.all', 'fsc_fastai.all'))
+    shadowed = [name for name in ours.keys() & fastai.keys() if name[:2] != '__' and ours[name] is not fastai[name]]
+    builtin = [name for name in ours.keys() - fastai.keys() if hasattr(builtins, name) and name[:2] != '__']
+    assert not shadowed and not builtin
+
+
+def test_whoever_has_a_learner_has_its_methods():
+    "Not those alone who import the files that the methods are in"
+    code = """if True:
+        from fsc_fastai.learner import FSCLearner
+        from fsc_fastai.inference.classifier import FewShotClassifier
+        learner = 'evaluate confusion accuracy_by_class explain feature_statistics set_support classifier predict distrib_ctx'
+        assert all(name in vars(FSCLearner) for name in learner.split())
+        assert all(name in vars(FewShotClassifier) for name in 'explain calibrate to_onnx'.split())"""
+    subprocess.run([sys.executable, '-c', code], check=True, env=os.environ | {'PYTHONPATH': str(PACKAGE.parent)})
+
+
+@cache
+def owners():
+    "By name of a module: the packages that installed it"
+    return packages_distributions()
+
+
+def imported(path):
+    "The top-level names of other packages that a file imports, in its functions too"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import): yield from (alias.name.split('.')[0] for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.split('.')[0]
+
+
+def distributions(key):
+    "Names of the packages that a line of settings.ini asks for"
+    parser = ConfigParser(delimiters=['='])
+    parser.read(PACKAGE.parent/'settings.ini')
+    return {re.match(r'[\w-]+', o)[0].lower() for o in parser['DEFAULT'][key].split()}
+
+
+OF_EXTRAS = {'serve.py': 'serve', 'inference/onnx.py': 'onnx', 'callback/distributed.py': 'distributed'}
+"Files that import what an extra installs"
+
+
+@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_settings_name_what_a_file_imports(path):
+    extra = OF_EXTRAS.get(path.relative_to(PACKAGE).as_posix())
+    allowed = distributions('requirements') | (distributions(f'{extra}_requirements') if extra else set())
+    for name in set(imported(path)) - sys.stdlib_module_names:
+        assert {o.lower() for o in owners()[name]} & allowed, f'{name}, of {owners()[name]}'
+
+
+def test_settings_name_nothing_that_no_file_imports():
+    used = {o.lower() for path in PACKAGE.rglob('*.py') for name in imported(path) for o in owners().get(name, ())}
+    named = distributions('requirements').union(*(distributions(f'{extra}_requirements') for extra in OF_EXTRAS.values()))
+    assert not named - used
+
+
+@pytest.mark.parametrize('extra', sorted(set(OF_EXTRAS.values())))
+def test_a_missing_extra_is_named(extra):
+    "In a process where nothing of the extra can be imported any more (fastprogress brings some of it)"
+    file, = (f for f, o in OF_EXTRAS.items() if o == extra)
+    missing = {name for name in imported(PACKAGE/file) if {o.lower() for o in owners().get(name, ())}
+               & (distributions(f'{extra}_requirements') - distributions('requirements'))}
+    assert missing
+    use = dict(serve='import fsc_fastai.serve', distributed='fsc_fastai.learner.FSCLearner.to_distributed(None)',
+               onnx='toys.classifier().fit(*toys.examples()).to_onnx("nowhere")')[extra]
+    code = f"""if True:
+        import sys
+        import fsc_fastai.all
+        from tests.inference import toys
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name.split('.')[0] in {missing}: raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+        for name in [*sys.modules]:
+            if name.split('.')[0] in {missing}: del sys.modules[name]
+        sys.meta_path.insert(0, Missing())
+        try: {use}
+        except ImportError as e: print(e)"""
+    ran = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True,
+                         env=os.environ | {'PYTHONPATH': str(PACKAGE.parent)}, cwd=PACKAGE.parent)
+    assert f"pip install 'fsc_fastai[{extra}]'" in ran.stdout, ran.stdout + ran.stderr
 
 
 def test_all_brings_what_the_readme_uses():

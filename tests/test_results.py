@@ -13,6 +13,13 @@ def test_table_shows_percentages_and_chance():
     assert '50.00 ± 1.23' in shown and '25' in shown and '30.00' in shown and 'raw pixels %' in shown
 
 
+def test_saving_a_figure_leaves_others_open(tmp_path):
+    mine, ours = plt.figure(), plt.figure()
+    save_figure(tmp_path/'ours.png')
+    assert plt.fignum_exists(mine.number) and not plt.fignum_exists(ours.number)
+    plt.close(mine)
+
+
 def test_figure_has_a_bar_for_each_table_and_domain(tmp_path):
     table = pd.DataFrame([ROW, ROW | dict(domain='mars', accuracy=0.6)])
     ax = plot_results({'ours': table, 'theirs': table})

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..briefly import brief_repr
 from ..models.base import class_means
 from ..models.cross_attention import CrossAttentionNet
 from ..models.layers import plain
@@ -23,6 +24,7 @@ class ImageRelevance(NamedTuple):
     query: Tensor # `(n_query, n_way, channels, height, width)`
     support: Tensor | None # `(n_query, n_way, n_support, channels, height, width)`, or None if not wanted
     scores: Tensor # `(n_query, n_way)`
+    __repr__ = brief_repr
 
 
 def explain_images(

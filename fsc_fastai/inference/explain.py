@@ -11,6 +11,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
+from ..briefly import brief_repr
 from ..explain.heatmaps import to_heatmaps
 from ..explain.images import explain_images
 from .classifier import FewShotClassifier, Prediction
@@ -26,6 +27,7 @@ class Explanation:
     prediction: Prediction # As `predict` gives it
     image: Image.Image # What the model saw
     relevance: dict[Label, np.ndarray] # Of its pixels for each class `(size, size)`
+    __repr__ = brief_repr
 
     def heatmap(self,
         label: Label | None = None, # The class; None: the likeliest

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..extras import extra
 from .classifier import FewShotClassifier
 from .heads import DeployedHead, deployed_head, free_norms
 
@@ -61,7 +62,7 @@ def to_onnx(
     `ImportError` without the extra, and `RuntimeError` where onnxruntime and torch differ by more than 1e-4.
     """
     folder, classes = Path(folder), self.support.classes
-    _need_extra()
+    with extra('onnx'): import onnx, onnxruntime, onnxscript  # noqa: F401, E401, I001  only to know
     folder.mkdir(parents=True, exist_ok=True)
     images = torch.zeros(2, 3, self.preprocess.size, self.preprocess.size, device=self.device)
     # clones, because the exporter takes the size of an input that is also a buffer from the buffer
@@ -75,11 +76,6 @@ def to_onnx(
     (folder/'onnx.json').write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding='utf-8')
     if check: _check(self, folder)
     return folder
-
-
-def _need_extra() -> None:
-    try: import onnx, onnxruntime, onnxscript  # noqa: F401, E401, I001  only to know
-    except ImportError as e: raise ImportError("to_onnx needs the extra: pip install 'fsc_fastai[onnx]'") from e
 
 
 def _export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path, any_way: bool = True) -> None:

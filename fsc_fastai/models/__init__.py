@@ -1,5 +1,5 @@
 "Backbones and few-shot models: encode, process, classify"
-from .base import FewShotModel, Processed, class_means, episode_way, one_hot
+from .base import FewShotModel, Processed, class_means, episode_way
 from .cross_attention import CrossAttentionNet
 from .encoder import Encoder, create_encoder
 from .factory import create_fsc_model, list_methods, register_method
@@ -11,7 +11,7 @@ from .reference import load_reference_state
 from .relation import RelationNet
 
 __all__ = [
-    'FewShotModel', 'Processed', 'class_means', 'episode_way', 'one_hot', 'Pairs', 'LabelledPairs', 'pair_parts',
+    'FewShotModel', 'Processed', 'class_means', 'episode_way', 'Pairs', 'LabelledPairs', 'pair_parts',
     'CrossAttentionNet', 'Encoder', 'create_encoder', 'create_fsc_model', 'list_methods',
     'register_method', 'GNNNet', 'MatchingNet', 'ProtoNet', 'load_reference_state', 'RelationNet',
 ]

@@ -23,6 +23,7 @@ def few_shot(method, arch='conv4', size=32, n_way=3, n_shot=1, n_query=1):
 def test_every_model(method, explainer):
     model, (support_x, support_y, query_x) = few_shot(method)
     R = explain_images(model, support_x, support_y, query_x, explainer)
+    assert len(repr(R)) < 200
     assert R.query.shape == (3, 3, 3, 32, 32) and R.support.shape == (3, 3, 3, 3, 32, 32)
     for r in (R.query, R.support): assert r.isfinite().all() and r.abs().sum() > 0 and not r.requires_grad
     with torch.no_grad(): assert_close(R.scores, model(support_x, support_y, query_x))

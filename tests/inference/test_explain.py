@@ -12,6 +12,7 @@ def test_every_class_has_a_heatmap_of_the_image(method):
     known = classifier(method).fit(*examples())
     before = {k: v.clone() for k, v in known.model.state_dict().items()}
     found = known.explain(picture('red', 30))
+    assert len(repr(found)) < 500 and "ndarray(32, 32)" in repr(found)
     assert found.relevance.keys() == set(COLOURS) and found.prediction.label == known.predict(picture('red', 30)).label
     assert all(R.shape == (32, 32) and np.isfinite(R).all() for R in found.relevance.values())
     assert not np.allclose(found.relevance['red'], found.relevance['blue'])
