@@ -24,7 +24,7 @@ class ImageRelevance(NamedTuple):
     query: Tensor # `(n_query, n_way, channels, height, width)`
     support: Tensor | None # `(n_query, n_way, n_support, channels, height, width)`, or None if not wanted
     scores: Tensor # `(n_query, n_way)`
-    __repr__ = brief_repr
+    def __repr__(self) -> str: return brief_repr(self)
 
 
 def explain_images(
