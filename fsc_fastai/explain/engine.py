@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .flow import to_relevance
+from .flow import scaled, to_relevance
 from .mode import RelevanceMode, Settings
 
 __all__ = ['Traced', 'trace', 'leaf', 'undisturbed', 'leak_report']
@@ -79,7 +79,7 @@ def trace(
     if model is None and isinstance(net, nn.Module): model = net
     with undisturbed(inputs[0].device, model):
         leaves = tuple(leaf(x) for x in inputs)
-        starts = [to_relevance(x) if settings.form == 'g' else x.view_as(x) for x in leaves]
+        starts = [to_relevance(x) if settings.form == 'g' else scaled(x, x) for x in leaves]
         mode = RelevanceMode(settings, model, ledger)
         for x, source in zip(starts, leaves, strict=True): mode.mark_input(x, source)
         with mode: out = net(*starts)

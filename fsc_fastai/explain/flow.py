@@ -1,7 +1,8 @@
 """How relevance flows back through autograd: the functions whose backward pass carries it.
 
 Two forms. In the R-form the backward pass carries relevance itself. In the g-form it carries g with R = x·g, so that
-sums, pools, concatenations and padding are plain gradients, and only layers need a rule.
+sums, pools, concatenations and padding are plain gradients, and only layers need a rule. What the functions return is no view, so
+that whoever writes to a part of it finds it as the base of that part.
 """
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ class _ToRelevance(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.x = x
-        return x.view_as(x)
+        return x.detach()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor: return ctx.x * g
@@ -30,7 +31,7 @@ class _FromRelevance(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, eps: float) -> Tensor:
         ctx.y, ctx.eps = y, eps
-        return y.view_as(y)
+        return y.detach()
 
     @staticmethod
     def backward(ctx: Any, R: Tensor) -> tuple: return divide(R, ctx.y, ctx.eps), None
@@ -40,7 +41,7 @@ class _Scaled(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, k: Tensor | float | None) -> Tensor:
         ctx.k = k
-        return y.view_as(y)
+        return y.detach()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple: return (g if ctx.k is None else g * ctx.k), None, None
@@ -50,7 +51,7 @@ class _LayerRule(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, layer: Layer, rule: Callable, g_in: bool, g_out: bool, ledger: Any) -> Tensor:
         ctx.layer, ctx.rule, ctx.g_in, ctx.y, ctx.ledger = layer, rule, g_in, y if g_out else None, ledger
-        return y.view_as(y)
+        return y.detach()
 
     @staticmethod
     def backward(ctx: Any, flow: Tensor) -> tuple:

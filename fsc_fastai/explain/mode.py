@@ -1,13 +1,25 @@
 """The context in which a network runs unmodified while each of its operations gets a backward pass that carries relevance.
 
 A `TorchFunctionMode` sees every operation, functional ones too (residual sums, concatenations), so no module is
-edited, hooked or copied.
+edited, hooked or copied. What an operation is to relevance, its handler (`register_op`) says by one of these verbs, each of which
+returns the operation's result:
+
+| verb | the relevance of the result | for example |
+|---|---|---|
+| `mode.move(func, args, kwargs)` | goes where the values came from: plain autograd | reshape, concatenation, ReLU |
+| `mode.mix(func, args, kwargs, eps)` | is shared in proportion to the contributions x·∂y/∂x | sums, pools, products |
+| `mode.share(x, y, weights, dim)` | is shared by constant weights | logsumexp |
+| `mode.pass_on(x, y)` | goes to x unchanged, element by element | activations, 1/x |
+| `mode.layer(x, layer, bias)` | is shared by the rule that the composite has for the layer | linear layers, convolutions |
+| `mode.affine(x, y, scale, shift)` | passes a norm, which may count as one with the layer before it | batch norm |
 """
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,8 +29,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from .composite import Composite, paper_composite
 from .flow import from_relevance, layer_rule, scaled, to_relevance
-from .ops import FUNCTION_CLASS, HANDLERS
-from .rules import Layer, divide
+from .layer_ops import FUNCTION_CLASS
+from .memory import RESHAPES, Memory, carries, is_in_place, out_of_place
+from .ops import HANDLERS
+from .rules import Layer, Rule, divide
 
 __all__ = ['Settings', 'RelevanceMode']
 
@@ -48,9 +62,8 @@ class Settings:
 class RelevanceMode(TorchFunctionMode):
     """Inside this context every operation on a traced input gets a backward pass that carries relevance.
 
-    Handlers of operations (see `register_op`) build results from four kinds of flow: `move` (plain autograd, as for a
-    reshape), `mix` (shares in proportion to the contributions, as a sum), `pass_on` (unchanged, as an activation)
-    and `layer` (the rule of the composite).
+    The graph that it leaves must not refer to it: Python's collector does not see through autograd's nodes, so that a cycle
+    through them would never be freed.
     """
     def __init__(self,
         settings: Settings, # How relevance is passed back
@@ -58,11 +71,12 @@ class RelevanceMode(TorchFunctionMode):
         ledger: list | None = None, # Collects the relevance of each layer's output and input
     ):
         super().__init__()
-        self.settings, self.eps, self.ledger, self.n_layers = settings, settings.eps, ledger, 0
+        self.settings, self.eps, self.ledger = settings, settings.eps, ledger
+        self.seen = SimpleNamespace(n_layers=0) # so far, and once all have run
         modules = model.named_modules() if model is not None else ()
         self.owners = {id(p): (name, m) for name, m in modules for p in m._parameters.values() if p is not None}
         self.owner: tuple[str, nn.Module] | None = None
-        self.overwritten: dict[int, tuple[Tensor, Tensor]] = {}
+        self.memory = Memory()
 
     @property
     def g_form(self) -> bool:
@@ -71,10 +85,7 @@ class RelevanceMode(TorchFunctionMode):
 
     # What tensors are
 
-    @staticmethod
-    def carries(t: Any) -> bool:
-        "Does relevance flow to `t`?"
-        return isinstance(t, Tensor) and getattr(t, '_carries_relevance', False)
+    carries = staticmethod(carries)
 
     @staticmethod
     def is_gate(t: Any) -> bool:
@@ -91,16 +102,21 @@ class RelevanceMode(TorchFunctionMode):
         x._carries_relevance = True  # type: ignore[attr-defined]
         x._leaf = leaf  # type: ignore[attr-defined]
 
-    def latest(self, t: Tensor) -> Tensor:
-        "What in-place operations have made of `t`"
-        while id(t) in self.overwritten: t = self.overwritten[id(t)][1]
-        return t
-
     def constant(self, args: Any) -> Any:
         "`args` with every tensor cut off"
         return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, args)
 
-    # Flows
+    # Verbs
+
+    def move(self,
+        func: Callable, # The operation
+        args: Any, # Its arguments
+        kwargs: Any, # Its keyword arguments
+    ) -> Any:
+        "Relevance goes where the values came from, as a gradient does; values are never brought to low precision"
+        out = func(*args, **kwargs)
+        low = isinstance(out, Tensor) and out.is_floating_point() and out.element_size() < 4
+        return args[0].to(out.device, copy=True) if low else out
 
     def mix(self,
         func: Callable, # The operation
@@ -140,7 +156,7 @@ class RelevanceMode(TorchFunctionMode):
         "The output of a layer, whose rule the composite chooses once all layers have run"
         name, module = self.owner or (self.op, None)
         layer.name, layer.kind = name, type(module) if module is not None else FUNCTION_CLASS.get(self.op)
-        layer.position, self.n_layers = self.n_layers, self.n_layers + 1
+        layer.position, self.seen.n_layers = self.seen.n_layers, self.seen.n_layers + 1
         y, linear = layer.z, layer.weight.ndim == 2
         if bias is not None: y = y + (bias if linear else bias.reshape(-1, *[1]*(y.ndim - 2)))
         out = self._with_rule(x, y, layer)
@@ -150,19 +166,14 @@ class RelevanceMode(TorchFunctionMode):
 
     def end(self, out: Tensor) -> Tensor:
         "The output of the network, such that it receives relevance in either form"
-        out = self.latest(out)
+        out = self.memory.latest(out)
         if not self.g_form or not self.carries(out): return out
         if not hasattr(out, '_layer'): return from_relevance(out)
         x, layer, *_ = out._layer
         return self._with_rule(x, out, layer, g_out=False)
 
     def _with_rule(self, x: Tensor, y: Tensor, layer: Layer, g_out: bool | None = None) -> Tensor:
-        def rule():
-            found = self.settings.composite(layer, self.n_layers)
-            if found is None:  # the composite is the user's, who left this layer out: a rule of ours would look like theirs
-                raise NotImplementedError(f'no relevance rule for layer {layer.name!r} ({layer.kind}): add one, as in '
-                                          f'LRP(composite={{{layer.name!r}: Epsilon()}})')
-            return found
+        rule = partial(_chosen, self.settings.composite, layer, self.seen)
         leaf = getattr(x, '_leaf', None)
         return layer_rule(x if leaf is None else leaf, y, layer, rule, self.g_form and leaf is None,
                           self.g_form if g_out is None else g_out, self.ledger)
@@ -191,33 +202,30 @@ class RelevanceMode(TorchFunctionMode):
         return replace(layer, z=layer.z * k, weight=layer.weight * k.reshape(shape),
                        bias=b if self.settings.norm == 'fold' else None)
 
-    def keep_float(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
-        "A change of type or device, but never to low precision"
-        out = func(*args, **kwargs)
-        return args[0].to(out.device) if out.is_floating_point() and out.element_size() < 4 else out
-
     # The dispatch
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        args, kwargs = _operands_first(args, dict(kwargs or {}))
         flat = tree_flatten((args, kwargs))[0]
         self.owner = next((self.owners[id(t)] for t in flat if id(t) in self.owners), None)
         self.op = func.__name__.strip('_')
-        in_place = _is_in_place(func.__name__, kwargs)
-        args, now = tree_map(self._current, args), tree_map(self._current, kwargs)
-        if in_place: return self._overwrite(func, flat[0], args, now)
-        return self._run(func, args, now)
+        result = kwargs.pop('out', None)
+        now, kwargs_now = tree_map(self._current, args), tree_map(self._current, kwargs)
+        if isinstance(result, Tensor): return self.memory.overwrite(result, self._run(func, now, kwargs_now))
+        if not is_in_place(func.__name__, kwargs): return self._run(func, now, kwargs_now)
+        out = self._out_of_place(func, now, kwargs_now)
+        return self.memory.reshape(args[0], out) if self.op in RESHAPES else self.memory.overwrite(args[0], out)
 
     def _current(self, t: Any) -> Any:
         "A tensor as this run sees it: overwritten ones replaced, those from outside cut off and in full precision"
         if not isinstance(t, Tensor): return t
-        t = self.latest(t)
-        if self.carries(t): return t
+        t = self.memory.latest(t)
+        if carries(t): return t
         if t.requires_grad: t = t.detach()
         return t.float() if t.dtype in (torch.half, torch.bfloat16) else t
 
     def _run(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        flat = [t for t in tree_flatten((args, kwargs))[0] if self.carries(t)]
+        flat = [t for t in tree_flatten((args, kwargs))[0] if carries(t)]
         if not flat: return func(*args, **kwargs)
         handler = HANDLERS.get(self.op)
         out = handler(self, func, args, kwargs) if handler else self._unknown(func, args, kwargs)
@@ -228,21 +236,16 @@ class RelevanceMode(TorchFunctionMode):
                 if gate: self.as_gate(t)
         return out
 
-    def _overwrite(self, func: Callable, target: Tensor, args: tuple, kwargs: dict) -> Any:
-        "An in-place operation, without writing: who uses `target` from now on gets the result"
-        if 'inplace' in kwargs: out = self._run(func, args, kwargs | {'inplace': False})
-        elif self.op == 'setitem':
-            out = args[0].clone()
-            func(out, *args[1:])
-            out._carries_relevance = out.requires_grad
-        elif any(self.carries(t) for t in tree_flatten((args, kwargs))[0]):
-            name = func.__name__
-            func = getattr(Tensor, _OUT_OF_PLACE.get(name, name.rstrip('_')), func)
-            out = self._run(func, args, kwargs)
-        else: out = func(args[0].clone(), *args[1:], **kwargs)
-        target = self.latest(target)
-        self.overwritten[id(target)] = (target, out)
-        return out
+    def _out_of_place(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        "What an in-place operation would write"
+        if 'inplace' in kwargs: return self._run(func, args, kwargs | {'inplace': False})
+        other = out_of_place(func)
+        if other is not None and any(carries(t) for t in tree_flatten((args, kwargs))[0]): return self._run(other, args, kwargs)
+        # constants, and what has an in-place form alone: `y[i] = x`, `copy_`, `zero_`, which move values
+        copy = args[0].clone()
+        func(copy, *args[1:], **kwargs)
+        copy._carries_relevance = copy.requires_grad  # type: ignore[attr-defined]
+        return copy
 
     def _unknown(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         if self.owner is not None:  # a layer with weights of its own: whether they are to share relevance, nobody has said
@@ -260,13 +263,29 @@ class RelevanceMode(TorchFunctionMode):
 
 
 _WARNED: set[str] = set()
-_OUT_OF_PLACE = {'__iadd__': '__add__', '__isub__': '__sub__', '__imul__': '__mul__', '__itruediv__': '__truediv__',
-                 '__idiv__': '__truediv__', '__imatmul__': '__matmul__'}
+# Names that torch knows for the operands of its operations, NumPy's among them, and for their dimensions
+_OPERANDS = ('input', 'self', 'x', 'a', 'x1'), ('other', 'x2', 'b', 'mat2', 'vec', 'vec2', 'tensor', 'exponent')
+_DIMS = dict(axis='dim', keepdims='keepdim')
+
+
+def _operands_first(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    "Operands that were given by name in the places where handlers expect them"
+    kwargs = {_DIMS.get(k, k): v for k, v in kwargs.items()}
+    if 'condition' in kwargs: return args, kwargs # of `torch.where`, whose first argument it is
+    for i, names in enumerate(_OPERANDS):
+        if i and any(name in kwargs for name in ('mat1', 'mat', 'vec1')): break # of a sum with a product, which has three
+        name = next((name for name in names if name in kwargs), None)
+        if name is not None and len(args) == i: args = (*args, kwargs.pop(name))
+    return args, kwargs
+
+
+def _chosen(composite: Composite, layer: Layer, seen: SimpleNamespace) -> Rule:
+    "The rule that the composite has for a layer, now that all of them have been seen"
+    found = composite(layer, seen.n_layers)
+    if found is None:  # the composite is the user's, who left this layer out: a rule of ours would look like theirs
+        raise NotImplementedError(f'no relevance rule for layer {layer.name!r} ({layer.kind}): add one, as in '
+                                  f'LRP(composite={{{layer.name!r}: Epsilon()}})')
+    return found
 
 
 def _has_flow(t: Any) -> bool: return isinstance(t, Tensor) and t.requires_grad
-
-
-def _is_in_place(name: str, kwargs: dict) -> bool:
-    if name in _OUT_OF_PLACE or name == '__setitem__' or kwargs.get('inplace'): return True
-    return name.endswith('_') and not name.startswith('_') and name != 'requires_grad_'

@@ -1,19 +1,16 @@
-"""What the engine does with each operation: the tables, and the few operations that need more than a table.
+"""What the engine does with each operation: the tables, and sums and products, which need more than a table.
 
 Operations are known by name, so that `torch.relu`, `Tensor.relu`, `F.relu` and their in-place forms are one entry.
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .flow import scaled
-from .rules import Layer
 
 if TYPE_CHECKING:
     from .mode import RelevanceMode
@@ -29,8 +26,9 @@ def register_op(
 ) -> Callable[[Handler], Handler]:
     """Decorator: `handler(mode, func, args, kwargs)` returns what the operation called one of `names` returns.
 
-    The backward pass of its result must carry relevance (see `RelevanceMode`); `mode.move`, `mode.mix`,
-    `mode.pass_on` and `mode.layer` build such results. A later registration replaces an earlier one.
+    The backward pass of its result must carry relevance: the verbs of `mode` build such results (the table in
+    `fsc_fastai.explain.mode`). Operands are the first of `args`, even where they were given by name. A later registration
+    replaces an earlier one.
     """
     def add(handler: Handler) -> Handler:
         HANDLERS.update(dict.fromkeys(names, handler))
@@ -46,15 +44,16 @@ MOVES = '''relu threshold view reshape flatten unflatten ravel permute transpose
     bfloat16 cpu cuda pad roll flip rot90 unfold pixel_shuffle pixel_unshuffle channel_shuffle view_as reshape_as masked_fill
     where diagonal as_subclass alias get'''
 # What shares relevance in proportion to contributions
-MIXES = '''sub subtract rsub isub sum interpolate upsample cumsum lerp fold tensordot max amax min amin
-    maximum minimum topk sort'''
+MIXES = '''sub subtract rsub isub sum nansum interpolate upsample cumsum fold max amax min amin maximum minimum fmax fmin
+    median nanmedian kthvalue topk sort msort cummax cummin'''
 # The same, whose published form has no stabiliser
 POOLS = '''avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d max_pool1d max_pool2d
     max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d'''
 # Elementwise
 PASSES = '''leaky_relu rrelu prelu relu6 elu celu selu gelu silu mish hardswish hardtanh tanh hardshrink softshrink tanhshrink
-    softplus softsign logsigmoid clamp clamp_min clamp_max pow square sqrt exp log log1p abs neg negative sign'''
+    softplus softsign logsigmoid clamp clamp_min clamp_max clip square sqrt exp exp2 expm1 log log2 log10 log1p logit abs
+    absolute neg negative sign sgn reciprocal erf sin cos tan atan asinh sinh cosh floor ceil round trunc fix frac nan_to_num'''
 # Constants where they multiply something
 GATES = 'softmax log_softmax sigmoid hardsigmoid softmin sparsemax'
 # Always constants
@@ -63,9 +62,7 @@ DROPOUTS = '''dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropou
 
 
 @register_op(*MOVES.split())
-def _move(mode, func, args, kwargs):
-    if func.__name__ in ('half', 'bfloat16', 'float', 'type', 'to', 'type_as'): return mode.keep_float(func, args, kwargs)
-    return func(*args, **kwargs)
+def _move(mode, func, args, kwargs): return mode.move(func, args, kwargs)
 
 
 @register_op(*MIXES.split())
@@ -78,8 +75,7 @@ def _add(mode, func, args, kwargs):
     carrying = [t for t in args[:2] if mode.carries(t)]
     other = args[0] if carrying[0] is args[1] else args[1]
     if mode.g_form or len(carrying) == 2 or not _is_mask(other): return mode.mix(func, args, kwargs, mode.eps)
-    y = func(*mode.constant(args), **kwargs)
-    return mode.pass_on(carrying[0].expand_as(y), y)
+    return _through(mode, carrying[0], func, args, kwargs)
 
 
 def _is_mask(t: Any) -> bool:
@@ -98,7 +94,13 @@ def _mean(mode, func, args, kwargs):
 
 
 @register_op(*PASSES.split())
-def _pass(mode, func, args, kwargs): return mode.pass_on(args[0], func(args[0].detach(), *args[1:], **kwargs))
+def _pass(mode, func, args, kwargs): return _through(mode, args[0], func, args, kwargs)
+
+
+def _through(mode, x: Tensor, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    "Relevance goes to `x` alone, whose entries may each be met by several of another operand"
+    y = func(*mode.constant(args), **mode.constant(kwargs))
+    return mode.pass_on(x.expand_as(y), y)
 
 
 @register_op('logsumexp')
@@ -122,12 +124,14 @@ def _constant(mode, func, args, kwargs): return func(*mode.constant(args), **mod
 
 
 @register_op(*DROPOUTS.split())
-def _dropout(mode, func, args, kwargs): return args[0].view_as(args[0])
+def _dropout(mode, func, args, kwargs):
+    "As in evaluation; in training its result is another tensor than its input, which may be overwritten apart from it"
+    return args[0].clone()
 
 
 # Products
 
-def _as_constants(mode, a: Any, b: Any) -> tuple[Any, Any]:
+def as_constants(mode, a: Any, b: Any) -> tuple[Any, Any]:
     "The factors of a product: a gate is a constant; of two that carry relevance each gets half"
     if mode.carries(a) and mode.carries(b):
         if mode.is_gate(a): a = a.detach()
@@ -138,191 +142,70 @@ def _as_constants(mode, a: Any, b: Any) -> tuple[Any, Any]:
 
 @register_op('mul', 'rmul', 'imul', 'multiply')
 def _mul(mode, func, args, kwargs):
-    return mode.mix(func, (*_as_constants(mode, *args[:2]), *args[2:]), kwargs)
+    return mode.mix(func, (*as_constants(mode, *args[:2]), *args[2:]), kwargs)
 
 
-@register_op('matmul', 'rmatmul', 'bmm', 'mm', 'mv', 'dot', 'inner')
+@register_op('matmul', 'rmatmul', 'imatmul', 'bmm', 'mm', 'mv', 'dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'tensordot')
 def _matmul(mode, func, args, kwargs):
-    return mode.mix(func, (*_as_constants(mode, *args[:2]), *args[2:]), kwargs, mode.eps)
+    return mode.mix(func, (*as_constants(mode, *args[:2]), *args[2:]), kwargs, mode.eps)
+
+
+@register_op('addmm', 'addmv', 'addr', 'addbmm', 'baddbmm', 'addcmul')
+def _add_product(mode, func, args, kwargs):
+    "A sum with a product"
+    names = [n for n in ('mat1', 'mat', 'batch1', 'vec1', 'tensor1', 'mat2', 'batch2', 'vec', 'vec2', 'tensor2') if n in kwargs]
+    values = [*args, *(kwargs[n] for n in names)]
+    rest = {k: v for k, v in kwargs.items() if k not in names}
+    return mode.mix(func, (values[0], *as_constants(mode, *values[1:3]), *values[3:]), rest, mode.eps)
+
+
+@register_op('addcdiv')
+def _addcdiv(mode, func, args, kwargs):
+    def bind(input, tensor1, tensor2, value=1):
+        with mode: return input + value * tensor1 / tensor2
+    return bind(*args, **kwargs)
+
+
+@register_op('lerp')
+def _lerp(mode, func, args, kwargs):
+    "A sum of two by weights, which are constants"
+    def bind(input, end, weight): return mode.mix(func, (input, end, mode.constant(weight)), {}, mode.eps)
+    return bind(*args, **kwargs)
 
 
 @register_op('einsum')
 def _einsum(mode, func, args, kwargs):
     operands = args[1:] if len(args) > 2 else tuple(args[1])
-    if len(operands) == 2: operands = _as_constants(mode, *operands)
+    if len(operands) == 2: operands = as_constants(mode, *operands)
     return mode.mix(func, (args[0], *operands), kwargs, mode.eps)
 
 
-@register_op('div', 'truediv', 'itruediv', 'idiv', 'true_divide', 'divide', 'rtruediv', 'rdiv')
+@register_op('glu')
+def _glu(mode, func, args, kwargs):
+    "One half of the channels, gated by the other"
+    def bind(input, dim=-1):
+        values, gates = input.chunk(2, dim)
+        return mode.mix(torch.mul, (values, gates.detach().sigmoid()), {})
+    return bind(*args, **kwargs)
+
+
+# Quotients and powers: what stands below, or above, is a constant, unless it alone carries relevance
+
+@register_op('div', 'truediv', 'itruediv', 'idiv', 'true_divide', 'divide', 'floor_divide', 'floordiv', 'fmod', 'remainder')
 def _div(mode, func, args, kwargs):
+    if not mode.carries(args[0]): return _through(mode, args[1], func, args, kwargs)
+    if func.__name__.startswith(('fmod', 'remainder', 'floor', '__floor')) or kwargs.get('rounding_mode'):
+        return _through(mode, args[0], func, args, kwargs)
     return mode.mix(func, (args[0], *mode.constant(args[1:])), kwargs)
 
 
-# Layers
-
-@register_op('linear')
-def _linear(mode, func, args, kwargs):
-    def run(input, weight, bias=None):
-        layer = Layer(F.linear, lambda s, w, x: s @ w, input.detach(), F.linear(input.detach(), weight), weight)
-        return mode.layer(input, layer, bias)
-    return run(*args, **kwargs)
+@register_op('rtruediv', 'rdiv', 'rfloordiv', 'rpow')
+def _turned(mode, func, args, kwargs):
+    "Methods of the second operand"
+    if mode.carries(args[1]): return _through(mode, args[1], func, args, kwargs)
+    return _through(mode, args[0], func, args, kwargs)
 
 
-def _convolution(mode, func, input, weight, bias, stride, padding, dilation, groups, output_padding=0):
-    n, transposed = weight.ndim - 2, func.__name__.startswith('conv_transpose')
-    if input.ndim == n + 1:
-        return _convolution(mode, func, input[None], weight, bias, stride, padding, dilation, groups, output_padding)[0]
-    many = lambda v: [v]*n if isinstance(v, int) else list(v)*(n if len(v) == 1 else 1)
-    stride, dilation, output_padding = many(stride), many(dilation), many(output_padding)
-    if isinstance(padding, str):
-        extra = [d*(k - 1) if padding == 'same' else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        if any(e % 2 for e in extra): input = F.pad(input, [p for e in extra[::-1] for p in (0, e % 2)])
-        padding = [e//2 for e in extra]
-    padding = many(padding)
-
-    def run(x, w): return torch.convolution(x, w, None, stride, padding, dilation, transposed, output_padding, groups)
-    def transpose(s, w, x):
-        return torch.ops.aten.convolution_backward(s, x, w, None, stride, padding, dilation, transposed, output_padding,
-                                                   groups, [True, False, False])[0]
-    layer = Layer(run, transpose, input.detach(), run(input.detach(), weight), weight,
-                  narrow=groups == 1 and not transposed and weight.shape[1] <= 8)
-    return mode.layer(input, layer, bias, out_dim=1 if transposed else 0)
-
-
-@register_op('conv1d', 'conv2d', 'conv3d')
-def _conv(mode, func, args, kwargs):
-    def bind(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        return _convolution(mode, func, input, weight, bias, stride, padding, dilation, groups)
-    return bind(*args, **kwargs)
-
-
-@register_op('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d')
-def _conv_transpose(mode, func, args, kwargs):
-    def bind(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-        return _convolution(mode, func, input, weight, bias, stride, padding, dilation, groups, output_padding)
-    return bind(*args, **kwargs)
-
-
-# Norms
-
-def _channels(v: Tensor | float, like: Tensor) -> Tensor | float:
-    "A vector over channels in the shape that broadcasts to `like`"
-    return v.reshape(1, -1, *[1]*(like.ndim - 2)) if isinstance(v, Tensor) else v
-
-
-@register_op('batch_norm')
-def _batch_norm(mode, func, args, kwargs):
-    def bind(input, running_mean=None, running_var=None, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):
-        x = input.detach()
-        dims = [d for d in range(x.ndim) if d != 1]
-        batch = training or running_mean is None
-        mean, var = (x.mean(dims), x.var(dims, unbiased=False)) if batch else (running_mean, running_var)
-        scale = (var + eps).rsqrt() * (1. if weight is None else weight)
-        y = F.batch_norm(x, mean, var, weight, bias, False, 0., eps)
-        shift = (0. if bias is None else bias) - mean * scale
-        return mode.affine(input, y, _channels(scale, x), _channels(shift, x))
-    return bind(*args, **kwargs)
-
-
-def _norm_of_groups(mode, input: Tensor, n_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    x = input.detach()
-    std = (x.reshape(x.shape[0], n_groups, -1).var(-1, unbiased=False) + eps).sqrt()
-    std = std.repeat_interleave(x.shape[1]//n_groups, 1).reshape(*x.shape[:2], *[1]*(x.ndim - 2))
-    scale = (1. if weight is None else _channels(weight, x)) / std
-    return mode.affine(input, F.group_norm(x, n_groups, weight, bias, eps), scale, None)
-
-
-@register_op('group_norm')
-def _group_norm(mode, func, args, kwargs):
-    def bind(input, num_groups, weight=None, bias=None, eps=1e-5):
-        return _norm_of_groups(mode, input, num_groups, weight, bias, eps)
-    return bind(*args, **kwargs)
-
-
-@register_op('instance_norm')
-def _instance_norm(mode, func, args, kwargs):
-    def bind(input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=.1, eps=1e-5):
-        if use_input_stats: return _norm_of_groups(mode, input, input.shape[1], weight, bias, eps)
-        return _batch_norm(mode, func, (input, running_mean, running_var, weight, bias, False, momentum, eps), {})
-    return bind(*args, **kwargs)
-
-
-@register_op('layer_norm', 'rms_norm')
-def _layer_norm(mode, func, args, kwargs):
-    "The mean is subtracted, the standard deviation is a constant (Ali et al. 2022)"
-    def bind(input, normalized_shape, weight=None, bias=None, eps=1e-5):
-        dims = tuple(range(-len(normalized_shape), 0))
-        eps = torch.finfo(input.dtype).eps if eps is None else eps
-        centred = func.__name__ == 'layer_norm'
-        x = input.detach()
-        power = x.var(dims, unbiased=False, keepdim=True) if centred else (x**2).mean(dims, keepdim=True)
-        scale = (power + eps).rsqrt() * (1. if weight is None else weight)
-        norm = lambda x: (x - x.mean(dims, keepdim=True) if centred else x) * scale + (0. if bias is None else bias)
-        return mode.mix(norm, (input,), {}, mode.eps)
-    return bind(*args, **kwargs)
-
-
-# Similarities
-
-@register_op('normalize')
-def _normalize(mode, func, args, kwargs):
-    def bind(input, p=2., dim=1, eps=1e-12, **_):
-        return mode.mix(torch.div, (input, input.detach().norm(p, dim, keepdim=True).clamp_min(eps)), {})
-    return bind(*args, **kwargs)
-
-
-@register_op('cosine_similarity')
-def _cosine(mode, func, args, kwargs):
-    "Norms are constants; ε-rule over the sum of the products"
-    def bind(x1, x2, dim=1, eps=1e-8):
-        a, b = _as_constants(mode, x1, x2)
-        norms = (a.detach().norm(2, dim, keepdim=True) * b.detach().norm(2, dim, keepdim=True)).clamp_min(eps)
-        product = mode.mix(lambda a, b: a * b / norms, (a, b), {})
-        return mode.mix(torch.sum, (product, dim), {}, mode.eps)
-    return bind(*args, **kwargs)
-
-
-# Attention
-
-@register_op('scaled_dot_product_attention')
-def _attention(mode, func, args, kwargs):
-    "The weights are constants: relevance flows through the values (Ali et al. 2022)"
-    def bind(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
-        q, k = query.detach(), key.detach()
-        if enable_gqa:
-            k = k.repeat_interleave(q.shape[-3]//k.shape[-3], -3)
-            value = value.repeat_interleave(q.shape[-3]//value.shape[-3], -3)
-        eye = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device).expand(*k.shape[:-2], -1, -1)
-        weights = func(q, k, eye, attn_mask, 0., is_causal, scale=scale or 1/math.sqrt(q.shape[-1]))
-        return mode.mix(torch.matmul, (weights, value), {}, mode.eps)
-    return bind(*args, **kwargs)
-
-
-@register_op('multi_head_attention_forward')
-def _multi_head_attention(mode, func, args, kwargs):
-    names = ['query', 'key', 'value', 'embed_dim_to_check', 'num_heads', 'in_proj_weight', 'in_proj_bias', 'bias_k', 'bias_v',
-             'add_zero_attn', 'dropout_p', 'out_proj_weight', 'out_proj_bias']
-    call = dict(zip(names, args, strict=False)) | kwargs
-    value, heads = call['value'], call['num_heads']
-    call |= dict(dropout_p=0., need_weights=True, average_attn_weights=False)
-    _, weights = func(**{k: mode.constant(v) for k, v in call.items()})
-    w, b = call['in_proj_weight'], call['in_proj_bias']
-    w_value = call['v_proj_weight'] if w is None else w.chunk(3)[2]
-    v = _linear(mode, F.linear, (value, w_value, None if b is None else b.chunk(3)[2]), {})
-    batched = v.ndim == 3
-    if not batched: v, weights = v[:, None], weights[None]
-    by_head = lambda values: values.unflatten(2, (heads, -1)).permute(1, 2, 0, 3)
-    v, n = by_head(v), v.shape[0]
-    # a learned value takes part as a bias does, a value of zeros not at all
-    bias = 0. if call['bias_v'] is None else weights[..., n:n + 1] @ by_head(call['bias_v'])
-    attend = lambda weights, v: weights @ v + bias
-    mixed = mode.mix(attend, (weights[..., :n], v), {}, mode.eps).permute(2, 0, 1, 3).flatten(2)
-    out = _linear(mode, F.linear, (mixed if batched else mixed[:, 0], call['out_proj_weight'], call['out_proj_bias']), {})
-    weights = weights if batched else weights[0]
-    return out, (weights.mean(-3) if kwargs.get('average_attn_weights', True) else weights)
-
-
-# Layer classes of functions that run outside a module
-FUNCTION_CLASS = {'linear': nn.Linear, 'conv1d': nn.Conv1d, 'conv2d': nn.Conv2d, 'conv3d': nn.Conv3d,
-                  'conv_transpose1d': nn.ConvTranspose1d, 'conv_transpose2d': nn.ConvTranspose2d,
-                  'conv_transpose3d': nn.ConvTranspose3d, 'multi_head_attention_forward': nn.Linear}
+@register_op('pow', 'float_power', 'ipow')
+def _pow(mode, func, args, kwargs):
+    return _through(mode, args[0] if mode.carries(args[0]) else args[1], func, args, kwargs)
