@@ -92,7 +92,7 @@ MUTATIONS = (
     # The engine, and what is drawn of relevance
     Mutation('two factors share half each', OPS, 'scaled(t, t, .5)', 'scaled(t, t, 1.)',
              f'{ENGINE_TESTS}::test_gates_are_constants_and_equal_factors_share'),
-    Mutation('attention: a learned value is a bias', 'fsc_fastai/explain/layer_ops.py', 'weights @ v + bias', 'weights @ v - bias',
+    Mutation('attention: a learned value is bias', 'fsc_fastai/explain/layer_ops.py', 'weights @ v + bias', 'weights @ v - bias',
              ENGINE_TESTS),
     Mutation('a quotient passes relevance on to what stands below', OPS, 'if not mode.carries(args[0]): return _through(',
              'if False: return _through(', 'tests/explain/test_ops.py'),
