@@ -12,7 +12,7 @@ from .data.readers import read_folder
 from .demo import run_demo
 from .learner import fsc_learner
 from .progress import plain_output
-from .reproduce.cells import PRESETS
+from .reproduce.cells import METHODS, PRESETS
 from .reproduce.data import folder_data
 from .reproduce.table import run_table
 from .results import format_table, save_figure
@@ -121,14 +121,16 @@ def fsc_explain(
 
 @call_parse
 def fsc_reproduce(
-    table: str, # table2, table3, table4 or figure3
-    preset: str = 'small', # small, paper, demo, or tiny for a trial
+    table: str, # table2, table3, table4, figure3, or controls of what relevance does
+    preset: str = 'small', # small, paper, demo, photos (with --data), or tiny for a trial
     domains: str = 'glyphs', # `glyphs`; with --data the folders to test on, separated by commas, or `all`
     data: Path | None = None, # Folder with a folder per domain, as `prepare_domain` fills them; None: the embedded glyphs
     seen: str = 'mini_imagenet', # Folder in --data to train on
     out: Path = Path('results'), # Folder for trained models, results and the report
     seeds: int = 5, # Models of each kind
     shots: str = '5,1', # Shots, separated by commas
+    methods: str = 'RN,CAN,GNN', # Only the models of these, separated by commas
+    finished: bool = False, # Train nothing: report the models that are finished
 ) -> None:
     """Train and test every model of a table of the paper, and write the report with the paper's numbers beside ours.
 
@@ -136,12 +138,17 @@ def fsc_reproduce(
     """
     def reproduce():
         if preset not in PRESETS: raise ValueError(f'preset={preset!r}: one of {", ".join(PRESETS)}')
-        if data is None and domains != 'glyphs': raise ValueError(f'domains={domains!r} needs --data, the folder they are in')
-        targets = [] if domains in ('glyphs', 'all') else domains.split(',')
+        if unknown := set(methods.split(',')) - set(METHODS):
+            raise ValueError(f'methods={methods!r}: no {", ".join(sorted(unknown))}; choose of {", ".join(METHODS)}')
+        known = PRESETS[preset].targets
+        if data is None and (known or domains != 'glyphs'):
+            raise ValueError(f'preset={preset!r} with domains={domains!r} needs --data, the folder that the domains are in')
+        named = [] if domains in ('glyphs', 'all') else domains.split(',')
         command = f'fsc_reproduce {table} --preset {preset} --seeds {seeds} --shots {shots}'
-        if data: command += f' --data {data.name} --seen {seen}' + (f' --domains {domains}' if targets else '')
-        source = folder_data(data, seen, targets) if data else None
-        report = run_table(table, PRESETS[preset], source, out, seeds, [int(shot) for shot in shots.split(',')], command)
+        if data: command += f' --data {data.name} --seen {seen}' + (f' --domains {domains}' if named else '')
+        source = folder_data(data, seen, named or known, PRESETS[preset].left_out) if data else None
+        report = run_table(table, PRESETS[preset], source, out, seeds, [int(shot) for shot in shots.split(',')], command,
+                           methods.split(','), train=not finished)
         print(f'wrote {report}')
     plain_errors(reproduce)
 

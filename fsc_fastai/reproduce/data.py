@@ -28,6 +28,7 @@ class Data:
     source: Path                # folder with base, val and novel, as folders or file lists
     targets: dict[str, Path]    # folders of the unseen domains
     do_flip: bool = True        # whether a mirrored image is of the same class
+    left_out: tuple[str, ...] = ()  # targets that Table IV leaves out in turn; none: all
 
     def loaders(self,
         cell: Cell, # Whose shot and seed
@@ -41,11 +42,11 @@ class Data:
                                   device=shared.device, domains={k: dl.new(**episodes) for k, dl in shared.domains.items()})
 
     def others(self, cell: Cell) -> list[str]:
-        "The targets that a cell may learn from: all but the one it is tested on"
-        return [name for name in self.targets if name != cell.unseen]
+        "The targets that a cell may learn from: all that are left out in turn, but the one it is tested on"
+        return [name for name in self.left_out or self.targets if name != cell.unseen]
 
     def pseudo_unseen(self, dls: EpisodeDataLoaders, cell: Cell) -> dict[str, EpisodicDL]:
-        "Episodes of all targets but the cell's: of their base classes where they have splits, as Tseng et al. 2020 do"
+        "Episodes of the other targets: of their base classes where they have splits, as Tseng et al. 2020 do"
         others = {name: read_images(self.targets[name]) for name in self.others(cell)}
         base = {name: images.subset(i for i, o in enumerate(images.sets) if o == 'train')
                 for name, images in others.items() if images.sets}
@@ -92,6 +93,7 @@ def folder_data(
     path: Path, # Folder with a folder per domain
     seen: str = 'mini_imagenet', # Which of them is seen
     targets: Sequence[str] = (), # Which of the others to test on; all if none is named
+    left_out: Sequence[str] = (), # Which of these Table IV leaves out in turn, to learn from the others; all if none is named
 ) -> Data:
     """Domains of your own: a folder each, with the images in class folders or with file lists, as `prepare_domain` writes them.
 
@@ -104,7 +106,8 @@ def folder_data(
     if missing := [name for name in (seen, *unseen) if name not in found]:
         raise FileNotFoundError(f'{path} has no folder {", ".join(missing)}, but {", ".join(found) or "none at all"}. {_LAYOUT}')
     if not unseen: raise FileNotFoundError(f'{path} has no domain to test on beside {seen}. {_LAYOUT}')
-    return Data(path.name, seen, found[seen], {name: found[name] for name in unseen})
+    return Data(path.name, seen, found[seen], {name: found[name] for name in unseen},
+                left_out=tuple(name for name in left_out if name in unseen))
 
 
 _LAYOUT = ('It needs a folder for each domain, with base, val and novel in it: folders of class folders, or base.json, '

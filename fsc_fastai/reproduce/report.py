@@ -11,12 +11,17 @@ import pandas as pd
 from scipy import stats
 
 from ..files import atomic_write
+from ..metrics import ci95
+from .cells import CONTROLS, LAMBDAS
 from .paper import PUBLISHED
 
 __all__ = ['mean_and_ci', 'summarise', 'paired_effects', 'transductive_effects', 'markdown', 'write_report']
 
 PAIRS = (('RN', 'LRP-RN'), ('CAN', 'LRP-CAN'), ('GNN', 'LRP-GNN'), ('RN', 'FT-RN'), ('RN', 'LFT-RN'), ('LFT-RN', 'LFT-LRP-RN'))
 "What each step of the paper adds, and to what"
+CONTROL_PAIRS = (*((a, b) for c in CONTROLS for a, b in (('RN', f'{c.capitalize()}-RN'), (f'{c.capitalize()}-RN', 'LRP-RN'))),
+                 *(('RN', f'LRP-RN λ={lam:g}') for lam in LAMBDAS))
+"What a control adds to the plain training, and relevance to the control; what other weights of the guided loss add"
 
 
 def mean_and_ci(
@@ -43,12 +48,12 @@ def paired_effects(
 ) -> pd.DataFrame:
     """What explanations (or transformations) add in percentage points: same seed, same start, same test episodes.
 
-    Columns: baseline, model, shot, transductive, domain, seeds, difference, ci95 (over the seeds, Student's t). The domain
-    `all unseen` averages the targets of each seed first.
+    Columns: baseline, model, shot, transductive, domain, seeds, difference, ci95 (over the seeds, Student's t), test_ci95 (of a
+    single seed: over the paired test episodes). The domain `all unseen` averages the targets of each seed first.
     """
     keys = ['shot', 'transductive']
-    return _effects(((baseline, model, frame[frame.model == baseline], frame[frame.model == model]) for baseline, model in PAIRS),
-                    keys, frame.attrs.get('seen'))
+    return _effects(((baseline, model, frame[frame.model == baseline], frame[frame.model == model])
+                     for baseline, model in PAIRS + CONTROL_PAIRS), keys, frame.attrs.get('seen', ()))
 
 
 def transductive_effects(
@@ -57,19 +62,24 @@ def transductive_effects(
     "What transductive inference adds to each model, in the columns of `paired_effects` without transductive"
     models = frame[frame.transductive].model.unique()
     return _effects(((model, f'{model}, transductive', own[~own.transductive], own[own.transductive])
-                     for model, own in ((m, frame[frame.model == m]) for m in models)), ['shot'], frame.attrs.get('seen'))
+                     for model, own in ((m, frame[frame.model == m]) for m in models)), ['shot'], frame.attrs.get('seen', ()))
 
 
-def _effects(pairs: Iterable[tuple[str, str, pd.DataFrame, pd.DataFrame]], keys: list[str], seen: str | None) -> pd.DataFrame:
+def _effects(pairs: Iterable[tuple[str, str, pd.DataFrame, pd.DataFrame]], keys: list[str],
+             seen: Sequence[str]) -> pd.DataFrame:
     "The differences of results of two names, paired by seed, `keys` and domain"
     rows = []
     for baseline, model, *results in pairs:
-        a, b = (r.set_index(['seed', *keys, 'domain']).accuracy for r in results)
-        difference = (100*(b.reindex(a.index) - a)).dropna().reset_index()
-        mean = difference[difference.domain != seen].groupby(['seed', *keys], as_index=False).accuracy.mean()
-        for key, group in pd.concat([difference, mean.assign(domain='all unseen')]).groupby([*keys, 'domain'], sort=False):
+        a, b = (r.set_index(['seed', *keys, 'domain'])[['accuracy', 'right', 'queries']] for r in results)
+        both = a.join(b.add_suffix('_b'), how='inner').reset_index()
+        both['difference'] = 100*(both.accuracy_b - both.accuracy)
+        both['test_ci95'] = [100*ci95(np.subtract(r.right_b, r.right) / r.queries) for r in both.itertuples()]
+        mean = both[~both.domain.isin(seen)].groupby(['seed', *keys], as_index=False).agg(
+            difference=('difference', 'mean'), test_ci95=('test_ci95', lambda ci: math.sqrt((ci**2).sum()) / len(ci)))
+        for key, group in pd.concat([both, mean.assign(domain='all unseen')]).groupby([*keys, 'domain'], sort=False):
             rows.append(dict(baseline=baseline, model=model) | dict(zip([*keys, 'domain'], key))
-                        | dict(zip(('difference', 'ci95'), mean_and_ci(group.accuracy))) | dict(seeds=len(group)))
+                        | dict(zip(('difference', 'ci95'), mean_and_ci(group.difference)))
+                        | dict(test_ci95=group.test_ci95.iloc[0] if len(group) == 1 else math.nan, seeds=len(group)))
     return pd.DataFrame(rows)
 
 
@@ -91,8 +101,9 @@ def _wide(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _effects_shown(effects: pd.DataFrame) -> str:
-    shown = [f'{r.difference:+.2f}' + (f' ± {r.ci95:.2f}' if r.seeds > 1 else '') for r in effects.itertuples()]
-    return markdown(effects.assign(difference=shown).drop(columns='ci95'))
+    shown = [f'{r.difference:+.2f} ' + (f'± {r.ci95:.2f}' if r.seeds > 1 else f'(± {r.test_ci95:.2f})')
+             for r in effects.itertuples()]
+    return markdown(effects.assign(difference=shown).drop(columns=['ci95', 'test_ci95']))
 
 
 def _published(table: str) -> pd.DataFrame:
@@ -120,8 +131,8 @@ def _plot(effects: pd.DataFrame, path: Path) -> None:
 
 
 def write_report(
-    frame: pd.DataFrame, # From `results_frame`, with `attrs['seen']`
-    table: str, # table2, table3 or table4
+    frame: pd.DataFrame, # From `results_frame`, with `attrs['seen']`, domains that are not unseen
+    table: str, # table2, table3, table4 or controls
     folder: Path, # Where the report goes
     command: str, # The command that made it
     description: str, # Protocol and preset in a sentence
@@ -133,12 +144,13 @@ def write_report(
              markdown(_wide(summary)),
              '## What each step adds',
              'Percentage points, paired: the same seed gives the same pre-trained encoder, first weights, training and test '
-             'episodes. An interval that holds 0 shows no effect.',
+             'episodes. An interval that holds 0 shows no effect. In brackets, for a single seed: the interval over its test '
+             'episodes, which says nothing of how another training would end.',
              _effects_shown(effects), f'![paired differences]({table}.png)',
              *(['## What transductive inference adds', 'In percentage points: the same models on the same episodes.',
                 _effects_shown(transduction)] if len(transduction) else []),
-             '## The paper', 'Sun et al. 2020, trained on miniImageNet, 2000 episodes; ± over the episodes of one model.',
-             markdown(_published(table))]
+             *(['## The paper', 'Sun et al. 2020, trained on miniImageNet, 2000 episodes; ± over the episodes of one model.',
+                markdown(_published(table))] if table in PUBLISHED else [])]
     for name, written in (('', summary), ('_effects', effects), ('_transductive', transduction)):
         if len(written):
             with atomic_write(folder/f'{table}{name}.csv') as part: written.to_csv(part, index=False)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -19,11 +20,19 @@ from ..evaluate import encode_images, episode_scores
 from ..files import atomic_write, broken, check_made
 from ..learner import FSCLearner
 from ..statistics import statistics_row
-from .cells import Cell, Preset
+from .cells import Cell, Preset, Recipe
 from .data import Data
-from .train import train_cell
+from .train import train_cell, training_curves
 
-__all__ = ['run_cell', 'results_frame', 'statistics_frame']
+__all__ = ['result_file', 'run_cell', 'results_frame', 'statistics_frame']
+
+
+def result_file(
+    cell: Cell, # Of a table
+    folder: Path, # Where trained models and results live
+) -> Path:
+    "Where the result of a cell is when it is finished"
+    return folder/'cells'/cell.key/'result.json'
 
 
 def run_cell(
@@ -37,18 +46,26 @@ def run_cell(
     Weights are saved after every epoch and after training, the result in one step; what is there is never computed twice.
     Raises `OSError` for a file that can not be written, `ValueError` for one that is broken, or that another preset or data left.
     """
-    file = folder/'cells'/cell.key/'result.json'
+    file = result_file(cell, folder)
     recipe, asked = preset.recipes[cell.base], _asked(cell, preset, data)
     if file.exists(): return _read_result(file, asked)
     try: file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f'{file.parent} can not be made ({e}): choose a folder that can be written') from e
     start = time.perf_counter()
     learn = train_cell(cell, recipe, data, folder)
-    result = asked | dict(results=_test(learn, cell, preset),
-                          versions=dict(fsc_fastai=__version__, torch=torch.__version__, fastai=fastai.__version__))
+    result = asked | dict(results=_test(learn, cell, preset), training=training_curves(cell, recipe, data, folder),
+                          versions=dict(fsc_fastai=__version__, commit=_commit(), torch=torch.__version__,
+                                        fastai=fastai.__version__))
     with atomic_write(file) as part: part.write_text(json.dumps(result | dict(sha256=_digest(result))), encoding='utf-8')
     print(f'{cell.key}: {_summary(result["results"])} ({time.perf_counter() - start:.0f} s)', flush=True)
     return result
+
+
+def _commit() -> str | None:
+    "The state of the code in its version control, `-dirty` where files differ from it; None for an installed package"
+    try: return subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=12'], cwd=Path(__file__).parent, check=True,
+                               capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError): return None
 
 
 def _asked(cell: Cell, preset: Preset, data: Data) -> dict[str, Any]:
@@ -63,6 +80,8 @@ def _read_result(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
         result = json.loads(file.read_text(encoding='utf-8'))
         if result.pop('sha256', None) != _digest(result): raise ValueError('its content is not what was written')
     except (ValueError, AttributeError, TypeError) as e: raise broken(file, e) from e
+    # of a version whose cells and recipes had fewer fields
+    result |= {k: json.loads(json.dumps(asdict(kind(**result[k])))) for k, kind in (('cell', Cell), ('recipe', Recipe))}
     check_made(file, {k: result[k] for k in asked if k in result}, asked)
     return result
 
@@ -77,11 +96,12 @@ def _test(learn: FSCLearner, cell: Cell, preset: Preset) -> list[dict[str, Any]]
     Inductive and, where the method allows it, transductive; a model of Table IV that learned from the other targets only
     on the one left out. The same test episodes for every model.
     """
-    tested = [cell.unseen] if cell.unseen else list(learn.dls.domains)
+    loaders = learn.dls.domains | (dict(val=learn.dls.valid) if preset.test_val else {})
+    tested = [cell.unseen] if cell.unseen else list(loaders)
     inferences = (False,) if cell.base == 'GNN' or cell.ft else (False, True)
     rows: list[dict[str, Any]] = []
     for name in tested:
-        dl = learn.dls.domains[name]
+        dl = loaders[name]
         features = encode_images(learn.model, dl.images(bs=256))
         sampler = EpisodeSampler(dl.labels, 5, cell.shot, preset.test_query, seed=0, vocab=dl.vocab, name=name)
         for transductive in inferences:
@@ -100,8 +120,8 @@ def _summary(results: Iterable[dict[str, Any]]) -> str:
 def results_frame(
     results: Iterable[dict[str, Any]], # From `run_cell`
 ) -> pd.DataFrame:
-    "One row a cell, domain and inference: model, shot, seed, domain, transductive, accuracy, right (queries of each episode)"
-    return pd.DataFrame([dict(model=r['model'], shot=r['cell']['shot'], seed=r['cell']['seed'])
+    "One row a cell, domain and inference: model, shot, seed, domain, transductive, accuracy, queries an episode, right of them"
+    return pd.DataFrame([dict(model=r['model'], shot=r['cell']['shot'], seed=r['cell']['seed'], queries=5*r['test']['n_query'])
                          | {k: v for k, v in row.items() if k != 'statistics'} for r in results for row in r['results']])
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cells import Preset, table_cells
+from .cells import METHODS, Cell, Preset, table_cells
 from .data import Data, glyph_data
 from .figure import write_figure
 from .report import write_report
-from .run import results_frame, run_cell, statistics_frame
+from .run import result_file, results_frame, run_cell, statistics_frame
 
 __all__ = ['run_table']
 
 
 def run_table(
-    table: str, # table2, table3, table4 or figure3
+    table: str, # table2, table3, table4, figure3 or controls
     preset: Preset, # How long and how large
     data: Data | None = None, # Of the domains, see `folder_data`; None: glyphs
     out: Path = Path('results'), # Its folder `<data>/<preset>` gets models, results and the report
     seeds: int = 5, # Models of each kind
     shots: Sequence[int] = (5, 1), # Shots in the order in which to train
     command: str = '', # That runs this, for the report
+    methods: Sequence[str] = tuple(METHODS), # Only the cells of these
+    train: bool = True, # False: report the cells that are finished
 ) -> Path:
     """Train, test and report a table; returns the Markdown report. Finished cells are read, a cell that was cut off goes on.
 
@@ -29,20 +31,30 @@ def run_table(
     if seeds < 1: raise ValueError(f'seeds={seeds}: at least 1')
     if not shots or min(shots) < 1: raise ValueError(f'shots={list(shots)}: at least one, each at least 1')
     data = data or glyph_data()
-    cells = table_cells(table, seeds, list(data.targets), shots)
     folder = out/data.name/preset.name
+    wanted = [c for c in table_cells(table, seeds, data.left_out or list(data.targets), shots) if c.base in methods]
+    cells = [c for c in wanted if train or result_file(c, folder).exists()]
+    if not cells: raise ValueError(f'{table} has no {"" if train else "finished "}cells of {", ".join(methods)} in {folder}')
     results = [run_cell(cell, preset, data, folder) for cell in cells]
     if table == 'figure3': return write_figure(statistics_frame(results), folder, command)
     frame = results_frame(results)
     if table == 'table4': frame = frame[~frame.transductive].copy()  # as in the paper
-    frame.attrs['seen'] = 'novel'
-    return write_report(frame, table, folder, command, _describe(preset, cells[0].base, data, seeds))
+    frame.attrs['seen'] = ('novel', 'val')
+    return write_report(frame, table, folder, command, _unfinished(cells, wanted) + _describe(preset, cells[0].base, data))
 
 
-def _describe(preset: Preset, base: str, data: Data, seeds: int) -> str:
+def _unfinished(cells: Sequence[Cell], wanted: Sequence[Cell]) -> str:
+    "What of a table is there, where it is not whole"
+    seeds = len({c.seed for c in wanted})
+    if len(cells) == len(wanted): return f'{seeds} seed{"s" * (seeds > 1)}. '
+    return f'**Not finished: {len(cells)} of {len(wanted)} cells are there: {", ".join(c.key for c in cells)}.** '
+
+
+def _describe(preset: Preset, base: str, data: Data) -> str:
     "Protocol and preset in a few sentences"
     recipe = preset.recipes[base]
-    return (f'{seeds} seed{"s" * (seeds > 1)}. Protocol: {preset.test_episodes} test episodes × {preset.test_query} queries a '
+    until = 'until its accuracy on held-out images levelled off, at most ' if recipe.pretrain_patience else ''
+    return (f'Protocol: {preset.test_episodes} test episodes × {preset.test_query} queries a '
             f'class, 5-way. Training ({base}): {recipe.arch} at {recipe.size} px, {recipe.epochs} epochs of {recipe.n_episodes} '
-            f'episodes with {recipe.n_query} queries a class, on an encoder pre-trained for {recipe.pretrain_epochs} epochs. '
-            f'`novel`: held-out classes of the seen domain ({data.seen}).')
+            f'episodes with {recipe.n_query} queries a class, on an encoder pre-trained for {until}{recipe.pretrain_epochs} '
+            f'epochs. `novel`: held-out classes of the seen domain ({data.seen}). {preset.note}').strip()

@@ -2,25 +2,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import ParamScheduler
-from fastai.learner import Learner
+from fastai.learner import AvgMetric, Learner, Metric
+from fastai.metrics import accuracy
 from fastai.optimizer import Adam, OptimWrapper
 from fastai.torch_core import set_seed
+from torch import nn
 
 from ..callback.accumulate import EpisodeAccumulation
 from ..callback.lft import FTCallback, LFTCallback
 from ..callback.lrp import LRPGuidedCallback
+from ..callback.lrp_controls import ChangedWeights, shuffled, shuffled_channels, unweighted
 from ..callback.resume import ResumeFit
 from ..data.loaders import EpisodeDataLoaders
-from ..files import load_weights, save_weights
+from ..explain.baselines import GradientXInput
+from ..files import atomic_write, load_weights, save_weights
 from ..learner import FSCLearner, fsc_learner
 from ..metrics import EpisodeAccuracy
 from ..models import create_encoder
@@ -28,10 +33,10 @@ from ..pretrain import classification_learner
 from .cells import Cell, Recipe
 from .data import Data
 
-__all__ = ['KeepBest', 'train_cell']
+__all__ = ['KeepBest', 'LevelsOff', 'train_cell', 'training_curves']
 
 # what the pre-training of an encoder takes from a recipe
-PRETRAINING = ('arch', 'size', 'pretrain_epochs', 'pretrain_bs', 'optimizer', 'schedule', 'lr', 'lr_steps')
+PRETRAINING = ('arch', 'size', 'pretrain_epochs', 'pretrain_bs', 'optimizer', 'schedule', 'lr', 'pretrain_patience')
 
 
 class KeepBest(Callback):
@@ -39,21 +44,69 @@ class KeepBest(Callback):
     order = 65 # after the recorder has the accuracy
     _stateattrs = ('weights',)
 
-    def __init__(self, metric: EpisodeAccuracy): # One of the learner's metrics
-        self.metric, self.best, self.weights = metric, -1., dict[str, torch.Tensor]()
+    def __init__(self, metric: Metric): # Of the learner's: the accuracy
+        self.metric = metric
+        self.before_fit()
 
-    def before_fit(self): self.best, self.weights = -1., {}
+    def before_fit(self):
+        self.accuracies: list[float] = []  # of every epoch, which show whether training has levelled off
+        self.weights: dict[str, torch.Tensor] = {}
 
     def after_validate(self):
-        if self.metric.value <= self.best: return
-        self.best = self.metric.value
-        self.weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.accuracies.append(float(self.metric.value))
+        if self.accuracies[-1] > max(self.accuracies[:-1], default=-1.):
+            self.weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def after_fit(self):
         if self.weights: self.model.load_state_dict(self.weights)
 
-    def state_dict(self) -> dict[str, Any]: return dict(best=self.best, weights=self.weights)
-    def load_state_dict(self, state: dict[str, Any]) -> None: self.best, self.weights = state['best'], state['weights']
+    def state_dict(self) -> dict[str, Any]: return dict(accuracies=self.accuracies, weights=self.weights)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.accuracies, self.weights = state['accuracies'], state['weights']
+
+
+class LevelsOff(KeepBest):
+    """Train until the accuracy has levelled off.
+
+    When it has not risen for `patience` epochs, learning rates fall to a tenth; when it then has not risen for as many, training
+    ends, with the weights of the best epoch.
+    """
+    def __init__(self,
+        metric: Metric, # Of the learner's: the accuracy
+        patience: int = 3, # Epochs without a better one
+    ):
+        super().__init__(metric)
+        self.patience = patience
+
+    def before_fit(self):
+        super().before_fit()
+        self.fell = 0  # epoch at whose end the learning rates fell; 0: they have not
+
+    def after_epoch(self):
+        # an epoch that a resumed training skips has not been validated
+        if self.epoch + 1 != len(self.accuracies): return
+        best = self.accuracies.index(max(self.accuracies)) + 1
+        if len(self.accuracies) - max(best, self.fell) < self.patience: return
+        if self.fell: raise CancelFitException
+        self.fell = len(self.accuracies)
+        self.opt.set_hyper('lr', [hypers['lr'] / 10 for hypers in self.opt.hypers])
+
+    def state_dict(self) -> dict[str, Any]: return super().state_dict() | dict(fell=self.fell)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.fell = state['fell']
+
+
+GUIDES: dict[str, Callable[[], dict[str, Any]]] = {
+    '': dict,
+    'shuffled': lambda: dict(second_pass=ChangedWeights(shuffled_channels)),
+    'random': lambda: dict(second_pass=ChangedWeights(shuffled)),
+    'ones': lambda: dict(second_pass=unweighted),
+    'gradient': lambda: dict(explainer=GradientXInput()),
+}
+"What `LRPGuidedCallback` is given for each control of a cell"
 
 
 def train_cell(
@@ -79,37 +132,65 @@ def train_cell(
     if weights.exists(): learn.model.load_state_dict(load_weights(weights, made))
     else:
         if recipe.n_acc > 1: learn.add_cb(EpisodeAccumulation(recipe.n_acc))
-        if recipe.val_episodes: learn.add_cb(KeepBest(metric))
+        best = KeepBest(metric) if recipe.val_episodes else None
         lr = recipe.lr if recipe.encoder_lr == 1 else slice(recipe.encoder_lr * recipe.lr, recipe.lr)
-        _fit(learn, recipe.epochs, recipe, lr, weights.with_name('training.pt'))
-        save_weights(learn.model, weights, made)
+        _fit(learn, recipe.epochs, recipe, lr, weights.with_name('training.pt'), best)
+        _save(learn.model, weights, made, best)
     weights.with_name('training.pt').unlink(missing_ok=True)  # a run may have been killed just before this
     return learn
 
 
-def _pretrained(dls: EpisodeDataLoaders, recipe: Recipe, seed: int, data: Data, folder: Path) -> dict[str, torch.Tensor]:
-    "Weights of the encoder after its pre-training, which the cells of a seed share where their recipes agree on it"
+def _encoder_file(recipe: Recipe, seed: int, data: Data, folder: Path) -> tuple[Path, dict[str, Any]]:
+    "Weights of a pre-trained encoder, and what they are of: cells of a seed share them where their recipes agree on it"
     made = dict(seed=seed, recipe={k: getattr(recipe, k) for k in PRETRAINING}, data=data.made(()))
     name = sha256(json.dumps(made).encode()).hexdigest()[:8]
-    weights = folder/'encoders'/f'{recipe.arch}_{recipe.size}px_seed{seed}_{name}.safetensors'
+    return folder/'encoders'/f'{recipe.arch}_{recipe.size}px_seed{seed}_{name}.safetensors', made
+
+
+def _pretrained(dls: EpisodeDataLoaders, recipe: Recipe, seed: int, data: Data, folder: Path) -> dict[str, torch.Tensor]:
+    "Weights of the encoder after its pre-training"
+    weights, made = _encoder_file(recipe, seed, data, folder)
     if not weights.exists():
         weights.parent.mkdir(parents=True, exist_ok=True)
         set_seed(seed, reproducible=True)
         encoder = create_encoder(recipe.arch, img_size=recipe.size).to(memory_format=torch.channels_last)
-        learn = classification_learner(dls, encoder, bs=recipe.pretrain_bs, opt_func=_optimizer(recipe))
+        metric = AvgMetric(accuracy)
+        learn = classification_learner(dls, encoder, bs=recipe.pretrain_bs, opt_func=_optimizer(recipe), metrics=[metric])
+        best = LevelsOff(metric, recipe.pretrain_patience) if recipe.pretrain_patience else None
         lr = 3e-3 if recipe.schedule == 'one_cycle' else recipe.lr
-        _fit(learn, recipe.pretrain_epochs, recipe, lr, weights.with_suffix('.pt'))
-        save_weights(encoder, weights, made)
+        _fit(learn, recipe.pretrain_epochs, replace(recipe, lr_steps=()), lr, weights.with_suffix('.pt'), best)
+        _save(encoder, weights, made, best)
     weights.with_suffix('.pt').unlink(missing_ok=True)
     return load_weights(weights, made)
 
 
-def _fit(learn: Learner, epochs: int, recipe: Recipe, lr: float | slice, state: Path) -> None:
+def _save(module: nn.Module, weights: Path, made: dict[str, Any], best: KeepBest | None) -> None:
+    "The accuracy of every epoch where it was kept, then the weights: what has weights is trained"
+    if best:
+        with atomic_write(weights.with_suffix('.json')) as part: part.write_text(json.dumps(best.accuracies))
+    save_weights(module, weights, made)
+
+
+def training_curves(
+    cell: Cell, # That has been trained
+    recipe: Recipe, # How
+    data: Data, # On which domains
+    folder: Path, # Of the table
+) -> dict[str, list[float]]:
+    "The accuracy of every epoch, by which the best was chosen: in pre-training, and on validation episodes"
+    weights = dict(pretraining=_encoder_file(recipe, cell.seed, data, folder)[0],
+                   validation=folder/'cells'/cell.key/'model.safetensors')
+    curves = {name: file.with_suffix('.json') for name, file in weights.items()}
+    return {name: json.loads(file.read_text()) for name, file in curves.items() if file.exists()}
+
+
+def _fit(learn: Learner, epochs: int, recipe: Recipe, lr: float | slice, state: Path, best: KeepBest | None) -> None:
     "Train in silence, with the state in the file `state` after each epoch"
-    resume = ResumeFit(state)
+    cbs = [ResumeFit(state), *([best] if best else [])]
     with learn.no_bar(), learn.no_logging():
-        if recipe.schedule == 'one_cycle': learn.fit_one_cycle(epochs, lr, cbs=resume)
-        else: learn.fit(epochs, lr, cbs=[resume, _stepwise(lr, recipe.lr_steps, epochs)])
+        if recipe.schedule == 'one_cycle': learn.fit_one_cycle(epochs, lr, cbs=cbs)
+        # a scheduler would undo what `LevelsOff` does to the learning rate
+        else: learn.fit(epochs, lr, cbs=cbs + ([_stepwise(lr, recipe.lr_steps, epochs)] if recipe.lr_steps else []))
 
 
 def _stepwise(lr: Any, steps: tuple[tuple[int, float], ...], epochs: int) -> ParamScheduler:
@@ -127,7 +208,7 @@ def _optimizer(recipe: Recipe) -> Any:
 
 def _callbacks(cell: Cell, data: Data, dls: EpisodeDataLoaders) -> list[Callback]:
     "What makes the cell's training: explanations, feature-wise transformation, or both"
-    cbs: list[Callback] = [LRPGuidedCallback()] if cell.lrp else []
+    cbs: list[Callback] = [LRPGuidedCallback(lam=cell.lam, **GUIDES[cell.control]())] if cell.lrp else []
     if cell.ft == 'ft': cbs.append(FTCallback())
     if cell.ft == 'lft': cbs.append(LFTCallback(data.pseudo_unseen(dls, cell)))
     return cbs

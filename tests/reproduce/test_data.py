@@ -51,6 +51,13 @@ def test_pseudo_unseen_are_the_base_classes_of_the_other_targets(prepared):
         assert loader[1].n_shot == 1 and loader[1].n_query == 2
 
 
+def test_pseudo_unseen_are_only_of_what_is_left_out_in_turn(prepared):
+    data = folder_data(prepared, left_out=['birds', 'elsewhere'])
+    assert data.left_out == ('birds',)
+    cell = Cell('RN', 1, 0, ft='lft', unseen='plants')
+    assert list(data.pseudo_unseen(data.loaders(cell, RECIPE), cell)) == ['birds']
+
+
 def test_cells_share_the_decoded_images(prepared):
     data = folder_data(prepared)
     one, other = (data.loaders(Cell('RN', shot, seed), RECIPE) for shot, seed in ((1, 0), (5, 3)))

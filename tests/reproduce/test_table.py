@@ -1,13 +1,16 @@
 "Tables as resumable runs, on few and small images"
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from fsc_fastai.explain.baselines import GradientXInput
 from fsc_fastai.learner import FSCLearner
 from fsc_fastai.reproduce import run as runs
 from fsc_fastai.reproduce import table as tables
+from fsc_fastai.reproduce import train
 from fsc_fastai.reproduce.cells import PRESETS, Cell, table_cells
 from fsc_fastai.reproduce.data import folder_data
 from fsc_fastai.reproduce.figure import statistics_effects
@@ -86,15 +89,16 @@ def test_table4_leaves_one_target_out():
 def test_table4_is_reported_without_transduction(glyphs, tmp_path, monkeypatch):
     def run_cell(cell, *args):
         tested = [cell.unseen] if cell.unseen else ['novel', *glyphs.targets]
-        return dict(model=cell.model, cell=asdict(cell), results=[
-            dict(domain=domain, transductive=t, accuracy=.5 + .01 * len(cell.model), right=[]) for domain in tested
+        return dict(model=cell.model, cell=asdict(cell), test=dict(n_query=5), results=[
+            dict(domain=domain, transductive=t, accuracy=.5 + .01 * len(cell.model), right=[3, 4]) for domain in tested
             for t in (False, True) if not (t and cell.ft)])
     monkeypatch.setattr(tables, 'run_cell', run_cell)
     (tmp_path/'glyphs'/'tiny').mkdir(parents=True)
     report = run_table('table4', TINY, glyphs, tmp_path, 1, [5], 'fsc_reproduce table4')
     text = report.read_text()
     assert '1 seed. ' in text and 'transductive inference' not in text and 'True' not in text and 'nan' not in text
-    assert '| LFT-LRP-RN | 5 | False | – |' in text and '| LFT-RN | LFT-LRP-RN | 5 | False | all unseen | +4.00 | 1 |' in text
+    assert '| LFT-LRP-RN | 5 | False | – |' in text
+    assert '| LFT-RN | LFT-LRP-RN | 5 | False | all unseen | +4.00 (± 0.00) | 1 |' in text
 
 
 def test_lft_cell_is_tested_on_the_target_left_out(glyphs, tmp_path):
@@ -116,10 +120,11 @@ def test_intervals_over_seeds_are_students():
 
 
 def test_what_transduction_adds_is_paired_too():
-    frame = pd.DataFrame([dict(model=model, shot=1, seed=seed, domain=domain, transductive=t, accuracy=.5 + .1 * seed + gain * t)
+    frame = pd.DataFrame([dict(model=model, shot=1, seed=seed, domain=domain, transductive=t, accuracy=.5 + .1 * seed + gain * t,
+                               right=[], queries=5)
                           for model in ('RN', 'GNN') for seed in (0, 1) for t in (False, True) if model == 'RN' or not t
                           for domain, gain in (('seen', .04), ('x', .02), ('y', -.03))])
-    frame.attrs['seen'] = 'seen'
+    frame.attrs['seen'] = ('seen',)
     effects = transductive_effects(frame)
     assert effects.domain.tolist() == ['seen', 'x', 'y', 'all unseen'] and set(effects.model) == {'RN, transductive'}
     assert effects.difference.tolist() == pytest.approx([4., 2., -3., -.5])
@@ -128,7 +133,8 @@ def test_what_transduction_adds_is_paired_too():
 
 def test_effects_pair_the_seeds():
     row = dict(transductive=False, right=[])
-    frame = runs.results_frame([dict(model=m, cell=dict(shot=5, seed=s), results=[dict(domain=d, accuracy=a + s/10, **row)])
+    frame = runs.results_frame([dict(model=m, cell=dict(shot=5, seed=s), test=dict(n_query=4),
+                                     results=[dict(domain=d, accuracy=a + s/10, **row)])
                                 for m, a in (('RN', .5), ('LRP-RN', .52)) for s in (0, 1) for d in ('x',)])
     effects = paired_effects(frame)
     assert effects.difference.tolist() == pytest.approx([2., 2.]) and effects.ci95.tolist() == pytest.approx([0., 0.], abs=1e-9)
@@ -155,3 +161,64 @@ def test_a_folder_that_lacks_domains_is_described(tmp_path):
     (tmp_path/'mini_imagenet').mkdir()
     with pytest.raises(FileNotFoundError, match='no domain to test on beside mini_imagenet'): folder_data(tmp_path)
     with pytest.raises(FileNotFoundError, match='no folder cub, but mini_imagenet'): folder_data(tmp_path, targets=['cub'])
+
+
+def test_a_single_seed_has_the_interval_of_its_paired_episodes():
+    frame = runs.results_frame([dict(model=m, cell=dict(shot=5, seed=0), test=dict(n_query=4), results=[
+        dict(domain=d, transductive=False, right=right, accuracy=sum(right) / 60) for d in ('x', 'y')])
+        for m, right in (('RN', [10, 12, 8]), ('LRP-RN', [12, 12, 7]))])
+    differences = 100 * np.array([2, 0, -1]) / 20
+    x, _, both = paired_effects(frame).itertuples()
+    assert x.difference == pytest.approx(differences.mean()) and np.isnan(x.ci95)
+    assert x.test_ci95 == pytest.approx(1.96 * differences.std(ddof=1) / 3**.5)
+    assert both.domain == 'all unseen' and both.test_ci95 == pytest.approx(x.test_ci95 / 2**.5)
+
+
+def test_controls_are_paired_with_plain_and_with_explained_training():
+    cells = table_cells('controls', 1, [], [5])
+    assert [c.model for c in cells] == ['RN', 'LRP-RN', 'Shuffled-RN', 'Random-RN', 'Ones-RN', 'Gradient-RN',
+                                        'LRP-RN λ=0.25', 'LRP-RN λ=0.5', 'LRP-RN λ=2']
+    assert [c.model[-3:] for c in table_cells('controls', 1, [], [1])[-3:]] == ['.25', 'λ=1', 'λ=2']
+    assert len({c.key for c in cells}) == len(cells) and all(c.key.isascii() for c in cells)
+    frame = runs.results_frame([dict(model=c.model, cell=asdict(c), test=dict(n_query=4), results=[
+        dict(domain='x', transductive=False, right=[], accuracy=.5 + k / 100)]) for k, c in enumerate(cells)])
+    found = {(r.baseline, r.model): round(r.difference) for r in paired_effects(frame).itertuples() if r.domain == 'x'}
+    assert found['RN', 'Shuffled-RN'] == 2 and found['Shuffled-RN', 'LRP-RN'] == -1 and found['RN', 'LRP-RN λ=2'] == 8
+    assert len(found) == 1 + 2*4 + 3
+
+
+@pytest.mark.parametrize('cell', table_cells('controls', 1, [], [1])[2:], ids=lambda c: c.model)
+def test_a_control_is_trained_by_its_guide(cell):
+    guided, = train._callbacks(cell, None, None)
+    assert guided.lam == cell.lam
+    assert (guided.second_pass is None) == (cell.control in ('', 'gradient'))
+    assert isinstance(guided.explainer, GradientXInput) == (cell.control == 'gradient')
+
+
+def test_what_is_finished_is_reported_and_nothing_trained(glyphs, tmp_path, monkeypatch):
+    def run(**kwargs): return run_table('table2', TINY, glyphs, tmp_path, 1, [1], 'fsc_reproduce table2', **kwargs)
+    with pytest.raises(ValueError, match='table2 has no finished cells of RN, CAN, GNN'): run(train=False)
+    monkeypatch.setattr(runs, 'train_cell', lambda cell, *args, train=runs.train_cell: pytest.fail('trained')
+                        if cell.base == 'CAN' else train(cell, *args))
+    run(methods=['RN'])
+    text = run(train=False).read_text()
+    assert '**Not finished: 2 of 4 cells are there: rn_1shot_seed0, lrp-rn_1shot_seed0.**' in text
+    assert '| RN | 1 | False | ' in text and '| CAN | 1 | False | –' not in text
+
+
+def test_a_result_of_a_version_with_fewer_fields_is_read(glyphs, tmp_path, monkeypatch):
+    cell = Cell('RN', 1, 0)
+    first = runs.run_cell(cell, TINY, glyphs, tmp_path)
+    monkeypatch.setattr(runs, 'train_cell', lambda *args: pytest.fail('trained twice'))
+    file, stored = runs.result_file(cell, tmp_path), json.loads(json.dumps(first))
+    del stored['cell']['control'], stored['cell']['lam'], stored['recipe']['pretrain_patience']
+    file.write_text(json.dumps(stored | dict(sha256=runs._digest(stored))))
+    assert runs.run_cell(cell, TINY, glyphs, tmp_path) == first
+
+
+def test_validation_classes_are_tested_where_the_preset_says_so(glyphs, tmp_path):
+    preset = replace(TINY, test_val=True, recipes={'RN': replace(TINY.recipes['RN'], val_episodes=2, pretrain_patience=1)})
+    result = runs.run_cell(Cell('RN', 1, 0), preset, glyphs, tmp_path)
+    assert [r['domain'] for r in result['results'] if not r['transductive']] == ['novel', *glyphs.targets, 'val']
+    assert len(result['training']['validation']) == 2 and len(result['training']['pretraining']) == 1
+    assert result['versions'].keys() == {'fsc_fastai', 'commit', 'torch', 'fastai'}

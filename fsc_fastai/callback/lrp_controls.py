@@ -1,0 +1,57 @@
+"Controls of explanation-guided training: what remains of its effect when the relevance is in the wrong place, or not there"
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..explain.lrp import LRP
+from ..explain.start import relevance_weights
+
+__all__ = ['ChangedWeights', 'shuffled_channels', 'shuffled', 'unweighted']
+
+
+class ChangedWeights:
+    """classify(change(w) ⊙ f_p) in the place of classify(w ⊙ f_p), with w the weights of equation (7) of Sun et al. 2020.
+
+        LRPGuidedCallback(second_pass=ChangedWeights(shuffled_channels))
+    """
+    def __init__(self,
+        change: Callable[[Tensor], Tensor], # Of the weights, pairs `(n_query, n_way, C, ...)` or nodes `(n_graphs, n_nodes, C)`
+        explainer: Callable[[Any, Any], Tensor] | None = None, # `explainer(model, f_p)`; None: `LRP()`
+    ):
+        self.change, self.explainer = change, explainer or LRP()
+
+    def __call__(self,
+        model: Any, # Has `classify`
+        f_p: Any, # Its processed features
+    ) -> Tensor:
+        "Output of the model for the weighted features"
+        # random numbers that a change draws are not missing elsewhere: a training without it sees the same augmented images
+        with torch.random.fork_rng(devices=[]): w = self.change(relevance_weights(self.explainer(model, f_p)))
+        return getattr(model, 'training_output', model.classify)(w * f_p)
+
+
+def shuffled_channels(
+    w: Tensor, # Weights `(n_query, n_way, C, ...)` or `(n_graphs, n_nodes, C)`
+) -> Tensor:
+    "Every pair's, or node's, weights with its channels in a random order of its own: the same maps of the wrong channels"
+    order = torch.rand(w.shape[:3]).argsort(2).to(w.device)
+    return w.take_along_dim(order.reshape(order.shape + (1,) * (w.ndim - 3)), 2)
+
+
+def shuffled(
+    w: Tensor, # Weights
+) -> Tensor:
+    "All weights of an episode in a random order: of the same distribution, and about nothing"
+    return w.flatten()[torch.randperm(w.numel()).to(w.device)].reshape(w.shape)
+
+
+def unweighted(
+    model: Any, # Has `classify`
+    f_p: Any, # Its processed features
+) -> Tensor:
+    "A second pass whose weights are all 1: the loss counts ξ + λ times"
+    return getattr(model, 'training_output', model.classify)(f_p)
