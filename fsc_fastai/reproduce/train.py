@@ -36,7 +36,7 @@ from .data import Data
 __all__ = ['KeepBest', 'LevelsOff', 'train_cell', 'training_curves']
 
 # what the pre-training of an encoder takes from a recipe
-PRETRAINING = ('arch', 'size', 'pretrain_epochs', 'pretrain_bs', 'optimizer', 'schedule', 'lr', 'pretrain_patience')
+PRETRAINING = ('arch', 'size', 'pretrain_epochs', 'pretrain_bs', 'optimizer', 'schedule', 'pretrain_lr', 'pretrain_patience')
 
 
 class KeepBest(Callback):
@@ -157,8 +157,7 @@ def _pretrained(dls: EpisodeDataLoaders, recipe: Recipe, seed: int, data: Data, 
         metric = AvgMetric(accuracy)
         learn = classification_learner(dls, encoder, bs=recipe.pretrain_bs, opt_func=_optimizer(recipe), metrics=[metric])
         best = LevelsOff(metric, recipe.pretrain_patience) if recipe.pretrain_patience else None
-        lr = 3e-3 if recipe.schedule == 'one_cycle' else recipe.lr
-        _fit(learn, recipe.pretrain_epochs, replace(recipe, lr_steps=()), lr, weights.with_suffix('.pt'), best)
+        _fit(learn, recipe.pretrain_epochs, replace(recipe, lr_steps=()), recipe.pretrain_lr, weights.with_suffix('.pt'), best)
         _save(encoder, weights, made, best)
     weights.with_suffix('.pt').unlink(missing_ok=True)
     return load_weights(weights, made)
@@ -195,8 +194,9 @@ def _fit(learn: Learner, epochs: int, recipe: Recipe, lr: float | slice, state: 
 
 def _stepwise(lr: Any, steps: tuple[tuple[int, float], ...], epochs: int) -> ParamScheduler:
     "`lr`, and from each step's epoch on the step's learning rate"
-    def lr_at(pct_train: float) -> float:
-        return ([lr] + [new for start, new in steps if pct_train * epochs >= start - 1e-6])[-1]
+    def scaled(new: float) -> Any: return slice(new * lr.start / lr.stop, new) if isinstance(lr, slice) else new
+    def lr_at(pct_train: float) -> Any:
+        return ([lr] + [scaled(new) for start, new in steps if pct_train * epochs >= start - 1e-6])[-1]
     return ParamScheduler({'lr': lr_at})
 
 

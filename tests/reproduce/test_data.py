@@ -70,8 +70,8 @@ def test_the_published_schedules():
     assert (paper.test_episodes, paper.test_query) == (2000, 16)
     for base in ('RN', 'GNN'):
         r = paper.recipes[base]
-        assert (r.arch, r.size, r.pretrain_epochs, r.pretrain_bs, r.epochs, r.n_episodes, r.n_query, r.lr) == (
-            'resnet10', 224, 400, 16, 400, 100, 16, 1e-3)
+        assert (r.arch, r.size, r.pretrain_epochs, r.pretrain_bs, r.pretrain_lr, r.epochs, r.n_episodes, r.n_query, r.lr) == (
+            'resnet10', 224, 400, 16, 1e-3, 400, 100, 16, 1e-3)
     can = paper.recipes['CAN']
     assert (can.arch, can.size, can.pretrain_epochs, can.epochs, can.n_episodes, can.n_query) == ('resnet12', 84, 0, 90, 1200, 6)
     assert (can.n_acc, can.optimizer, can.lr) == (4, 'sgd', .1)

@@ -40,6 +40,12 @@ def test_learning_rates_in_steps(tmp_path):
     assert learn.recorder.lrs == pytest.approx([.1]*n + [.02]*2*n + [.004]*n)
 
 
+def test_the_encoder_keeps_its_share_of_a_step(tmp_path):
+    learn, rates = hue_learner(tmp_path/'hues'), Rates()
+    learn.fit(3, slice(.001, .1), cbs=[rates, _stepwise(slice(.001, .1), ((2, .05),), 3)])
+    assert rates.seen == [.001, .001, .0005] and learn.opt.hypers[-1]['lr'] == .05
+
+
 def test_sgd_is_that_of_the_publication(tmp_path):
     learn = hue_learner(tmp_path/'hues', opt_func=_optimizer(Recipe(optimizer='sgd')))
     learn.fit(1, .1)
