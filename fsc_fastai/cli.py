@@ -8,6 +8,7 @@ from .callback.lrp import LRPGuidedCallback
 from .console import learner_from, plain_errors, printable_lines
 from .data.glyphs import untar_glyph_domains, untar_glyphs
 from .data.loaders import EpisodeDataLoaders
+from .data.names import named_paths
 from .data.readers import read_folder
 from .demo import run_demo
 from .learner import fsc_learner
@@ -22,9 +23,11 @@ __all__ = ['fsc_train', 'fsc_eval', 'fsc_explain', 'fsc_reproduce', 'fsc_demo']
 
 def _domains(paths) -> dict:
     "Folders by their names; the word `glyphs` stands for every embedded unseen domain"
-    found: dict = {}
-    for path in paths: found |= untar_glyph_domains() if path == 'glyphs' else {Path(path).name: Path(path)}
-    return found
+    glyphs = untar_glyph_domains() if 'glyphs' in paths else {}
+    folders = named_paths([path for path in paths if path != 'glyphs'])
+    if both := sorted(glyphs.keys() & folders.keys()):
+        raise ValueError(f'{both[0]} is a glyph domain and the folder {folders[both[0]]}: rename the folder')
+    return glyphs | folders
 
 
 @call_parse

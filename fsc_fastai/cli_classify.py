@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastai.data.transforms import get_image_files
 from fastcore.script import call_parse
 
 from .console import is_bundle, learner_from, plain_errors, printable, printable_lines
+from .data.image_files import image_files
 from .data.images import broken_images
 from .inference import FewShotClassifier
 
@@ -32,7 +32,7 @@ def load_classifier(
 def _files(images: Iterable[str]) -> list[Path]:
     "Image files, those of folders among them"
     found: list[Path] = []
-    for path in map(Path, images): found += sorted(get_image_files(path)) if path.is_dir() else [path]
+    for path in map(Path, images): found += image_files(path) if path.is_dir() else [path]
     if missing := [str(f) for f in found if not f.is_file()]: raise FileNotFoundError(f'no such image: {", ".join(missing[:5])}')
     if not found: raise ValueError('no images to classify: name files, or folders of them')
     return found
@@ -99,7 +99,7 @@ def fsc_classify(
         files = _files(images)
         classifier = load_classifier(model, support)
         if reject is not None: classifier.reject = reject
-        broken = broken_images(files)
+        broken = broken_images(files, classifier.preprocess.white)
         good = [f for f in files if f not in broken]
         return [_row(f, a) for f, a in zip(good, classifier.predict_batch(good), strict=True)], broken
     rows, broken = plain_errors(answers)

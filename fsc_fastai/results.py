@@ -6,6 +6,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from .drawing import no_math
+
 __all__ = ['format_table', 'plot_results', 'save_figure']
 
 
@@ -30,9 +32,10 @@ def plot_results(
     ax = ax or plt.subplots(figsize=(9, 4), layout='constrained')[1]
     width, first = 0.8 / len(tables), next(iter(tables.values()))
     for i, (name, table) in enumerate(tables.items()):
-        ax.bar([j + i*width for j in range(len(table))], 100*table.accuracy, width, yerr=100*table.ci95, label=name, capsize=2)
+        at = [j + i*width for j in range(len(table))]
+        ax.bar(at, 100*table.accuracy, width, yerr=100*table.ci95, label=no_math(name), capsize=2)
     ax.axhline(100/first.way.iloc[0], ls='--', c='grey', label='chance')
-    ax.set_xticks([j + 0.4 - width/2 for j in range(len(first))], first.domain)
+    ax.set_xticks([j + 0.4 - width/2 for j in range(len(first))], list(map(no_math, first.domain)))
     ax.set_ylabel('accuracy (%)')
     ax.set_title(f'{first.way.iloc[0]}-way {first["shot"].iloc[0]}-shot, {first.protocol.iloc[0]}')
     ax.legend()

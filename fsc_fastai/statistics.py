@@ -9,6 +9,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from .drawing import no_math
 from .evaluate import encode_images
 from .learner import FSCLearner
 from .models.layers import evaluating
@@ -69,9 +70,9 @@ def plot_feature_statistics(
     for ax, column in zip(axes, ('variance', 'quantile_difference')):
         for i, (name, table) in enumerate(tables.items()):
             at = [j + i*width for j in range(len(table))]
-            ax.bar(at, table[column], width, yerr=table[f'{column}_std'], label=name, capsize=2)
+            ax.bar(at, table[column], width, yerr=table[f'{column}_std'], label=no_math(name), capsize=2)
         ax.set_ylabel(column.replace('_', ' '))
     axes[0].legend()
     domains = next(iter(tables.values())).domain
-    axes[1].set_xticks([j + 0.4 - width/2 for j in range(len(domains))], domains)
+    axes[1].set_xticks([j + 0.4 - width/2 for j in range(len(domains))], list(map(no_math, domains)))
     return fig

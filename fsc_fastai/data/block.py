@@ -12,6 +12,7 @@ from fastcore.foundation import L
 from .cache import CacheChoice
 from .episode import EpisodeSplit
 from .loader import EpisodicDL
+from .names import composed
 from .sampler import Count
 
 __all__ = ['EpisodeBlock', 'EpisodeCategorize']
@@ -24,6 +25,11 @@ def _check_categories(labels: Sequence) -> None:
         if isinstance(o, str) and o or whole: continue
         raise TypeError(f'an episode needs one category per image, a string or an integer, but a label is {o!r} '
                         f'({type(o).__name__})')
+    spelled: dict[str, Any] = {}
+    for o in set(labels):
+        if (first := spelled.setdefault(composed(str(o)), o)) != o:
+            raise ValueError(f'two classes are called {o}: {first!r} and {o!r} ({ascii(first)} and {ascii(o)}): '
+                             'give them one spelling if they are one class, else two names')
 
 
 class EpisodeCategorize(Categorize):

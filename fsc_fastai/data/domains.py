@@ -11,14 +11,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fastai.data.external import URLs, fastai_path, untar_data
-from fastai.vision.data import image_extensions
 
 from ..files import atomic_write
+from .image_files import IMAGE_SUFFIXES
+from .names import distinct
 
 __all__ = ['ClassFiles', 'Domain', 'DOMAINS', 'available_domains', 'prepare_domain', 'domain_items']
 
 SPLITS = ('base', 'val', 'novel')
-EXTENSIONS = frozenset(e.lower() for e in image_extensions)
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,18 @@ def _images(folder: Path) -> list[Path]:
     "Image files that lie directly in a folder, sorted by name"
     with os.scandir(folder) as entries:
         return sorted(Path(e.path) for e in entries
-                      if not e.name.startswith('.') and Path(e.name).suffix.lower() in EXTENSIONS and e.is_file())
+                      if not e.name.startswith('.') and Path(e.name).suffix.lower() in IMAGE_SUFFIXES and e.is_file())
 
 
 def _class_folders(root: Path) -> dict[str, list[Path]]:
     "Images of each folder under `root` that holds any, by its path's parts joined with '-', sorted by that name"
-    folders = (Path(d) for d, _, _ in os.walk(root))
-    images = {'-'.join(f.relative_to(root).parts): _images(f) for f in folders if f != root}
-    return {name: images[name] for name in sorted(images) if images[name]}
+    classes: dict[str, list[Path]] = {}
+    for folder in (Path(d) for d, _, _ in os.walk(root) if Path(d) != root):
+        name = '-'.join(folder.relative_to(root).parts)
+        if not (files := _images(folder)): continue
+        if name in classes: raise ValueError(f'two folders for the class {name!r}: {classes[name][0].parent} and {folder}')
+        classes[name] = files
+    return dict(sorted(classes.items()))
 
 
 def _indexed(classes: dict[str, list[Path]], domain: Domain) -> list[ClassFiles]:
@@ -115,10 +119,10 @@ def _read_cars(root: Path, domain: Domain) -> list[ClassFiles]:
     devkit = _folder(root, domain, *(f'{h}/{d}' for d in ('devkit', 'car_devkit/devkit') for h in homes))
     source = _folder(devkit, domain, 'cars_train_annos.mat')
     annotations = loadmat(source, squeeze_me=True)['annotations']
-    names = loadmat(_folder(devkit, domain, 'cars_meta.mat'), squeeze_me=True)['class_names']
-    classes: dict[str, list[Path]] = {str(name): [] for name in names}
+    names = distinct(loadmat(_folder(devkit, domain, 'cars_meta.mat'), squeeze_me=True)['class_names'])
+    classes: dict[str, list[Path]] = {name: [] for name in names}
     files = _existing((images/str(o['fname']) for o in annotations), source, domain)
-    for o, file in zip(annotations, files, strict=True): classes[str(names[int(o['class']) - 1])].append(file)
+    for o, file in zip(annotations, files, strict=True): classes[names[int(o['class']) - 1]].append(file)
     return _indexed({name: sorted(files) for name, files in classes.items()}, domain)
 
 
@@ -248,7 +252,7 @@ def _download(domain: Domain, root: Path) -> Path:
 
 def _read(domain: Domain, root: str | Path | None, download: bool, strict: bool) -> tuple[Path, list[ClassFiles]]:
     "The folder of a domain and its classes, downloaded if wanted and needed, and counted"
-    root = (fastai_path('data')/(domain.folder or domain.name) if root is None else Path(root)).resolve()
+    root = (fastai_path('data')/(domain.folder or domain.name) if root is None else Path(root).expanduser()).resolve()
     try: classes = domain.read(root, domain)
     except FileNotFoundError as e:
         if not download and domain.download is None: raise
@@ -303,7 +307,7 @@ def prepare_domain(
     """
     domain = _domain(domain)
     root, classes = _read(domain, root, download, strict)
-    out = root/'filelists'/domain.name if out is None else Path(out)
+    out = root/'filelists'/domain.name if out is None else Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     for split in SPLITS: _write_list(out/f'{split}.json', classes, split)
     return {split: out/f'{split}.json' for split in SPLITS}

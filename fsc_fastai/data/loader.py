@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from .cache import CacheChoice, ImageCache
 from .episode import Episode, EpisodeLabel, EpisodeSplit
+from .image_files import same_files
 from .images import opener_of
 from .sampler import Count, EpisodeSampler
 
@@ -119,6 +119,11 @@ class _CachedDL(TfmdDL):
 
     @property
     def items(self) -> Sequence: return getattr(self.dataset, 'items', range(len(self.dataset)))
+
+    @property
+    def files(self) -> list[str | os.PathLike]:
+        "The items that are files"
+        return [f for f in map(_file_of, self.items) if f is not None]
 
     @property
     def vocab(self) -> Sequence:
@@ -257,6 +262,7 @@ class EpisodicDL(_CachedDL):
         self.n_way, self.n_shot, self.n_query, self.n_episodes = n_way, n_shot, n_query, n_episodes
         self.seed, self.epoch, self.drop_small = seed, epoch, drop_small
         self._sampler: EpisodeSampler | None = None
+        self._distinct = False
         kwargs |= dict(bs=1, n=n_episodes if len(dataset) else 0, drop_last=False)
         kwargs['after_batch'] = _with_split(Pipeline(kwargs.get('after_batch')))
         super().__init__(dataset, shuffle=shuffle, num_workers=num_workers, cache=cache, labels=labels, **kwargs)
@@ -272,12 +278,13 @@ class EpisodicDL(_CachedDL):
         return self._sampler
 
     def check_distinct(self) -> None:
-        "`ValueError` naming a file that the set has twice: it could be support and query of one episode"
-        counts = Counter(str(file) for file in map(_file_of, self.items) if file is not None)
-        if repeated := [f'{file} ({n} times)' for file, n in counts.items() if n > 1]:
+        "`ValueError` naming a file that the set has twice, perhaps by a link: it could be support and query of one episode"
+        if self._distinct: return
+        if repeated := same_files(self.files):
             named = ', '.join(repeated[:5]) + (', …' if len(repeated) > 5 else '')
             raise ValueError(f'{len(repeated)} files are in the set more than once, so that an episode could have one as support '
                              f'and as query: {named}. Leave the repeats out')
+        self._distinct = True
 
     def get_idxs(self): return [(self.epoch, k) for k in range(self.n)]
 

@@ -16,9 +16,11 @@ from fastcore.meta import delegates
 
 from .augment import BytesToFloat, episode_transforms
 from .block import EpisodeBlock, EpisodeCategorize
+from .image_files import same_files
 from .images import OpenImage, opener_of
 from .loader import EpisodicDL, ImageDL
-from .readers import ImageList, read_csvs, read_dataset, read_df, read_filelists, read_folder, read_images
+from .names import named_paths
+from .readers import ImageList, is_file_lists, read_csvs, read_dataset, read_df, read_folder, read_images
 from .splitter import ClassSplitter
 
 __all__ = ['EpisodeDataLoaders']
@@ -83,7 +85,8 @@ class EpisodeDataLoaders(DataLoaders):
 
         A folder that holds the field's file lists (`base.json`, …) or CSVs (`train.csv`, …) is read by them.
         """
-        return cls.from_list(read_images(path) if Path(path).is_dir() else read_folder(path), path, **kwargs)
+        path = Path(path).expanduser()
+        return cls.from_list(read_images(path) if path.is_dir() else read_folder(path), path, **kwargs)
 
     @classmethod
     @delegates(from_list)
@@ -93,18 +96,20 @@ class EpisodeDataLoaders(DataLoaders):
         **kwargs,
     ) -> EpisodeDataLoaders:
         "From the field's JSON file lists, or easyfsl's"
-        images = read_filelists(source, root) if root is not None else read_images(source)
-        return cls.from_list(images, **kwargs)
+        return cls.from_list(read_images(source, root), **kwargs)
 
     @classmethod
     @delegates(from_list)
     def from_csv(cls,
         source: str | Path | dict, # Folder of train.csv, val.csv, test.csv; one CSV; or {set: file}
         root: str | Path | None = None, # What relative file names start from; None: `images` beside the CSV, or its folder
+        fn_col: str | None = None, # Column of the file names; None: `filename`, or easyfsl's `image_name`
+        label_col: str | None = None, # Column of the classes; None: `label`, or easyfsl's `class_name`
+        set_col: str | None = None, # Column of the sets (train, valid, test), if any
         **kwargs,
     ) -> EpisodeDataLoaders:
-        "From CSVs with the columns `filename` and `label`"
-        return cls.from_list(read_csvs(source, root), **kwargs)
+        "From CSVs, see `read_csvs`"
+        return cls.from_list(read_csvs(source, root, fn_col, label_col, set_col), **kwargs)
 
     @classmethod
     @delegates(from_list)
@@ -154,16 +159,19 @@ class EpisodeDataLoaders(DataLoaders):
         return cls(train, valid, path=dls.path, device=dls.device, domains={NOVEL: rest[0]} if rest else {})
 
     def as_domains(self,
-        domains: Any, # {name: source}, or one source: a folder, file list, frame, dataset, `ImageList`, loader or loaders
+        domains: Any, # {name: source}, folders, or a source: folder, file lists, frame, dataset, `ImageList`, loader or loaders
         **kwargs, # Settings that differ from validation: n_way, n_shot, n_query, n_episodes, seed, drop_small, cache; verify
     ) -> dict[str, EpisodicDL]:
         """Episodes to test on, by name, with the transforms of validation.
 
         A source with a test set of its own (`novel`) stands for that set, any other for all its classes;
-        `EpisodeDataLoaders` stand for their `novel` domain, or for their validation classes.
+        `EpisodeDataLoaders` stand for their `novel` domain, or for their validation classes. Folders are named by the last part
+        of their path, by more of it where several end alike.
         """
-        if not isinstance(domains, dict):
-            domains = {Path(domains).name if isinstance(domains, str | Path) else 'test': domains}
+        if is_file_lists(domains): domains = {_name_of_lists(domains): domains}
+        elif isinstance(domains, str | Path): domains = named_paths([domains])
+        elif isinstance(domains, list | tuple) and all(isinstance(o, str | Path) for o in domains): domains = named_paths(domains)
+        elif not isinstance(domains, dict): domains = {'test': domains}
         return {name: self._as_domain(name, source, **kwargs) for name, source in domains.items()}
 
     def _as_domain(self, name: str, source: Any, verify: bool | str = True, **kwargs) -> EpisodicDL:
@@ -187,8 +195,12 @@ class EpisodeDataLoaders(DataLoaders):
         domains: Any, # As in `as_domains`
         **kwargs, # As in `as_domains`
     ) -> EpisodeDataLoaders:
-        "Add domains to test on; returns itself"
-        self.domains |= self.as_domains(domains, **kwargs)
+        "Add domains to test on; returns itself. Raises `ValueError` for a name that is taken"
+        added = self.as_domains(domains, **kwargs)
+        if taken := sorted(added.keys() & self.domains.keys()):
+            raise ValueError(f'the domain {" and ".join(taken)} is there already: choose another name, as in '
+                             f'dls.with_domains({{name: source}}), or take the old one out by dls.domains.pop({taken[0]!r})')
+        self.domains |= added
         return self
 
     def build_cache(self,
@@ -220,10 +232,18 @@ class EpisodeDataLoaders(DataLoaders):
         for dl in getattr(self, 'domains', {}).values(): dl.to(d)
 
 
+def _name_of_lists(lists: dict[str, str | Path]) -> str:
+    "The folder that file lists lie in, as the name of their domain"
+    folders = {Path(o).expanduser().absolute().parent for o in lists.values()}
+    return folders.pop().name if len(folders) == 1 else 'test'
+
+
 def _draw_all(loaders: list[EpisodicDL]) -> None:
     "Make every sampler, so that too few classes or images are an error now; warn of classes left out, or shared by two sets"
     for dl in loaders:
         if len(dl.dataset) and dl.sampler.dropped: warnings.warn(f'left out {dl.sampler.describe_dropped()}', stacklevel=3)
+    if repeated := same_files(f for dl in loaders for f in dl.files):
+        warnings.warn(f'{len(repeated)} files are in more than one set: {"; ".join(repeated[:5])}', stacklevel=3)
     if len(loaders) > 1 and (shared := sorted(set(loaders[0].labels) & set(loaders[1].labels))):
         names = ', '.join(str(loaders[0].vocab[c]) for c in shared[:10]) + (' …' if len(shared) > 10 else '')
         warnings.warn(f'training and validation share {len(shared)} classes ({names}): the accuracy will not be that on unseen '

@@ -1,6 +1,8 @@
 "Lists of images and their classes, from the layouts that the field uses"
 from __future__ import annotations
 
+import codecs
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from fastai.data.transforms import get_image_files
 
+from .datasets import dataset_labels
+from .image_files import image_files, warn_of_equal_files
 from .images import DatasetImage, checked_images
+from .names import composed, distinct
 from .splitter import check_disjoint
 
 __all__ = ['ImageList', 'read_folder', 'read_filelists', 'read_csvs', 'read_easyfsl', 'read_df', 'read_dataset', 'read_images']
@@ -34,6 +38,8 @@ class ImageList:
     def __post_init__(self):
         if len(self.files) != len(self.labels):
             raise ValueError(f'{len(self.files)} images, but {len(self.labels)} labels: they must match one to one')
+        self.files = [Path(f).expanduser() if isinstance(f, str) else f for f in self.files]
+        self.labels = [composed(o) for o in self.labels]
 
     def __len__(self) -> int: return len(self.files)
 
@@ -48,6 +54,7 @@ class ImageList:
         if missing := [f for f in files if not f.is_file()]:
             raise FileNotFoundError(f'{len(missing)} of {len(files)} images are missing: {", ".join(map(str, missing[:5]))}'
                                     + (' …' if len(missing) > 5 else ''))
+        if verify: warn_of_equal_files(files)
         keep = checked_images(files, verify, white) if len(files) == len(self) else []
         return self if all(keep) else self.subset(np.flatnonzero(keep))
 
@@ -79,25 +86,36 @@ def read_folder(
     path: str | Path, # Folder of class folders, or of `base/val/novel` (or `train/valid/test`) folders of class folders
 ) -> ImageList:
     "Images whose class is the folder that they lie in. Raises `FileNotFoundError` when there are none"
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir(): raise FileNotFoundError(f'no such folder: {path}')
     if folders := _existing(path): return _join({s: replace(read_folder(o), sets=[]) for s, o in folders.items()})
-    files = sorted(get_image_files(path))
+    files = image_files(path)
     if not files: raise FileNotFoundError(f'no images in {path}: it needs a folder of images for each class')
     if loose := [f for f in files if f.parent == path]:
         raise ValueError(f'{len(loose)} images lie in {path} itself, such as {loose[0].name}: '
                          'each class needs a folder of its own')
     class_folders: dict[str, Path] = {}
     for f in files:
-        first = class_folders.setdefault(f.parent.name, f.parent)
+        first = class_folders.setdefault(composed(f.parent.name), f.parent)
         if first != f.parent: raise ValueError(f'two folders for the class {first.name!r}: {first} and {f.parent}')
     return ImageList(files, [f.parent.name for f in files])
 
 
+def _read_text(fname: Path) -> str:
+    "Text in UTF-8, or in UTF-16 with its mark. Raises `ValueError` with file and line for others"
+    raw = fname.read_bytes()
+    encoding = 'utf-16' if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else 'utf-8-sig'
+    try: text, start = raw.decode(encoding), raw.find(b'\0') if encoding == 'utf-8-sig' else -1
+    except UnicodeDecodeError as e: start = e.start
+    if start < 0: return text
+    line = raw[:start].count(b'\n') + 1
+    raise ValueError(f'{fname}, line {line}, is not text in UTF-8: save the file in this encoding')
+
+
 def _read_json(fname: Path, keys: Sequence[str]) -> dict:
     if not fname.is_file(): raise FileNotFoundError(f'no such file list: {fname}')
-    try: content = json.loads(fname.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{fname} is not JSON: {e}') from e
+    try: content = json.loads(_read_text(fname))
+    except json.JSONDecodeError as e: raise ValueError(f'{fname} is not JSON: {e}') from e
     missing = [k for k in keys if not isinstance(content, dict) or not isinstance(content.get(k), list)]
     if missing: raise ValueError(f'{fname} lacks the list {" and ".join(missing)}')
     return content
@@ -114,8 +132,13 @@ def _read_filelist(fname: Path, root: Path | None) -> ImageList:
     content = _read_json(fname, ('label_names', 'image_names', 'image_labels'))
     names, files, labels = (content[k] for k in ('label_names', 'image_names', 'image_labels'))
     if len(files) != len(labels): raise ValueError(f'{fname} has {len(files)} image_names, but {len(labels)} image_labels')
-    wrong = [o for o in labels if not isinstance(o, int) or not 0 <= o < len(names)]
-    if wrong: raise ValueError(f'{fname}: image_labels has {wrong[0]!r}, which is no position in its {len(names)} label_names')
+    for i, (file, label) in enumerate(zip(files, labels, strict=True)):
+        if type(label) is not int or not 0 <= label < len(names):
+            raise ValueError(f'{fname}: image_labels has {label!r}, which is no position in its {len(names)} label_names, '
+                             f'for image {i}')
+        if not isinstance(file, str) or not file:
+            raise ValueError(f'{fname}: image_names has {file!r} for image {i}, which is no file name')
+    names = distinct(names)
     return ImageList(_rooted(files, root, fname.parent), [names[o] for o in labels])
 
 
@@ -125,7 +148,7 @@ def read_filelists(
 ) -> ImageList:
     "The field's JSON file lists: `label_names`, `image_names` and `image_labels`"
     files = _set_files(source, '.json')
-    return _join_sets({s: _read_filelist(f, None if root is None else Path(root)) for s, f in files.items()})
+    return _join_sets({s: _read_filelist(f, None if root is None else Path(root).expanduser()) for s, f in files.items()})
 
 
 def _set_files(source: Source, suffix: str) -> dict[str, Path]:
@@ -133,8 +156,8 @@ def _set_files(source: Source, suffix: str) -> dict[str, Path]:
     if isinstance(source, Mapping):
         if unknown := set(source) - set(AS_SET):
             raise ValueError(f'no set {", ".join(sorted(unknown))}: one of {", ".join(AS_SET)}')
-        return {AS_SET[k]: Path(v) for k, v in source.items()}
-    path = Path(source)
+        return {AS_SET[k]: Path(v).expanduser() for k, v in source.items()}
+    path = Path(source).expanduser()
     if path.is_dir():
         files = _existing(path, suffix)
         if not files: raise FileNotFoundError(f'{path} has no base{suffix}, val{suffix}, novel{suffix} (or train, valid, test)')
@@ -149,13 +172,24 @@ def _join_sets(parts: dict[str, ImageList]) -> ImageList: return parts[''] if ''
 def read_csvs(
     source: Source, # Folder of train.csv, val.csv, test.csv; one such file; or {set: file}
     root: str | Path | None = None, # What relative file names start from; None: `images` beside the CSV, or its folder
+    fn_col: str | None = None, # Column of the file names; None: `filename`, or `image_name` in a folder `class_name`
+    label_col: str | None = None, # Column of the classes; None: `label`, or `class_name`
+    set_col: str | None = None, # Column of the sets (base/val/novel, train/valid/test), if any
 ) -> ImageList:
-    "CSVs with the columns `filename` and `label`, as of Ravi & Larochelle's split of miniImageNet"
+    """CSVs, as of Ravi & Larochelle's split of miniImageNet (`filename`, `label`) or of easyfsl (`class_name`, `image_name`).
+
+    Every value is text, `NA` and `None` too. Raises `ValueError` with file and row for what is missing there.
+    """
     def read(fname: Path) -> ImageList:
         if not fname.is_file(): raise FileNotFoundError(f'no such CSV: {fname}')
-        df = pd.read_csv(fname, dtype={'filename': str, 'label': str})
-        return read_df(df, root=root or (fname.parent/'images' if (fname.parent/'images').is_dir() else fname.parent),
-                       fn_col='filename', label_col='label', name=str(fname))
+        try: df = pd.read_csv(io.StringIO(_read_text(fname)), dtype=str, keep_default_na=False)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise ValueError(f'{fname} is no CSV: {e}') from e
+        files, classes = fn_col or 'filename', label_col or 'label'
+        if fn_col is label_col is None and {'image_name', 'class_name'} <= set(df.columns):
+            files, classes = 'image_name', 'class_name'
+            df['image_name'] = df.class_name + '/' + df.image_name
+        below = fname.parent/'images'
+        return read_df(df, root or (below if below.is_dir() else fname.parent), files, classes, set_col, str(fname))
     return _join_sets({s: read(f) for s, f in _set_files(source, '.csv').items()})
 
 
@@ -168,10 +202,10 @@ def read_easyfsl(
         content = _read_json(fname, ('class_names', 'class_roots'))
         names, roots = content['class_names'], content['class_roots']
         if len(names) != len(roots): raise ValueError(f'{fname} has {len(names)} class_names, but {len(roots)} class_roots')
-        folders = _rooted(roots, None if root is None else Path(root), Path(), fname.parent)
+        folders = _rooted(roots, None if root is None else Path(root).expanduser(), Path(), fname.parent)
         if missing := [f for f in folders if not f.is_dir()]:
             raise FileNotFoundError(f'{fname}: no such class folder: {missing[0]}')
-        members = [(f, name) for name, folder in zip(names, folders, strict=True) for f in sorted(get_image_files(folder))]
+        members = [(f, name) for name, folder in zip(distinct(names), folders, strict=True) for f in image_files(folder)]
         return ImageList([f for f, _ in members], [name for _, name in members])
     return _join_sets({s: read(f) for s, f in _set_files(source, '.json').items()})
 
@@ -189,44 +223,56 @@ def read_df(
                for c in (fn_col, label_col, *([] if set_col is None else [set_col]))]
     if missing := [c for c in columns if c not in df.columns]:
         raise ValueError(f'{name} has no column {", ".join(map(str, missing))}; it has {", ".join(map(str, df.columns))}')
+    for c in columns:
+        for i in np.flatnonzero((df[c].isna() | df[c].eq('')).to_numpy(bool))[:1]:
+            raise ValueError(f'{name}, row {i + 1} (line {i + 2} of a file): nothing in the column {c}')
     files, labels, *sets = (df[c].tolist() for c in columns)
     if sets and (unknown := sorted(set(map(str, sets[0])) - set(AS_SET))):
         raise ValueError(f'{name}: column {columns[2]} has {unknown[0]!r}; known are {", ".join(AS_SET)}')
-    return ImageList([Path(root)/str(f) for f in files], labels, [AS_SET[str(s)] for s in sets[0]] if sets else [])
+    return ImageList([Path(root, str(f)).expanduser() for f in files], labels, [AS_SET[str(s)] for s in sets[0]] if sets else [])
 
 
 def read_dataset(
     dataset: Any, # Of (image, label) pairs, with `targets` or without; torchvision's datasets for example
 ) -> ImageList:
-    "Images of a dataset with labels; named by its `classes` where it has them. Without `targets` every item is loaded once"
-    targets = getattr(dataset, 'targets', None)
-    if targets is None: targets = [dataset[i][1] for i in range(len(dataset))]
-    labels = np.asarray(targets).tolist()
-    names = getattr(dataset, 'classes', None)
-    if names is not None and all(isinstance(o, int) and 0 <= o < len(names) for o in labels): labels = [names[o] for o in labels]
-    return ImageList([DatasetImage(dataset, i) for i in range(len(labels))], labels)
+    """Images of a dataset with labels, which are numbers, names or one-hot; named by its `classes` where it has them.
+
+    Items may be dictionaries with an image and a label, as of Hugging Face. Without `targets` or columns every item is loaded
+    once. Raises `ValueError` for a dataset that normalises its images, and for labels of several classes.
+    """
+    image_key, labels = dataset_labels(dataset)
+    return ImageList([DatasetImage(dataset, i, image_key) for i in range(len(labels))], labels)
 
 
 def read_images(
     source: Any, # Folder, file list, CSV, frame, dataset, or an `ImageList`
+    root: str | Path | None = None, # What relative names in a list start from; None: where the list is
 ) -> ImageList:
     "Images from whatever `source` is: its layout is told by what is there"
     if isinstance(source, ImageList): return source
-    if isinstance(source, pd.DataFrame): return read_df(source)
-    if isinstance(source, Mapping): return _read_by_suffix(source, Path(next(iter(source.values()))))
+    if isinstance(source, pd.DataFrame): return read_df(source, root or '.')
+    if is_file_lists(source): return _read_by_suffix(source, Path(next(iter(source.values()))), root)
     if isinstance(source, str | Path):
-        path = Path(source)
-        if not path.is_dir(): return _read_by_suffix(path, path)
-        if files := _existing(path, '.json'): return _read_by_suffix(files, files['train'])
-        if files := _existing(path, '.csv'): return read_csvs(files)
+        path = Path(source).expanduser()
+        if not path.is_dir(): return _read_by_suffix(path, path, root)
+        if files := _existing(path, '.json'): return _read_by_suffix(files, files['train'], root)
+        if files := _existing(path, '.csv'): return read_csvs(files, root)
         return read_folder(path)
-    if hasattr(source, '__getitem__') and hasattr(source, '__len__'): return read_dataset(source)
+    if hasattr(source, '__getitem__') and hasattr(source, '__len__') and not isinstance(source, Mapping):
+        return read_dataset(source)
     raise TypeError(f'no images can be read from a {type(source).__name__}: a folder, file list, CSV, frame or dataset')
 
 
-def _read_by_suffix(source: Source, first: Path) -> ImageList:
+def is_file_lists(source: Any) -> bool:
+    "Whether it is {set: file list}, as `prepare_domain` returns it, rather than {name: source}"
+    return isinstance(source, Mapping) and len(source) > 0 and set(source) <= set(AS_SET) and all(
+        isinstance(o, str | Path) and Path(o).suffix in ('.json', '.csv') for o in source.values())
+
+
+def _read_by_suffix(source: Source, first: Path, root: str | Path | None) -> ImageList:
     "Images from files of which `first` is one"
+    first = first.expanduser()
     if not first.exists(): raise FileNotFoundError(f'no such file or folder: {first}')
-    if first.suffix == '.csv': return read_csvs(source)
+    if first.suffix == '.csv': return read_csvs(source, root)
     if first.suffix != '.json': raise ValueError(f'{first} is neither a folder, nor a .json or .csv file list')
-    return read_easyfsl(source) if '"class_roots"' in first.read_text(errors='replace') else read_filelists(source)
+    return read_easyfsl(source, root) if '"class_roots"' in _read_text(first) else read_filelists(source, root)

@@ -11,6 +11,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..drawing import no_math
+
 if TYPE_CHECKING:
     from .episode import Episode
 
@@ -42,14 +44,14 @@ def _grid(n_rows: int, n_support: int, n_query: int, figsize: tuple[float, float
         ax.set(xticks=[], yticks=[])
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    if title: fig.suptitle(title, weight='bold')
+    if title: fig.suptitle(no_math(title), weight='bold')
     return fig, axes
 
 
 def _name_wrong(ax: Axes, names: list[str]) -> None:
     "Write below each image of a strip the name that it was wrongly given"
     if not any(names): return
-    short = [o if len(o) <= 10 else o[:9] + '…' for o in names]
+    short = [no_math(o if len(o) <= 10 else o[:9] + '…') for o in names]
     ax.set_xticks((np.arange(len(names)) + .5) * ax.get_xlim()[1] / len(names), short, fontsize=7, color=WRONG)
 
 
@@ -71,7 +73,7 @@ def show_episode(
     for label, (left, right) in enumerate(axes):
         support, queries = ((o == label).nonzero().flatten()[:max_n] for o in labels)
         left.imshow(_strip(episode.support_x[support]))
-        left.set_ylabel(names[label], rotation=0, ha='right', va='center')
+        left.set_ylabel(no_math(names[label]), rotation=0, ha='right', va='center')
         taken = [] if preds is None else preds[queries].tolist()
         right.imshow(_strip(episode.query_x[queries], [RIGHT if o == label else WRONG for o in taken]))
         _name_wrong(right, ['' if o == label else names[o] for o in taken])

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from fastai.data.transforms import parent_label
 
+from .names import composed
+
 __all__ = ['ClassSplitter', 'Share']
 
 Share = float | Collection | Callable[[Any], bool] | None
@@ -80,10 +82,11 @@ class ClassSplitter:
     def _named(self, share: Collection | Callable[[Any], bool], classes: list) -> list:
         "The classes that a predicate or a list of names chooses"
         if callable(share): return [c for c in classes if share(c)]
-        names = [share] if isinstance(share, str) else list(share)
-        if missing := sorted(set(map(str, names)) - set(map(str, classes))):
+        names = [composed(str(o)) for o in ([share] if isinstance(share, str) else share)]
+        known = {composed(str(o)): o for o in classes}
+        if missing := sorted(set(names) - set(known)):
             raise ValueError(f'no item has the class {", ".join(missing)}; there are {", ".join(map(str, classes[:20]))}')
-        return names
+        return [known[o] for o in names]
 
 
 class FolderSplitter:

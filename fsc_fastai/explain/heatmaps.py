@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..drawing import no_math
+
 __all__ = ['to_heatmaps', 'to_image', 'plot_heatmaps', 'plot_support_heatmaps']
 
 RIGHT, WRONG = 'tab:green', 'tab:red'
@@ -82,7 +84,7 @@ def _names(classes: Sequence[Any] | None, n_way: int) -> list[str]:
     if classes is not None and len(classes) != n_way:
         raise ValueError(f'{len(classes)} class names for {n_way} classes: give one each')
     names = [str(c) for c in classes] if classes is not None else [f'class {i}' for i in range(n_way)]
-    return [name if len(name) <= LONGEST else name[:LONGEST - 1] + '…' for name in names]
+    return [no_math(name if len(name) <= LONGEST else name[:LONGEST - 1] + '…') for name in names]
 
 
 def _frame(ax: Axes, colour: str) -> None:

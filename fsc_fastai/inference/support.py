@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.images import DatasetImage
+from ..data.names import composed
 from ..data.readers import read_folder
 from ..models.base import one_hot
 
@@ -87,7 +88,7 @@ def _label(label: Any) -> Label:
     if isinstance(label, np.generic) or (isinstance(label, Tensor) and label.ndim == 0): label = label.item()
     if type(label) not in (str, int): raise TypeError(f'labels are text or whole numbers, not {label!r} ({type(label).__name__})')
     if problem := text_problem(label): raise ValueError(f'a label {problem}: give the class another name')
-    return label
+    return composed(label)
 
 
 def text_problem(label: Label) -> str | None:

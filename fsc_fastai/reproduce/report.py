@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..drawing import no_math
 from ..files import atomic_write
 from ..metrics import ci95
 from .cells import CONTROLS, LAMBDAS
@@ -121,7 +122,7 @@ def _plot(effects: pd.DataFrame, path: Path) -> None:
     for ax, (baseline, model) in zip(axes[0], pairs):
         for i, (shot, rows) in enumerate(shown[shown.model == model].groupby('shot')):
             ax.errorbar(np.arange(len(rows)) + 0.15*i, rows.difference, yerr=rows.ci95, fmt='o', capsize=3, label=f'{shot}-shot')
-            ax.set_xticks(range(len(rows)), rows.domain, rotation=45, ha='right')
+            ax.set_xticks(range(len(rows)), list(map(no_math, rows.domain)), rotation=45, ha='right')
         ax.axhline(0, c='grey', lw=1)
         ax.set_title(f'{model} − {baseline}', fontsize=9)
     axes[0, 0].set_ylabel('percentage points')

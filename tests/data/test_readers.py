@@ -1,10 +1,14 @@
 "Layouts on disk as lists of images"
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torchvision.transforms import Compose, Normalize, ToTensor
 
+from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.readers import (
     ImageList,
     read_csvs,
@@ -154,3 +158,107 @@ def test_sources_that_are_nothing_of_all_this(tmp_path):
     with pytest.raises(TypeError, match='from a int'): read_images(3)
     with pytest.raises(ValueError, match='no set bass: one of base'): read_filelists({'bass': tmp_path})
     with pytest.raises(FileNotFoundError, match='has no base.json'): read_filelists(tmp_path)
+
+
+@pytest.mark.parametrize('call', [read_csvs, read_images], ids=lambda f: f.__name__)
+def test_easyfsls_own_csv(tmp_path, tree, call):
+    files = sorted(tree.rglob('*.png'))
+    rows = [f'{f.parent.name},{f.name}' for f in files]
+    (tmp_path/'train.csv').write_text('\n'.join(['class_name,image_name', *rows]))
+    assert table(call(tmp_path/'train.csv', tree).checked()) == table(read_folder(tree))
+
+
+def test_easyfsls_json_from_another_root(tmp_path, tree):
+    (tmp_path/'specs').mkdir()
+    specs = write_json(tmp_path/'specs'/'train.json', class_names=['a', 'b', 'a'], class_roots=['c00', 'c01', 'c02'])
+    dls = EpisodeDataLoaders.from_filelist(specs, tree, n_way=1, n_shot=1, n_query=1, device='cpu')
+    assert {*dls.train.vocab} == {'a (0)', 'b', 'a (2)'}
+    assert read_images(tmp_path/'specs'/'train.json', root=tree).labels == ['a (0)'] * 8 + ['b'] * 8 + ['a (2)'] * 8
+
+
+def test_csv_with_named_columns_and_sets(tmp_path):
+    (tmp_path/'all.csv').write_text('id,path,what,part\n1,x.png,NA,base\n2,y.png,None,val\n3,z.png,007,novel')
+    images = read_csvs(tmp_path/'all.csv', fn_col='path', label_col='what', set_col='part')
+    assert images.labels == ['NA', 'None', '007'] and images.splits() == [[0], [1], [2]]
+    assert images.files == [tmp_path/f'{o}.png' for o in 'xyz']
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_encodings_with_a_mark_are_read(tmp_path, encoding):
+    (tmp_path/'a.csv').write_text('filename,label\nx.png,Grünfink', encoding=encoding)
+    lists = json.dumps(dict(label_names=['Grünfink'], image_names=['x.png'], image_labels=[0]), ensure_ascii=False)
+    (tmp_path/'a.json').write_text(lists, encoding=encoding)
+    assert read_images(tmp_path/'a.csv').labels == read_images(tmp_path/'a.json').labels == ['Grünfink']
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'json'])
+@pytest.mark.parametrize('encoding, name, line', [('latin-1', 'Grünfink', 3), ('utf-16-le', 'Grünfink', 3),
+                                                  ('utf-16-le', 'Fink', 1)])
+def test_other_encodings_are_refused_with_file_and_line(tmp_path, suffix, encoding, name, line):
+    file = tmp_path/f'a.{suffix}'
+    file.write_text(f'filename,label\ny.png,Fink\nx.png,{name}', encoding=encoding)
+    with pytest.raises(ValueError, match=f'a.{suffix}, line {line}, is not text in UTF-8: save'): read_images(file)
+
+
+@pytest.mark.parametrize('content, message', [
+    ('filename,label\nx.png,a\ny.png,', 'row 2 .line 3 of a file.: nothing in the column label'),
+    ('filename,label\nx.png,a\ny.png', 'row 2 .*: nothing in the column label'),
+    ('filename,label\n,a', 'row 1 .*: nothing in the column filename'),
+    ('', 'is no CSV: No columns'), ('filename,label\nx,a\n"y,b', 'is no CSV: .*'),
+    ('filename,label\nx,a\ny,b,c', 'is no CSV: .*line 3'),
+])
+def test_wrong_csvs_are_named_with_their_row(tmp_path, content, message):
+    (tmp_path/'a.csv').write_text(content)
+    with pytest.raises(ValueError, match=f'a.csv.* {message}'): read_csvs(tmp_path/'a.csv')
+
+
+def test_a_frame_without_a_label_names_the_row():
+    for nothing in (None, np.nan, pd.NA, ''):
+        with pytest.raises(ValueError, match='the frame, row 2 .*nothing in the column label'):
+            read_df(pd.DataFrame(dict(file=['x', 'y'], label=pd.Series(['a', nothing], dtype=object))))
+
+
+class HuggingFace:
+    "As `datasets.Dataset`: dictionaries by number, columns by name, and features that name the classes"
+    def __init__(self, **columns):
+        self.columns = columns
+        names = SimpleNamespace(names=['owl', 'wren', 'owl'])
+        self.features = {k: names if 'label' in k else SimpleNamespace() for k in columns}
+
+    def __len__(self): return len(next(iter(self.columns.values())))
+    def __getitem__(self, i): return self.columns[i] if isinstance(i, str) else {k: v[i] for k, v in self.columns.items()}
+
+
+def test_datasets_of_dictionaries():
+    pictures = [np.full((4, 4, 3), i, np.uint8) for i in range(6)]
+    for key in ('image', 'img'):
+        images = read_images(HuggingFace(**{key: pictures, 'label': [0, 1, 2] * 2}))
+        assert images.labels == ['owl (0)', 'wren', 'owl (2)'] * 2 and images.files[5].open() is pictures[5]
+    assert read_dataset([{'image': o, 'label': 'a'} for o in pictures]).labels == ['a'] * 6
+    with pytest.raises(ValueError, match='items of HuggingFace have pixels, label: call the image "image"'):
+        read_dataset(HuggingFace(pixels=pictures, label=[0] * 6))
+    with pytest.raises(TypeError, match='from a dict'): read_images({'train': HuggingFace(image=pictures, label=[0] * 6)})
+
+
+def test_one_hot_labels():
+    def dataset(targets): return type('Data', (list,), dict(targets=targets))([0] * len(targets))
+    for one_hot in (np.eye(3), np.eye(3, dtype=int).tolist(), torch.eye(3), list(torch.eye(3))):
+        assert read_dataset(dataset(one_hot)).labels == [0, 1, 2]
+    assert read_dataset([(0, torch.eye(2)[1]), (0, torch.eye(2)[0])]).labels == [1, 0]
+    assert read_dataset(dataset(np.array([[4], [7]]))).labels == [4, 7]
+    with pytest.raises(ValueError, match=r'label 1 of Data is \[1.0, 1.0\]: an image needs one class'):
+        read_dataset(dataset(np.array([[0., 1], [1, 1]])))
+
+
+def test_a_dataset_that_normalises_is_named():
+    normalised = type('Normalised', (list,), dict(transform=Compose([ToTensor(), Normalize([.5], [.5])]), targets=[0]))
+    with pytest.raises(ValueError, match='Normalised normalises its images.*leave Normalize out'): read_dataset(normalised([0]))
+
+
+@pytest.mark.parametrize('content, message', [
+    ('{"label_names": ["a"], "image_names": ["x", 3], "image_labels": [0, 0]}', 'image_names has 3 for image 1'),
+    ('{"label_names": ["a", "b"], "image_names": ["x"], "image_labels": [true]}', 'image_labels has True.* for image 0'),
+])
+def test_entries_of_file_lists_that_are_none_are_named(tmp_path, content, message):
+    (tmp_path/'base.json').write_text(content)
+    with pytest.raises(ValueError, match=f'base.json: {message}'): read_filelists(tmp_path/'base.json')
