@@ -40,6 +40,7 @@ PROTOCOLS = {p.name: p for p in (
     Protocol('paper-code', 2000, 15),   # its released code for RN and GNN
     Protocol('fwt', 1000, 15),          # Tseng et al. 2020
     Protocol('can', 2000, 15),          # Hou et al. 2019
+    Protocol('bscd', 600, 15),          # Guo et al. 2020: 5, 20 and 50 shots, later work 1 and 5
 )}
 AT_ONCE_MB = 128 # Memory for the pairs of maps of the episodes that are classified together, on a CPU
 

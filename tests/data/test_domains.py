@@ -8,7 +8,9 @@ import pytest
 from fastai.data.external import fastai_path
 from scipy.io import savemat
 
-from fsc_fastai.data import domains
+from fsc_fastai.data import fwt
+from fsc_fastai.data.bscd import BSCD
+from fsc_fastai.data.domain_files import SPLITS, split_of
 from fsc_fastai.data.domains import DOMAINS, available_domains, domain_items, prepare_domain
 from fsc_fastai.data.readers import read_filelists
 
@@ -178,9 +180,10 @@ def test_a_missing_domain_offers_the_download_where_there_is_one(tmp_path, name)
 def test_the_counts_wanted_follow_from_the_rule_of_the_splits(name):
     domain = DOMAINS[name]
     if name == 'mini_imagenet': assert sum(domain.n_classes) * domain.per_class == domain.n_images
+    elif domain in BSCD: assert domain.n_classes[:2] == (0, 0)
     else:
-        of = [domains._split_of(i) for i in range(sum(domain.n_classes))]
-        assert tuple(of.count(split) for split in domains.SPLITS) == domain.n_classes
+        of = [split_of(i) for i in range(sum(domain.n_classes))]
+        assert tuple(of.count(split) for split in SPLITS) == domain.n_classes
 
 
 def test_a_folder_of_empty_class_folders_holds_no_images(tmp_path):
@@ -192,7 +195,7 @@ def test_download_fills_what_is_missing_and_leaves_fastais_data_folder_where_it_
     def untar_data(url):
         touch(tmp_path/'CUB_200_2011'/'images'/'001.Albatross', 'a.jpg')
         return tmp_path/'CUB_200_2011'
-    monkeypatch.setattr(domains, 'untar_data', untar_data)
+    monkeypatch.setattr(fwt, 'untar_data', untar_data)
     before = fastai_path('data')
     files, labels = domain_items('cub', tmp_path/'nothing', 'base', download=True, strict=False)
     assert labels == ['001.Albatross'] and files[0].is_file() and fastai_path('data') == before
