@@ -61,9 +61,9 @@ class Bundle:
             raise ValueError(f'This {type(self.model).__name__} has no `config` to be built from again: use create_fsc_model')
         folder, tensors = Path(folder), save(self._tensors())
         digest = sha256(tensors).hexdigest()
-        text = json.dumps(self._values(digest), indent=1, ensure_ascii=False, default=_plain).encode('utf-8', 'surrogatepass')
         arch = None if self.model.config['arch'] else getattr(self.model.encoder, 'body', self.model.encoder)
         try:
+            text = json.dumps(self._values(digest), indent=1, ensure_ascii=False, default=_plain).encode('utf-8', 'surrogatepass')
             own = self._own_method()
             self._parse(read_json(JSON_NAME, text, own), io.BytesIO(tensors), arch, own)
         except ValueError as e: raise BundleError(f'{folder}: not saved, as it could not be loaded again: {e}') from e
@@ -141,8 +141,9 @@ def _tensor_name(digest: str) -> str:
 
 def _plain(value: Any) -> Any:
     "A number of numpy or torch as JSON can hold it"
-    if isinstance(value, np.generic | Tensor): return value.item()
-    raise TypeError(f'{value!r} is no plain value')
+    if isinstance(value, Tensor): value = value.detach().cpu().numpy()
+    if isinstance(value, np.generic | np.ndarray) and value.size == 1: return value.item()
+    raise BundleError(f'{value!r:.100} is no plain value')
 
 
 def _support_like(model: FewShotModel, f: Tensor, n_support: int) -> dict[str, Tensor]:

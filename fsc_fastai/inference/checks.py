@@ -45,7 +45,7 @@ def read_json(
     "The values of a bundle's JSON, each of its type and range. Raises `BundleError`"
     if len(text) > MAX_JSON: raise BundleError(f'{name} is larger than {MAX_JSON >> 20} MB')
     try: values = json.loads(text)
-    except (ValueError, RecursionError) as e: raise BundleError(f'{name} is not JSON: {e}') from e
+    except (ValueError, RecursionError) as e: raise BundleError(f'{name} is not JSON: {str(e)[:200]}') from e
     if not isinstance(values, dict): raise BundleError(f'{name} is not an object of named values')
     if values.get('format') != FORMAT:
         raise BundleError(f'format {values.get("format")!r:.40}, but this version knows format {FORMAT}: install the version of '

@@ -1,6 +1,7 @@
 "Classifiers on the Hugging Face Hub: the two files of a bundle, nothing else"
 from __future__ import annotations
 
+import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def local_folder(
     name = str(folder)
     if not name.startswith(HUB):
         if kwargs: raise ValueError(f'{", ".join(kwargs)}: for a classifier on the Hugging Face Hub, which is named hf://owner/name')
-        if Path(folder).is_dir(): return Path(folder)
-        raise FileNotFoundError(f'no folder {name}. One on the Hugging Face Hub is named {HUB}owner/name')
+        if os.path.isdir(folder): return Path(folder)
+        raise FileNotFoundError(f'no folder {name[:500]}. One on the Hugging Face Hub is named {HUB}owner/name')
     try: return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=FILES, **kwargs))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as e:
         raise FileNotFoundError(f'{name} is no classifier on the Hugging Face Hub that can be reached: {e}') from e

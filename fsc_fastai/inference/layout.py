@@ -63,9 +63,9 @@ class TensorFile:
             if names: raise BundleError(f'{len(names)} tensors are {kind}, such as {min(names)[:100]}')
         for name, shape in self.shapes.items():
             like = wanted[name]
-            if shape != tuple(like.shape): raise BundleError(f'{name} has the shape {shape}, wanted {tuple(like.shape)}')
+            if shape != like.shape: raise BundleError(f'{name} has the shape {str(shape)[:60]}, wanted {tuple(like.shape)}')
             if self.sizes[name] != like.nbytes:
-                raise BundleError(f'{name} has {self.sizes[name]} bytes, wanted {like.nbytes} of {like.dtype}')
+                raise BundleError(f'{name} has {str(self.sizes[name])[:20]} bytes, wanted {like.nbytes} of {like.dtype}')
         if (size := len(self.head) + sum(self.sizes.values())) != self.size:
             raise BundleError(f'{self.name} is incomplete or corrupt: it has {self.size:,} bytes, its header lists {size:,}')
 
@@ -78,7 +78,7 @@ class TensorFile:
         if sha256(data).hexdigest() != digest:
             raise BundleError(f'{self.name} is corrupt: its content is not what was saved')
         try: tensors = load(data)
-        except SafetensorError as e: raise BundleError(f'{self.name} is no safetensors file: {e}') from e
+        except SafetensorError as e: raise BundleError(f'{self.name} is no safetensors file: {str(e)[:200]}') from e
         for name, tensor in tensors.items():
             if tensor.dtype != wanted[name].dtype: raise BundleError(f'{name} is {tensor.dtype}, wanted {wanted[name].dtype}')
             if not tensor.isfinite().all(): raise BundleError(f'{name} holds numbers that are not finite')
