@@ -185,8 +185,14 @@ class FewShotClassifier:
         Raises `ValueError` where the method can not do so many; the classifier then stays as it was.
         """
         items = as_items(items)
-        new = self._examples(items, [label] * len(items))
-        return self._take(new if self._support is None else self._support.joined(new))
+        return self._join(self._examples(items, [label] * len(items)))
+
+    def add_pixels(self,
+        pixels: Tensor, # Bytes `(n, 3, size, size)`, as `preprocess.pixels` gives them
+        label: Label, # Their class, a new one or one to add examples to
+    ) -> FewShotClassifier:
+        "`add_class` on images that are preprocessed already"
+        return self._join(self._support_of(pixels.split(BATCH), (label,) * len(pixels)))
 
     def remove_class(self,
         label: Label, # One of `classes_`
@@ -262,6 +268,9 @@ class FewShotClassifier:
             features.append(self.head.compact(self.encode(pixels)))
             thumbnails.append(thumbnails_of(pixels))
         return Support(torch.cat(features), labels, torch.cat(thumbnails))
+
+    def _join(self, new: Support) -> FewShotClassifier:
+        return self._take(new if self._support is None else self._support.joined(new))
 
     def _take(self, support: Support, strict: bool = False) -> FewShotClassifier:
         "Take over a support set; one that the method can not do only if it is on the way there, and not `strict`"

@@ -1,0 +1,83 @@
+"""One image, from the bytes of a file to pixels, in a process of its own: `python decode.py SETTINGS < file > pixels`.
+
+A decoder that explodes, hangs or crashes over a hostile file takes nothing with it. Imports Pillow alone, to start in no time.
+"""
+import io
+import json
+import signal
+import sys
+from typing import Any
+
+from PIL import Image, ImageOps
+
+__all__ = ['decode', 'limit_process']
+
+
+def limit_process(
+    memory_mb: int, # Of addresses, with the 100 or so of Python itself
+    seconds: float, # Of processor time
+) -> None:
+    "End this process beyond limits, where the system knows such"
+    try:
+        import resource
+    except ImportError: return  # Windows
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20,) * 2)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def decode(
+    data: bytes, # Of a file
+    formats: list[str], # Accepted, as PIL calls them
+    side: int, # Most of width and height
+    pixels: int, # Most of an image
+    target: int, # Side of what is needed of it
+) -> Image.Image:
+    """The image, turned as its EXIF orientation says, in its own mode.
+
+    One that is more than four times as large as needed is reduced by a whole number, as PIL's `reducing_gap` does. Raises
+    `OverflowError` before decoding for an image that is too large.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # ours is stricter, and knows of `draft`
+    Image.init()
+    im = Image.open(io.BytesIO(data), formats=[f for f in formats if f in Image.OPEN])
+    if max(im.size) > side: raise OverflowError(f'is larger than {side:,} pixels a side')
+    im.draft(None, (2 * target, 2 * target))
+    if im.width * im.height > pixels: raise OverflowError(f'has more than {pixels:,} pixels')
+    im.load()
+    return _reduced(_plain(_turned(im)), target)
+
+
+def _turned(im: Image.Image) -> Image.Image:
+    try: return ImageOps.exif_transpose(im)
+    except Exception: return im  # an orientation that can not be read is none
+
+
+def _plain(im: Image.Image) -> Image.Image:
+    "The image without a palette"
+    if 'transparency' in im.info or im.mode == 'PA': return im.convert('RGBA')
+    if im.mode == 'P': return im.convert('RGB')
+    return im.convert('L') if im.mode == '1' else im
+
+
+def _reduced(im: Image.Image, target: int) -> Image.Image:
+    factor = min(im.size) // (2 * target)
+    if factor < 2: return im
+    if im.mode.startswith('I;16'): return im.convert('I').reduce(factor).convert('I;16')
+    return im.reduce(factor)
+
+
+def main() -> None:
+    "Pixels after a line of JSON with mode and size, or with what is wrong"
+    settings = json.loads(sys.argv[1])
+    data = sys.stdin.buffer.read()
+    limit_process(settings.pop('memory_mb'), settings.pop('seconds'))
+    head: dict[str, Any]
+    try: im = decode(data, **settings)
+    except OverflowError as e: head, body = dict(too_large=str(e)), b''
+    except MemoryError: head, body = dict(too_large='takes too much memory'), b''
+    except Exception: head, body = dict(unreadable=True), b''  # decoders raise whatever they meet in a broken file
+    else: head, body = dict(mode=im.mode, size=im.size), im.tobytes()
+    sys.stdout.buffer.write(json.dumps(head).encode() + b'\n' + body)
+
+
+if __name__ == '__main__': main()
