@@ -64,7 +64,7 @@ def server_of(
 
 @call_parse
 def fsc_serve(
-    model: Path, # Folder of a saved classifier (`FewShotClassifier.save`)
+    model: str, # Folder of a saved classifier (`FewShotClassifier.save`), or `hf://owner/name` of one on the Hugging Face Hub
     support: Path | None = None, # Folder with a folder of images per class; default: the examples saved with the model
     host: str = '127.0.0.1', # Address to listen on; 0.0.0.0 for everyone who can reach this machine
     port: int = 8000, # Port to listen on; 0: any that is free
