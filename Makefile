@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 DOCS_READY  := $(VENV)/.ready-docs
 
-.PHONY: demo test test-all test-gpu lint tour notebooks docs mutants bench clean
+.PHONY: demo test test-all test-gpu lint tour notebooks docs mutants attack bench clean
 
 $(READY): settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,6 +51,9 @@ docs: $(DOCS_READY)     ## the site in build/docs; broken links fail
 
 mutants: $(READY)       ## every formula with a mistake put in: a test must fail
 	$(BIN)/python -m tests.mutants
+
+attack: $(READY)        ## broken bundles, hostile requests, killed trainings, thousands of each (hours); one that fails fails it
+	$(BIN)/python -m tests.attacks
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_out .coverage*

@@ -1,6 +1,7 @@
 "`fsc_serve`: the page behind uvicorn, which waits for nobody for ever"
 # Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 import asyncio
+import logging
 import socket
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def server_of(
     grace: int = 3, # Seconds that what is going on is given when the server is told to end
 ) -> uvicorn.Server:
     "An HTTP server with time limits for what visitors send and fetch"
+    logging.getLogger('python_multipart').setLevel(logging.ERROR)  # visitors are told what is wrong with their forms
     return uvicorn.Server(uvicorn.Config(app, http=_Protocol, ws='none', lifespan='off', log_level='error', access_log=False,
                                          server_header=False, proxy_headers=False, timeout_graceful_shutdown=grace))
 

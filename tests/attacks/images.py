@@ -17,8 +17,8 @@ def encoded(im, form, **kwargs):
 
 def png(*chunks):
     "A PNG file of chunks `(name, data)`"
-    body = b''.join(struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data)) for name, data in chunks)
-    return b'\x89PNG\r\n\x1a\n' + body
+    framed = lambda name, data: struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+    return b'\x89PNG\r\n\x1a\n' + b''.join(framed(*chunk) for chunk in chunks)
 
 
 def flat_png(width, height, claimed=None, depth=1, colour=0):
@@ -26,7 +26,8 @@ def flat_png(width, height, claimed=None, depth=1, colour=0):
     squeezed, rows = zlib.compressobj(9), min(height, 4000)
     row = bytes(1 + (width * depth * (3 if colour == 2 else 1) + 7) // 8)
     pixels = b''.join(squeezed.compress(row) for _ in range(rows)) + squeezed.flush()
-    return png((b'IHDR', struct.pack('>IIBBBBB', *(claimed or (width, height)), depth, colour, 0, 0, 0)), (b'IDAT', pixels), (b'IEND', b''))
+    head = struct.pack('>IIBBBBB', *(claimed or (width, height)), depth, colour, 0, 0, 0)
+    return png((b'IHDR', head), (b'IDAT', pixels), (b'IEND', b''))
 
 
 def text_png(megabytes, chunks=1):
@@ -52,27 +53,33 @@ def tags(n, size, entries=None):
 
 def bombs():
     "Functions of a random generator: each gives a file"
-    tiny, wide = Image.new('RGB', (8, 8)), lambda rng: int(rng.integers(20_000, 60_000_000))
+    tiny, up_to = Image.new('RGB', (8, 8)), lambda rng, most, least=1: int(rng.integers(least, most))
     return [
-        lambda rng: flat_png(1, wide(rng) // 10), lambda rng: flat_png(wide(rng), 1), lambda rng: flat_png(16_000, 16_000),
-        lambda rng: flat_png(9_000, 2_000, depth=8, colour=2), lambda rng: flat_png(100, 100, (2**31 - 1, 2**31 - 1)),
-        lambda rng: flat_png(4_000, 4_000, depth=16, colour=2), lambda rng: flat_png(100, 100, (3_000, 3_000)),
-        lambda rng: encoded(Image.new('F', (int(rng.integers(5_000, 9_000)),) * 2), 'TIFF', compression='tiff_deflate'),
-        lambda rng: many_scans(int(rng.integers(500, 4_000)), 4_000), lambda rng: many_scans(16_000, 16_000 // int(rng.integers(2, 9))),
-        lambda rng: tags(int(rng.integers(10, 2000)), 5_000_000), lambda rng: tags(10, 1000, 65_535),
-        lambda rng: encoded(tiny, 'PNG', exif=b'Exif\0\0' + tags(int(rng.integers(10, 2000)), 2_000_000)),
+        lambda rng: flat_png(1, up_to(rng, 6_000_000, 20_000)),
+        lambda rng: flat_png(up_to(rng, 60_000_000, 20_000), 1),
+        lambda rng: flat_png(16_000, 16_000),
+        lambda rng: flat_png(9_000, 2_000, depth=8, colour=2),
+        lambda rng: flat_png(4_000, 4_000, depth=16, colour=2),
+        lambda rng: flat_png(100, 100, (2**31 - 1, 2**31 - 1)),
+        lambda rng: flat_png(100, 100, (3_000, 3_000)),
+        lambda rng: text_png(60),
+        lambda rng: text_png(9, up_to(rng, 100)),
+        lambda rng: many_scans(up_to(rng, 4_000, 500), 4_000),
+        lambda rng: many_scans(16_000, 16_000 // up_to(rng, 9, 2)),
+        lambda rng: encoded(Image.new('F', (up_to(rng, 9_000, 5_000),) * 2), 'TIFF', compression='tiff_deflate'),
+        lambda rng: tags(up_to(rng, 2_000), 5_000_000),
+        lambda rng: tags(10, 1_000, 65_535),
+        lambda rng: encoded(tiny, 'PNG', exif=b'Exif\0\0' + tags(up_to(rng, 2_000), 2_000_000)),
         lambda rng: encoded(tiny, 'WEBP', exif=b'Exif\0\0' + tags(500, 1_000_000)),
-        lambda rng: text_png(60), lambda rng: text_png(9, int(rng.integers(2, 100))),
-        lambda rng: encoded(Image.new('RGB', (16_383, 976)), 'WEBP'), lambda rng: encoded(Image.new('L', (30_000, 400)), 'GIF'),
+        lambda rng: encoded(Image.new('RGB', (16_383, 976)), 'WEBP'),
+        lambda rng: encoded(Image.new('L', (30_000, 400)), 'GIF'),
         lambda rng: encoded(tiny, 'GIF', save_all=True, append_images=[Image.new('RGB', (8, 8), (i, 0, 0)) for i in range(200)]),
-        lambda rng: with_words(encoded(tiny, 'BMP'), 18, int(rng.integers(1, 2**31))), lambda rng: claimed_gif(rng),
-        lambda rng: claimed_webp(rng), lambda rng: encoded(Image.new('RGB', (64, 64)), 'AVIF')[:-1].replace(
-            b'ispe\0\0\0\0' + struct.pack('>II', 64, 64), b'ispe\0\0\0\0' + struct.pack('>II', *rng.integers(1, 60_000, 2).tolist()))]
+        claimed_bmp, claimed_gif, claimed_webp, claimed_avif]
 
 
-def with_words(file, at, *words):
-    "A file with other numbers at a place"
-    return file[:at] + struct.pack(f'<{len(words)}I', *words) + file[at + 4 * len(words):]
+def claimed_bmp(rng):
+    file = encoded(Image.new('RGB', (8, 8)), 'BMP')
+    return file[:18] + struct.pack('<II', *rng.integers(1, 2**31, 2).tolist()) + file[26:]
 
 
 def claimed_gif(rng):
@@ -87,6 +94,11 @@ def claimed_webp(rng):
     return bytes(file)
 
 
+def claimed_avif(rng):
+    file, size = encoded(Image.new('RGB', (64, 64)), 'AVIF'), lambda *sides: b'ispe\0\0\0\0' + struct.pack('>II', *sides)
+    return file.replace(size(64, 64), size(*rng.integers(1, 60_000, 2).tolist()))
+
+
 def mutated(rng, file, most=8):
     "A file with pieces of it changed, cut off, repeated or put elsewhere"
     file = bytearray(file)
@@ -96,6 +108,6 @@ def mutated(rng, file, most=8):
             case 0 | 1 | 2: file[a:a + 1] = rng.integers(0, 256, 1, dtype=np.uint8).tobytes()
             case 3: del file[a:min(b, a + 64)]
             case 4: file[a:a] = file[a:min(b, a + 64)]
-            case 5: file[a:a + 4] = [b'\0\0\0\0', b'\xff\xff\xff\xff', b'\x7f\xff\xff\xff', b'\xff\xff\xff\x7f'][int(rng.integers(4))]
+            case 5: file[a:a + 4] = [bytes(4), b'\xff' * 4, b'\x7f\xff\xff\xff', b'\xff\xff\xff\x7f'][int(rng.integers(4))]
         if not file: file += b'\0'
     return bytes(file[:int(rng.integers(1, len(file) + 1))] if rng.random() < .1 else file)

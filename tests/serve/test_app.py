@@ -11,6 +11,7 @@ from tests.inference.toys import classifier, examples, picture
 from tests.serve.test_page import client_of, png, upload
 
 BOUNDARY = {'content-type': 'multipart/form-data; boundary=b'}
+FILE = b'; filename="x"'
 PART = b'--b\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
 
 
@@ -42,7 +43,7 @@ def test_an_unforeseen_error_has_them_too(known, monkeypatch):
     assert answer.status_code == 500 and 'nosniff' in answer.headers['x-content-type-options']
 
 
-@pytest.mark.parametrize('host', ['evil.example', 'evil.example:80', 'testserver.evil', '', 'a@testserver@evil', '[::1', '10.0.0.1'])
+@pytest.mark.parametrize('host', ['evil.example', 'evil.example:80', 'testserver.evil', '', 'a@evil', '[::1', '10.0.0.1'])
 def test_foreign_hosts_are_refused(client, host):
     answer = client.post('/remove', data=dict(name='red'), headers={'host': host})
     assert answer.status_code == 400 and '--allow' in answer.text and classes(client) == 2
@@ -58,7 +59,8 @@ def test_own_hosts_are_served(known, host):
     ({'origin': 'http://evil.example'}, False), ({'origin': 'null'}, False), ({'sec-fetch-site': 'cross-site'}, False),
     ({'sec-fetch-site': 'same-site'}, False), ({'origin': 'http://testserver:81'}, False),
     ({'origin': 'http://testserver', 'sec-fetch-site': 'cross-site'}, False),
-    ({'origin': 'http://testserver', 'sec-fetch-site': 'same-origin'}, True), ({'origin': 'https://testserver'}, True), ({}, True)])
+    ({'origin': 'http://testserver', 'sec-fetch-site': 'same-origin'}, True), ({'origin': 'https://testserver'}, True),
+    ({}, True)])
 def test_forms_of_other_sites_are_refused(known, headers, served):
     client = client_of(classifier().fit(*examples(colours=['blue', 'green', 'red'])))
     answer = client.post('/remove', data=dict(name='red'), headers=headers)
@@ -72,7 +74,7 @@ def test_forms_of_other_sites_are_refused(known, headers, served):
     dict(content=b'[' * 100_000, headers={'content-type': 'application/json'}),
     dict(content=b'', headers=BOUNDARY), dict(content=b'--b--', headers=BOUNDARY), dict(content=b'x' * 5000, headers=BOUNDARY),
     dict(content=b'--b\r\n\r\nx\r\n--b--', headers=BOUNDARY), dict(content=b'x', headers={'content-type': 'multipart/form-data'}),
-    dict(content=PART % (b'name', b'; filename="x"', b'new') + PART % (b'files', b'; filename="x"', b'') + b'--b--', headers=BOUNDARY),
+    dict(content=PART % (b'name', FILE, b'new') + PART % (b'files', FILE, b'') + b'--b--', headers=BOUNDARY),
     dict(content=PART % (b'name', b'', b'x' * 5000) + b'--b--', headers=BOUNDARY),
     dict(content=(PART % (b'name', b'', b'blue')) * 2 + b'--b--', headers=BOUNDARY),
     dict(content=b'name=%ff%fe&name=%00&files=%', headers={'content-type': 'application/x-www-form-urlencoded'}),
