@@ -108,13 +108,13 @@ def distributions(key):
     return {re.match(r'[\w-]+', o)[0].lower() for o in parser['DEFAULT'][key].split()}
 
 
-OF_EXTRAS = {'serve.py': 'serve', 'inference/onnx.py': 'onnx', 'callback/distributed.py': 'distributed'}
-"Files that import what an extra installs"
+OF_EXTRAS = {'serve/': 'serve', 'inference/onnx.py': 'onnx', 'callback/distributed.py': 'distributed'}
+"Files and folders that import what an extra installs"
 
 
 @pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_settings_name_what_a_file_imports(path):
-    extra = OF_EXTRAS.get(path.relative_to(PACKAGE).as_posix())
+    extra = next((o for start, o in OF_EXTRAS.items() if path.relative_to(PACKAGE).as_posix().startswith(start)), None)
     allowed = distributions('requirements') | (distributions(f'{extra}_requirements') if extra else set())
     for name in set(imported(path)) - sys.stdlib_module_names:
         assert {o.lower() for o in owners()[name]} & allowed, f'{name}, of {owners()[name]}'
@@ -129,8 +129,9 @@ def test_settings_name_nothing_that_no_file_imports():
 @pytest.mark.parametrize('extra', sorted(set(OF_EXTRAS.values())))
 def test_a_missing_extra_is_named(extra):
     "In a process where nothing of the extra can be imported any more (fastprogress brings some of it)"
-    file, = (f for f, o in OF_EXTRAS.items() if o == extra)
-    missing = {name for name in imported(PACKAGE/file) if {o.lower() for o in owners().get(name, ())}
+    place, = (PACKAGE/start for start, o in OF_EXTRAS.items() if o == extra)
+    files = place.rglob('*.py') if place.is_dir() else [place]
+    missing = {name for file in files for name in imported(file) if {o.lower() for o in owners().get(name, ())}
                & (distributions(f'{extra}_requirements') - distributions('requirements'))}
     assert missing
     use = dict(serve='import fsc_fastai.serve', distributed='fsc_fastai.learner.FSCLearner.to_distributed(None)',

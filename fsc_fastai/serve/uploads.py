@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio
 from PIL import Image
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -66,8 +67,7 @@ class Uploads:
         parser = {'multipart/form-data': _InMemory, 'application/x-www-form-urlencoded': FormParser}.get(kind)
         if parser is None: raise Refused('the body is no form: send it as multipart/form-data')
         try: return await parser(request.headers, pieces, max_fields=8, max_part_size=4096).parse()  # type: ignore[arg-type]
-        except Refused: raise
-        except (MultiPartException, ValueError, LookupError) as e: raise Refused('the form can not be read') from e
+        except (MultiPartException, FormParserError) as e: raise Refused('the form can not be read') from e
 
 
 def text_of(

@@ -188,10 +188,11 @@ def broken_http(rng):
 
 
 # Kind: what makes a request of it, how many in a hundred, and whether it may be but half a request, to which no answer is due
-KINDS = {'broken images': (broken_images, 20, False), 'image bombs': (image_bombs, 20, False),
-         'many images': (many_images, 5, False), 'broken forms': (broken_forms, 15, False), 'foreign fields': (foreign_fields, 10, False),
-         'other sites and hosts': (other_sites, 10, False), 'large bodies': (large_bodies, 10, False),
-         'broken HTTP': (broken_http, 10, True)}
+KINDS = {
+    'broken images': (broken_images, 20, False), 'image bombs': (image_bombs, 20, False), 'many images': (many_images, 5, False),
+    'broken forms': (broken_forms, 15, False), 'foreign fields': (foreign_fields, 10, False),
+    'other sites and hosts': (other_sites, 10, False), 'large bodies': (large_bodies, 10, False),
+    'broken HTTP': (broken_http, 10, True)}
 
 
 def outcomes(
