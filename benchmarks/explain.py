@@ -70,8 +70,9 @@ def plain_head(model: RelationNet) -> nn.Sequential:
 
 def relation_head(device: str, rounds: int) -> None:
     "The relevance pass of the relation module, 400 pairs of 2·512 channels, 3×3"
-    model = RelationNet(Encoder(nn.Identity(), 3, 512)).to(device).eval()
-    pairs = Pairs(torch.rand(N_WAY, 512, 3, 3, device=device), torch.rand(N_WAY * N_QUERY, 512, 3, 3, device=device))
+    model = RelationNet(Encoder(nn.ReLU(), 3, 512)).to(device).eval()
+    maps = [torch.rand(n, 512, 3, 3, device=device) for n in (N_WAY, N_WAY * N_QUERY)]
+    pairs = Pairs(*maps, encoded=True)
     dense, head, lrp, engine = pairs.features.detach(), plain_head(model), LRP(), LRP(engine=True)
     with torch.no_grad(): traced = scores_and_trace(model, pairs)
     R = relevance_start(traced[0]).view(-1, 1)

@@ -96,6 +96,8 @@ MUTATIONS = (
              ENGINE_TESTS),
     Mutation('a quotient passes relevance on to what stands below', OPS, 'if not mode.carries(args[0]): return _through(',
              'if False: return _through(', 'tests/explain/test_ops.py'),
+    Mutation('a fast path asks for hooks', 'fsc_fastai/models/as_built.py', 'bool(m._forward_hooks or', 'bool(',
+             'tests/models/test_as_built.py'),
     Mutation('what is written to a view its base sees', 'fsc_fastai/explain/memory.py', '_geometry(t) != _geometry(base) or', '',
              'tests/explain/test_memory.py'),
     Mutation('a gate is a constant', OPS, 'return mode.as_gate(_pass(mode, func, args, kwargs))',

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.as_built import as_built
 from ..models.cross_attention import Attended, CrossAttentionNet
-from ..models.graph import GNNNet, GraphLayer, GraphLayerTrace, GraphNodes
+from ..models.graph import GNNNet, GraphLayer, GraphLayerTrace, GraphNet, GraphNodes
 from ..models.layers import single, unit
 from ..models.matching import MatchingNet
 from ..models.pairs import LabelledPairs, Pairs, pair_parts
 from ..models.proto import ProtoNet
-from ..models.relation import BlockTrace, RelationNet
+from ..models.relation import BlockTrace, RelationModule, RelationNet
 from ..models.small_maps import conv_small, conv_small_input
 from .rules import divide
 from .start import relevance_start
@@ -33,6 +34,7 @@ class Head(NamedTuple):
     "The relevance pass of a classifier, on the trace of its first pass: it runs no module, and so changes no buffer"
     relevance: Pass # `(model, f_p, scores, trace, eps)` to the relevance of `f_p.features`, or None where it does not fit
     has_layers: bool # Does the classifier have layers, whose rules may be chosen?
+    parts: dict[str, type] # What it stands for besides `classify`: parts of the model, by attribute
 
 
 _HEADS: dict[type, Head] = {}
@@ -41,17 +43,20 @@ _HEADS: dict[type, Head] = {}
 def head(
     cls: type, # Class of the model
     has_layers: bool = False, # Does the classifier have layers, whose rules may be chosen?
+    **parts: type, # Parts of the model that the pass stands for, by attribute
 ) -> Callable[[Pass], Pass]:
     "Decorator: the function is the relevance pass of the classifier of `cls` (see `Head`)"
     def add(f: Pass) -> Pass:
-        _HEADS[cls] = Head(f, has_layers)
+        _HEADS[cls] = Head(f, has_layers, parts)
         return f
     return add
 
 
 def head_of(model: nn.Module) -> Head | None:
-    "The relevance pass written for this very class; a subclass may classify in another way"
-    return _HEADS.get(type(model))
+    "The relevance pass written for this very class, if the model is as it was built; a subclass may classify in another way"
+    cls = type(model)
+    found, steps = _HEADS.get(cls), [step for step in ('classify', 'classify_with_trace') if hasattr(cls, step)]
+    return found if found is not None and as_built(model, cls, *steps, **found.parts) else None
 
 
 def _epsilon(x: Tensor, R: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -66,7 +71,7 @@ def _terms(terms: Tensor, R: Tensor, eps: float) -> Tensor:
 
 # RelationNet: fc2, fc1, two convolutions
 
-@head(RelationNet, has_layers=True)
+@head(RelationNet, has_layers=True, relation=RelationModule)
 def _relation(model: RelationNet, f_p: Pairs, scores: Tensor, trace: Any, eps: float) -> Tensor | None:
     relation = model.relation
     if not isinstance(f_p, Pairs) or trace.layer2.pooled[0].numel() != trace.flat.shape[1]: return None
@@ -75,7 +80,8 @@ def _relation(model: RelationNet, f_p: Pairs, scores: Tensor, trace: Any, eps: f
     R = _epsilon(single(trace.flat), R, single(relation.fc1.weight), eps)
     R = _unpool(R.view_as(trace.layer2.pooled), trace.layer2)
     R = _alpha_conv(single(trace.layer1.pooled), R, relation.layer2.conv)
-    return _alpha_conv_of_pairs(f_p, _unpool(R, trace.layer1), relation.layer1.conv).unflatten(0, scores.shape)
+    signed = not (f_p.encoded and getattr(model.encoder, 'nonnegative', False))
+    return _alpha_conv_of_pairs(f_p, _unpool(R, trace.layer1), relation.layer1.conv, signed).unflatten(0, scores.shape)
 
 
 def _unpool(R: Tensor, block: BlockTrace) -> Tensor:
@@ -90,12 +96,7 @@ def _alpha_conv(x: Tensor, R: Tensor, conv: nn.Conv2d) -> Tensor:
     return x * conv_small_input(x.shape, positive, s, conv.padding)
 
 
-def _may_be_negative(*maps: Tensor) -> bool:
-    "Whether any entry is negative; always on a device, where the question would make the step wait for the answer"
-    return not maps[0].is_cpu or any(bool((m < 0).any()) for m in maps)
-
-
-def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d) -> Tensor:
+def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d, signed: bool) -> Tensor:
     "α = 1 rule where conv(cat(a, b)) = conv_a(a) + conv_b(b): the denominators are computed on single maps, not on pairs"
     a, b, weight = single(pairs.support), single(pairs.query), single(conv.weight)
     size = torch.Size((len(a) * len(b), weight.shape[1], *a.shape[-2:]))
@@ -108,7 +109,7 @@ def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d) -> Tensor:
             c[:, :, 1].mul_(x_b[:, None])
             return c.flatten(2, 3).flatten(0, 1)
         return _conv_parts(x_a, x_b, w, conv), relevance
-    sums, relevances = zip(*([part(min=0), part(max=0)] if _may_be_negative(a, b) else [part(min=0)]), strict=True)
+    sums, relevances = zip(*([part(min=0), part(max=0)] if signed else [part(min=0)]), strict=True)
     s = divide(R, reduce(add, sums))
     return reduce(add, [relevance(s) for relevance in relevances])
 
@@ -121,7 +122,7 @@ def _conv_parts(a: Tensor, b: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor
 
 # GNNNet: graph layers, whose inputs are the outputs of all layers before
 
-@head(GNNNet, has_layers=True)
+@head(GNNNet, has_layers=True, gnn=GraphNet)
 def _graph(model: GNNNet, f_p: GraphNodes, scores: Tensor, trace: Any, eps: float) -> Tensor:
     layers: list[Any] = [*model.gnn.layers, model.gnn.last]
     last, n_new = layers[-1].fc, layers[0].fc.out_features

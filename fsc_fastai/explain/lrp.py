@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..models.as_built import as_built
 from ..models.base import Processed
 from ..models.graph import GNNNet
 from .composite import Composite, Selector, paper_composite
@@ -143,5 +144,6 @@ def explained_scores(
     f_p: Any, # Processed features
 ) -> Callable[[Tensor], Tensor]:
     "The scores that an explanation starts from, as a function of the features: of a graph network, those of all nodes"
-    if isinstance(model, GNNNet): return lambda x: model.gnn(torch.cat([x, f_p.labels.to(x.dtype)], 2))[0]
+    if isinstance(model, GNNNet) and as_built(model, GNNNet, 'classify', 'classify_with_trace'):
+        return lambda x: model.gnn(torch.cat([x, f_p.labels.to(x.dtype)], 2))[0]
     return lambda x: model.classify(with_features(f_p, x))

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import CrossAttentionNet, FewShotModel, GNNNet, MatchingNet, ProtoNet, RelationNet
-from ..models.base import class_means, keeps_steps
+from ..models.as_built import as_built
+from ..models.base import class_means
 from ..models.graph import EdgeNorm, GraphNodes
 from ..models.graph_quick import QuickGraph
 from ..models.layers import pool_vectors
@@ -232,6 +233,7 @@ _heads: dict[type[FewShotModel], type[DeployedHead]] = {
 
 def deployed_head(model: FewShotModel) -> DeployedHead:
     "The head for a method, around a copy of the model that leaves the original as it is"
-    cls = next((_heads[t] for t in type(model).__mro__ if t in _heads), DeployedHead)
-    if cls is GraphHead and not keeps_steps(model, GNNNet, 'process', 'forward_head'): cls = OneQueryHead
+    method = next((t for t in type(model).__mro__ if t in _heads), FewShotModel)
+    cls = _heads.get(method, DeployedHead)
+    if not as_built(model, method, 'process', 'forward_head'): cls = OneQueryHead if cls is GraphHead else DeployedHead
     return cls(copy.deepcopy(model).eval().requires_grad_(False))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .layers import full_precision, plain
 from .losses import EpisodeCrossEntropy
 
-__all__ = ['FewShotModel', 'Processed', 'episode_way', 'one_hot', 'class_means', 'keeps_steps']
+__all__ = ['FewShotModel', 'Processed', 'episode_way', 'one_hot', 'class_means']
 
 
 def episode_way(support_y: Tensor) -> int:
@@ -46,15 +46,6 @@ def class_means(
     member = one_hot(support_y, f_support.dtype)
     with full_precision(f_support): total = member.T @ f_support.flatten(1)
     return (total / member.sum(0)[:, None]).unflatten(1, f_support.shape[1:])
-
-
-def keeps_steps(
-    model: Any, # Of a subclass of `method`, or of it
-    method: type, # Whose steps are meant
-    *steps: str, # Such as 'process' and 'classify'
-) -> bool:
-    "Are these steps of the model those of the method?"
-    return all(getattr(type(model), step) is getattr(method, step) for step in steps)
 
 
 class Processed:

@@ -60,6 +60,7 @@ def _by_batch_norm(forward: Any) -> Any:
     def quick(*args: Any, **kwargs: Any) -> Any:
         # around each norm, not around the model, where every operation would pass through Python
         with _Quick(): return forward(*args, **kwargs)
+    quick.as_built = True # type: ignore[attr-defined]  # the same values
     return quick
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import backbones  # noqa: F401  registers the field's backbones with timm
+from .as_built import as_built, blueprint
 from .layers import evaluating
 from .reference import load_encoder_weights
 
@@ -42,6 +43,13 @@ class Encoder(nn.Module):
         self.channels_last = getattr(body, 'output_fmt', 'NCHW') == 'NHWC'
         self.out_shape = self._probe()
         self.num_features = self.out_shape[0]
+        self.ends_nonnegative = self._ends_nonnegative()
+        self.blueprint = blueprint(self)
+
+    @property
+    def nonnegative(self) -> bool:
+        "Is no entry of a map negative, whatever the images? Known when it is built, as behind a ReLU; until a part is changed"
+        return getattr(self, 'ends_nonnegative', False) and as_built(self, type(self))
 
     def forward(self, x: Tensor) -> Tensor:
         "Images `(n, in_chans, height, width)` to feature maps `(n, C, H, W)`"
@@ -62,14 +70,26 @@ class Encoder(nn.Module):
         if h * w != n: raise ValueError(f'its {n} tokens do not form a map')
         return tokens.transpose(1, 2).unflatten(2, (h, w))
 
+    def _ends_nonnegative(self) -> bool:
+        "Read off the autograd graph of a pass, so for any net, whatever its modules are called"
+        if torch.is_inference_mode_enabled(): return False
+        with evaluating(self), torch.enable_grad(): f = self(self._blank().requires_grad_())
+        return _never_negative(f.grad_fn)
+
+    def _blank(self) -> Tensor:
+        "One training image"
+        like = next(self.body.parameters(), torch.empty(0))
+        size = (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+        return like.new_zeros(1, self.in_chans, *size)
+
     @torch.no_grad()
     def _probe(self) -> tuple[int, int, int]:
         "The shape of the map of one training image; leaves the modes of the modules as they are"
-        like = next(self.body.parameters(), torch.empty(0))
-        height, width = (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+        blank = self._blank()
+        height, width = blank.shape[2:]
         size = f'{height}×{width} px'
         try:
-            with evaluating(self): shape = tuple(self(like.new_zeros(1, self.in_chans, height, width)).shape[1:])
+            with evaluating(self): shape = tuple(self(blank).shape[1:])
         except Exception as e:  # a backbone can fail in any way
             raise ValueError(f'{self.name} cannot encode images of {size}: {e}. Another image size may suit it, '
                              'or a backbone that shrinks images less') from e
@@ -77,6 +97,22 @@ class Encoder(nn.Module):
             raise ValueError(f'{self.name} reduces images of {size} to a map of shape {shape}: '
                              'use larger images, or a backbone that shrinks them less')
         return shape
+
+
+_NEVER_NEGATIVE = {'ReluBackward0', 'SigmoidBackward0', 'HardsigmoidBackward0', 'SoftplusBackward0', 'SoftmaxBackward0',
+                   'AbsBackward0', 'ExpBackward0'}
+# With inputs that are never negative their results are not, either
+_KEEP_SIGNS = {f'{name}Backward{i}' for name, i in dict(
+    MaxPool2DWithIndices=0, AvgPool2D=0, AdaptiveAvgPool2D=0, Mean=1, Sum=1, View=0, UnsafeView=0, ReshapeAlias=0, Permute=0,
+    Transpose=0, Clone=0, Slice=0, Select=0, Squeeze=1, Unsqueeze=0, Add=0, Cat=0).items()}
+
+
+def _never_negative(node: Any) -> bool:
+    "Is what this node of an autograd graph computed never negative?"
+    if node is None: return False
+    if node.name() == 'HardtanhBackward0': return node._saved_min_val >= 0
+    if node.name() in _NEVER_NEGATIVE: return True
+    return node.name() in _KEEP_SIGNS and all(_never_negative(source) for source, _ in node.next_functions)
 
 
 def _square(img_size: ImageSize) -> int | tuple[int, int]:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import FewShotModel, Processed, episode_way, keeps_steps, one_hot
+from .as_built import as_built, blueprint
+from .base import FewShotModel, Processed, episode_way, one_hot
 from .encoder import Encoder
 from .graph_quick import QuickGraph
 from .layers import Pool, pool_vectors, vector_size
@@ -89,6 +90,7 @@ class Adjacency(nn.Module):
         self.hidden = nn.Sequential(*[layer for a, b in pairwise(sizes) for layer in (
             nn.Conv2d(a, b, 1), EdgeNorm(b), nn.LeakyReLU())])
         self.last = nn.Conv2d(width, 1, 1)
+        self.blueprint = blueprint(self)
 
     def forward(self, x: Tensor) -> Tensor:
         "Nodes `(n_graphs, n_nodes, n_in)` to weights `(n_graphs, n_nodes, n_nodes)`, without self-loops"
@@ -115,14 +117,20 @@ class Adjacency(nn.Module):
 
     def _layers(self, z: Tensor, share: Tensor | None) -> Tensor:
         "Differences `(..., n_in)` to edge weights `(...)`"
+        each_row = _each_row if as_built(self, Adjacency) else _each_row_by_module
         for conv, norm, activation in zip(self.hidden[::3], self.hidden[1::3], self.hidden[2::3]):
-            z = activation(norm(_each_row(conv, z), share))
-        return _each_row(self.last, z)[..., 0]
+            z = activation(norm(each_row(conv, z), share))
+        return each_row(self.last, z)[..., 0]
 
 
 def _each_row(conv: Any, x: Tensor) -> Tensor:
     "A 1×1 convolution on rows `(..., n_in)`"
     return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def _each_row_by_module(conv: Any, x: Tensor) -> Tensor:
+    "The same by whatever stands in its place"
+    return conv(x.reshape(-1, x.shape[-1], 1, 1)).flatten(1).unflatten(0, x.shape[:-1])
 
 
 class GraphLayer(nn.Module):
@@ -157,6 +165,7 @@ class GraphNet(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList([GraphLayer(n_in + i * (width // 2), width // 2, width) for i in range(n_hidden)])
         self.last = GraphLayer(n_in + n_hidden * (width // 2), n_out, width, norm=False)
+        self.blueprint = blueprint(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[GraphLayerTrace, ...]]:
         "Nodes `(n_graphs, n_nodes, n_in)` to scores `(n_graphs, n_nodes, n_out)` of every node, and each layer's trace in order"
@@ -167,10 +176,6 @@ class GraphNet(nn.Module):
             trace.append(seen)
         scores, seen = self.last(x)
         return scores, (*trace, seen)
-
-
-_PARTS = (GraphNet, GraphLayer, Adjacency, EdgeNorm, nn.ModuleList, nn.Sequential, nn.Conv2d, nn.LeakyReLU, nn.Linear,
-          nn.BatchNorm1d, nn.Identity)
 
 
 class GNNNet(FewShotModel):
@@ -220,7 +225,6 @@ class GNNNet(FewShotModel):
         support: Tensor, # Nodes `(n_support, n_features + n_way)`
     ) -> QuickGraph | None:
         "The graph network with a graph for each query; None where it scores in another way, or by statistics of the batch"
-        parts = list(self.gnn.modules())
-        same = keeps_steps(self, GNNNet, 'process', 'classify', 'classify_with_trace', 'forward_head')
-        same = same and all(type(part) in _PARTS and getattr(part, 'running_mean', 0) is not None for part in parts)
-        return QuickGraph(self.gnn, support) if same else None
+        same = as_built(self, GNNNet, 'process', 'classify', 'classify_with_trace', 'forward_head', gnn=GraphNet)
+        fixed = all(getattr(part, 'running_mean', 0) is not None for part in self.gnn.modules())
+        return QuickGraph(self.gnn, support) if same and fixed else None

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .as_built import as_built
+
 if TYPE_CHECKING:
     from .graph import GraphLayer, GraphNet
 
@@ -47,9 +49,9 @@ class QuickGraph:
             self.first_edges = layer.edges(layer.known_pairs, differences[None, :, :0])
 
     def serves(self, nodes: Tensor) -> bool:
-        "Whether it is the way for these nodes: no gradients, no training, no mixed precision, and not while a graph is exported"
+        "Whether it is the way for these nodes: no gradients, training or mixed precision, no export of a graph; net as built"
         differs = torch.is_autocast_enabled(nodes.device.type) or self.net.training or torch.compiler.is_exporting()
-        return not differs and not (torch.is_grad_enabled() and nodes.requires_grad)
+        return not differs and not (torch.is_grad_enabled() and nodes.requires_grad) and as_built(self.net, type(self.net))
 
     @torch.no_grad()
     def classify(self,

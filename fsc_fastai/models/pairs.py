@@ -20,6 +20,7 @@ class Pairs(Processed):
     """
     support: Tensor # Class prototypes `(n_way, C, ...)`
     query: Tensor # Queries `(n_query, C, ...)`
+    encoded: bool = False # By `process` from maps of the model's encoder, whose sign it may know?
 
     @property
     def features(self) -> Tensor: # type: ignore[override]

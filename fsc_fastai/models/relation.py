@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import FewShotModel, class_means, keeps_steps
+from .as_built import as_built, blueprint
+from .base import FewShotModel, class_means
 from .encoder import Encoder
 from .losses import EpisodeCrossEntropy, SigmoidMSE
 from .pairs import Pairs
@@ -63,6 +64,7 @@ class RelationBlock(nn.Module):
 
     def forward(self, x: Tensor | Pairs) -> BlockTrace:
         "Maps `(n, n_in, H, W)`, or pairs of maps whose concatenation has `n_in` channels"
+        if isinstance(x, Pairs) and not as_built(self, RelationBlock, conv=SmallConv2d): x = x.features.flatten(0, 1)
         z = self._conv_pairs(x) if isinstance(x, Pairs) else self.conv(x)
         active = self.relu(self.norm(z))
         return BlockTrace(x, active, *self.pool(active))
@@ -94,6 +96,7 @@ class RelationModule(nn.Module):
         self.map_size = (self._shrunk(h, padding, ceil_mode), self._shrunk(w, padding, ceil_mode))
         self.fc1 = nn.Linear(c * self.map_size[0] * self.map_size[1], hidden)
         self.fc2 = nn.Linear(hidden, 1)
+        self.blueprint = blueprint(self)
 
     @staticmethod
     def _shrunk(side: int, padding: int, ceil_mode: bool) -> int:
@@ -139,7 +142,7 @@ class RelationNet(FewShotModel):
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Pairs:
         "Class prototypes beside the queries"
-        return Pairs(class_means(f_support, support_y), f_query)
+        return Pairs(class_means(f_support, support_y), f_query, encoded=True)
 
     def classify(self, f_p: Pairs | Tensor) -> Tensor:
         "Relation scores `(n_query, n_way)` of `Pairs`, or of dense pairs `(n_query, n_way, 2C, H, W)`"
@@ -155,9 +158,9 @@ class RelationNet(FewShotModel):
         return (quick, quick.prepare(f)) if quick is not None and quick.serves(f) else (self, f)
 
     def quick(self) -> QuickRelation | None:
-        "The relation module for images that meet in many pairs; None for a subclass that scores in a way of its own"
-        same = keeps_steps(self, RelationNet, 'process', 'classify', 'forward_head')
-        return QuickRelation(self.relation) if same and type(self.relation) is RelationModule else None
+        "The relation module for images that meet in many pairs; None for a model that scores in a way of its own"
+        same = as_built(self, RelationNet, 'process', 'classify', 'forward_head', relation=RelationModule)
+        return QuickRelation(self.relation) if same else None
 
     def default_loss(self) -> nn.Module:
         "Cross entropy, or the mean squared error of the publication"

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .as_built import as_built
 from .base import class_means
 from .small_maps import TurnedKernel
 
@@ -41,10 +42,11 @@ class QuickRelation:
         self.of_pair = TurnedKernel(second.weight, second.bias, second.padding)
 
     def serves(self, maps: Tensor) -> bool:
-        "Whether it is the way for these maps: on a CPU, in eval mode, in full precision, without gradients"
+        "Whether it is the way for these maps: on a CPU, in eval mode, in full precision, without gradients; module as built"
         if torch.is_grad_enabled() and maps.requires_grad: return False
         precise = maps.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled('cpu')
-        return maps.device.type == 'cpu' and precise and not self.module.training and self.module.problem(maps) is None
+        return maps.device.type == 'cpu' and precise and not self.module.training and (
+            self.module.problem(maps) is None and as_built(self.module, type(self.module)))
 
     def prepared(self, f: Tensor) -> tuple[QuickRelation, Tensor]:
         "As of the model, for images that are prepared already"

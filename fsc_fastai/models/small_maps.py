@@ -16,6 +16,8 @@ from torch.autograd import Function
 from torch.nn.grad import conv2d_input
 from torch.overrides import has_torch_function
 
+from .as_built import as_built, blueprint
+
 __all__ = ['SmallConv2d', 'TurnedKernel', 'conv_small', 'conv_small_input']
 
 LARGEST = 4 # Side of a map for which matrix products win
@@ -49,8 +51,18 @@ def conv_small_input(
 
 class SmallConv2d(nn.Conv2d):
     "A convolution with stride 1 by `conv_small`"
+    def __init__(self,
+        n_in: int, # Channels in
+        n_out: int, # Channels out
+        kernel_size: int, # Its side
+        padding: int = 0, # On every side
+    ):
+        super().__init__(n_in, n_out, kernel_size, padding=padding)
+        self.blueprint = blueprint(self)
+
     def forward(self, x: Tensor) -> Tensor:
         "Maps `(n, n_in, H, W)` to `(n, n_out, H', W')`"
+        if not as_built(self, SmallConv2d): return super().forward(x)
         return conv_small(x, self.weight, self.bias, self.padding)
 
 

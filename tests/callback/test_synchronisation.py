@@ -84,7 +84,6 @@ def test_step_needs_no_value_on_the_host(hues, method, kind):
         return to_cpu(tensor, *args, **kwargs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, 'cpu', cpu)
-        patch.setattr('fsc_fastai.explain.heads._may_be_negative', lambda *maps: True)  # as on a device
         trained(hues, method, [*KINDS[kind](hues), counter])
     assert len(counter.counted) == 2
     for found in counter.counted: assert found == []
