@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..learner import FSCLearner
 from ..models import FewShotModel
+from ..models.layers import largest_output
 from .bundle import Bundle
 from .heads import deployed_head
 from .hub import local_folder, upload
@@ -25,6 +26,7 @@ from .support import Label, Support, as_items, is_single, labelled_items, thumbn
 __all__ = ['FewShotClassifier', 'Prediction', 'NotFittedError']
 
 BATCH = 64
+AT_ONCE = 64 << 20 # Bytes of the largest tensor within the encoder, on a CPU
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -66,6 +68,7 @@ class FewShotClassifier:
         self.preprocess, self.reject, self.temperature = preprocess, reject, 1.
         self.head = deployed_head(model)
         self._support: Support | None = None
+        self._at_once: int | None = None # Images to encode at once; None: not yet known
 
     @classmethod
     def from_learner(cls,
@@ -249,7 +252,12 @@ class FewShotClassifier:
         pixels: Tensor, # Bytes `(n, 3, size, size)`, as `preprocess.pixels` gives them
     ) -> Tensor:
         "Feature maps `(n, C, H, W)`"
-        return self.model.encode(self.preprocess.normalise(pixels.to(self.device)))
+        encode = lambda part: self.model.encode(self.preprocess.normalise(part.to(self.device)))
+        if self.device.type != 'cpu' or len(pixels) < 2: return encode(pixels)
+        if self._at_once is None:  # more would not be faster, only take more memory
+            with largest_output(self.model.encoder) as found: encode(pixels[:1])
+            self._at_once = max(1, AT_ONCE // found[0])
+        return torch.cat([encode(part) for part in pixels.split(self._at_once)])
 
     def _prediction(self, probabilities: dict[Label, float]) -> Prediction:
         label, confidence = max(probabilities.items(), key=lambda o: o[1])

@@ -32,7 +32,7 @@ MAX_SIDE = 4096
 
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f'{name}={value!r}: wanted a whole number of pixels')
+        raise ValueError(f'{name}={value!r:.60}: wanted a whole number of pixels')
     return int(value)
 
 
@@ -71,10 +71,10 @@ class Preprocess:
         if not self.resize: object.__setattr__(self, 'resize', int(1.15 * self.size))
         if not 1 <= self.size <= self.resize <= MAX_SIDE:
             raise ValueError(f'size={self.size}, resize={self.resize}: wanted 1 ≤ size ≤ resize ≤ {MAX_SIDE}')
-        if self.fit not in get_args(Fit): raise ValueError(f'fit={self.fit!r}: choose from {get_args(Fit)}')
+        if self.fit not in get_args(Fit): raise ValueError(f'fit={self.fit!r:.60}: choose from {get_args(Fit)}')
         object.__setattr__(self, 'mean', _of_channels('mean', self.mean, -1e4))
         object.__setattr__(self, 'std', _of_channels('std', self.std, 1e-4))
-        if not isinstance(self.orient, bool): raise ValueError(f'orient={self.orient!r}: True or False')
+        if not isinstance(self.orient, bool): raise ValueError(f'orient={self.orient!r:.60}: True or False')
         if self.white is not None and (type(self.white) not in (int, float) or not 1e-6 <= self.white <= 1e12):
             raise ValueError(f'white={str(self.white)[:40]}: wanted a number from 1e-6 to 1e12, or None')
 

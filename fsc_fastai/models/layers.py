@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from fastai.torch_core import TensorBase
 from torch import Tensor, nn
 
-__all__ = ['Pool', 'pool_vectors', 'vector_size', 'plain', 'single', 'full_precision', 'unit', 'cosine', 'evaluating']
+__all__ = ['Pool', 'pool_vectors', 'vector_size', 'plain', 'single', 'full_precision', 'unit', 'cosine', 'evaluating',
+           'largest_output']
 
 Pool = Literal['avg', 'flatten']
 
@@ -76,6 +77,20 @@ def cosine(
     tensor([[1., 0.]])
     """
     with full_precision(a): return torch.einsum('nmc,nmc->nm', unit(a), unit(b))
+
+
+@contextmanager
+def largest_output(
+    module: nn.Module, # Runs within the block
+) -> Iterator[list[int]]:
+    "Afterwards the list holds the bytes of the largest tensor that a part of the module gave out"
+    found = [1]
+    def see(part, args, out):
+        if isinstance(out, Tensor): found[0] = max(found[0], out.nbytes)
+    hooks = [part.register_forward_hook(see) for part in module.modules()]
+    try: yield found
+    finally:
+        for hook in hooks: hook.remove()
 
 
 @contextmanager

@@ -34,6 +34,19 @@ def test_an_answer_is_the_same_alone_in_a_batch_and_after_others(method):
     assert np.array_equal(known.predict_proba(images), together)
 
 
+def test_images_go_through_the_encoder_as_many_at_once_as_memory_is_meant_for(monkeypatch):
+    known, images, seen = classifier().fit(*examples()), QUERIES[0], []
+    together = known.predict_proba(images)
+    known.model.encoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    known.predict_proba(images)
+    assert seen == [10]
+    monkeypatch.setattr('fsc_fastai.inference.classifier.AT_ONCE', 4 * 64 * 32 * 32 * 4)  # of conv4's first maps
+    known._at_once = None
+    seen.clear()
+    assert np.allclose(known.predict_proba(images), together, rtol=0, atol=1e-6)
+    assert seen == [1, 4, 4, 2]
+
+
 def test_images_of_every_kind_mean_the_same(tmp_path):
     known, im = classifier().fit(*examples()), picture('green', 70)
     im.save(tmp_path/'a.png')
