@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from fastai.callback import fp16, hook, progress, schedule, tracker  # noqa: F401  these add their methods to Learner
 from fastai.callback.core import Callback
-from fastai.callback.mixup import MixHandler
-from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, load_model, save_model
 from fastai.optimizer import Adam
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
@@ -18,7 +16,7 @@ from fastcore.foundation import L
 from fastcore.xtras import join_path_file
 from torch import nn
 
-from .callback.accumulate import EpisodeAccumulation
+from .callback.of_fastai import adapted, untracked
 from .callback.resume import callbacks_with_state
 from .data.loaders import EpisodeDataLoaders
 from .files import atomic_write
@@ -58,12 +56,7 @@ class FSCLearner(Learner):
 
     def add_cb(self, cb: Callback | type[Callback]) -> FSCLearner:
         "Add a callback, unless it would silently misread an episode: `TypeError` says what to use"
-        if isinstance(cb, MixHandler) or (isinstance(cb, type) and issubclass(cb, MixHandler)):
-            raise TypeError(f'{cb} mixes images with their labels, but the labels of an episode only hold within it: '
-                            'use batch_tfms for augmentation')
-        if isinstance(cb, GradientAccumulation) and not isinstance(cb, EpisodeAccumulation):
-            raise TypeError(f'{cb} counts the queries of an episode as items: use EpisodeAccumulation(n_acc=episodes)')
-        return super().add_cb(cb)
+        return super().add_cb(adapted(cb, self))
 
     def fit(self,
         n_epoch: int, # Epochs of `dls.train.n_episodes` episodes
@@ -144,19 +137,53 @@ class FSCLearner(Learner):
         ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
         dl: Any = None, # Another loader of episodes, in the place of these
         *,
-        reorder: bool = False, # Stays off: fastai would index queries by episode numbers
+        reorder: bool = True, # Changes nothing: the order is that of the episodes, by whose numbers fastai would index queries
         **kwargs, # For fastai's `get_preds`, such as `with_loss` and `with_decoded`
     ) -> tuple:
         """Scores `(n, n_way)` and labels `(n,)` of every query, in the order of the episodes.
 
-        Raises `ValueError` for `reorder`. Losses alone are refused by `TypeError`, because they come from fastai's
-        interpretations, which read an episode's labels as classes of the vocabulary.
+        Losses alone are refused by `TypeError`, because they come from fastai's interpretations, which read an episode's
+        labels as classes of the vocabulary; so are loaders of single images.
         """
-        if reorder: raise ValueError('get_preds(reorder=True) indexes queries by the numbers of episodes: leave it False')
         if kwargs.get('with_loss') and not kwargs.get('with_preds', True):
             raise TypeError("fastai's Interpretation classes read the labels of an episode as classes of the vocabulary: "
                             'use learn.evaluate(), or learn.confusion(domain) for the classes')
-        return super().get_preds(ds_idx, dl, reorder=False, **kwargs)
+        with untracked(self): return super().get_preds(ds_idx, dl, reorder=False, **kwargs)
+
+    def validate(self,
+        *args, **kwargs, # For fastai's `validate`: ds_idx, dl, cbs
+    ) -> Any:
+        "Loss and metrics of a loader of episodes. Callbacks that keep the records of a training take no part"
+        with untracked(self): return super().validate(*args, **kwargs)
+
+    def tta(self,
+        ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
+        dl: Any = None, # Another loader of episodes, in the place of these
+        n: int = 4, # Passes over the same episodes, each with other augmentations
+        item_tfms: Any = None, # In the place of those of the loader
+        batch_tfms: Any = None, # In the place of those of the loader, normalisation included
+        **kwargs, # For fastai's `tta`: beta, use_max
+    ) -> tuple:
+        "Scores and labels as of `get_preds`, averaged over augmented views of support and queries and, by `beta`, the plain ones"
+        new = {k: tfms for k, tfms in dict(after_item=item_tfms, after_batch=batch_tfms).items() if tfms is not None}
+        dl = (self.dls[ds_idx] if dl is None else dl).new(shuffle=False, **new)
+        with untracked(self): return super().tta(dl=dl, n=n, **kwargs)
+
+    def gather_args(self) -> dict[str, Any]:
+        "What `WandbCallback` writes down of a run, as text"
+        train = self.dls.train
+        settings = dict(method=type(self.model).__name__, encoder=type(self.model.encoder).__name__, loss=self.loss_func,
+                        optimizer=self.opt_func, lr=self.lr, n_way=train.n_way, n_shot=train.n_shot, n_query=train.n_query,
+                        n_episodes=train.n_episodes, seed=train.seed, size=self.dls.img_size, device=self.dls.device,
+                        transforms=train.after_batch, callbacks=self.cbs)
+        return {name: _Text(value) for name, value in settings.items()}
+
+    def _split(self, b: Any) -> None:
+        if len(b) < 3:
+            raise TypeError('these are images without examples, an episode has support images, their labels and queries. Set '
+                            'examples by learn.set_support(images, labels), then ask learn.predict(image), or '
+                            'learn.classifier().predict_proba(images) for many')
+        super()._split(b)
 
     def export(self,
         fname: str | os.PathLike = 'export.pkl', # Within `learn.path`, or an absolute path
@@ -175,6 +202,10 @@ class FSCLearner(Learner):
             # absolute, because fastai looks for the file within `learn.path`
             with atomic_write(Path(self.path)/fname) as part: super().export(part.absolute(), **kwargs)
         finally: self.dls, self.opt, self.loss_func = dls, opt, loss_func
+
+
+class _Text(str):
+    "A string that `vars` reads, as fastai's `WandbCallback` does with all that it is given"
 
 
 class _OptimizerOf:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 from fastai.data.core import show_batch, show_results
 from fastai.torch_core import TensorCategory
 from fastcore.basics import fastuple
@@ -120,3 +121,18 @@ def show_batch(x: Episode, y, samples, ctxs=None, max_n=9, **kwargs) -> Figure: 
 def show_results(x: Episode, y: Episode, samples, outs, ctxs=None, max_n=9, **kwargs) -> Figure:  # noqa: F811
     "Draw an episode with the predicted labels `y.query_y`: right ones green, wrong ones red"
     return x.show(preds=y.query_y, max_n=max_n, **kwargs)
+
+
+@dispatch
+def tensorboard_log(x: Episode, y: Episode, samples, outs, writer, step) -> None:
+    "The figure of `show_results` for fastai's `TensorBoardCallback`"
+    writer.add_figure('Sample results', x.show(preds=y.query_y), step)
+
+
+@dispatch
+def wandb_process(x: Episode, y: Episode, samples, outs, preds) -> dict[str, Any]:
+    "The figure of `show_results` for fastai's `WandbCallback`"
+    from wandb import Image
+    figure = x.show(preds=y.query_y)
+    try: return {'Prediction_Samples': Image(figure)}
+    finally: plt.close(figure)

@@ -12,6 +12,7 @@ from fastai.data.load import DataLoader, SkipItemException
 from fastai.torch_core import TensorCategory, TensorImage, to_cpu, to_device
 from fastai.vision.augment import RandTransform, Resize, ResizeMethod
 from fastcore.basics import chunked, defaults
+from fastcore.foundation import L
 from fasttransform.transform import Pipeline
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -290,10 +291,11 @@ class EpisodicDL(_CachedDL):
 
     def create_batches(self, samps: Iterable[tuple[int, int]]) -> Iterator[tuple[Tensor, ...]]:
         "Each (epoch, k) as a flat batch, support first, which `EpisodeSplit` will split"
-        for epoch, k in samps:
-            support, query, classes = self.sampler.episode(k, epoch)
-            y = np.concatenate([np.arange(len(classes)).repeat(len(o)//len(classes)) for o in (support, query)])
-            yield self._sent(self._batch(support + query), EpisodeLabel(y, classes=classes, n_support=len(support)))
+        for epoch, k in samps: yield self._flat(*self.sampler.episode(k, epoch))
+
+    def _flat(self, support: Sequence[int], query: Sequence[int], classes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        y = np.concatenate([np.arange(len(classes)).repeat(len(o)//len(classes)) for o in (support, query)])
+        return self._sent(self._batch([*support, *query]), EpisodeLabel(y, classes=classes, n_support=len(support)))
 
     def after_iter(self):
         "A whole pass ends an epoch of training"
@@ -305,8 +307,12 @@ class EpisodicDL(_CachedDL):
         epoch: int | None = None, # Number of the epoch; None: the one to come
     ) -> Episode:
         "The k-th episode, as the model gets it"
+        return self._made(*self.sampler.episode(k, self.epoch if epoch is None else epoch))
+
+    def _made(self, support: Sequence[int], query: Sequence[int], classes: tuple[int, ...]) -> Episode:
+        "The episode of these images"
         self.before_iter()
-        flat, = self.create_batches([(self.epoch if epoch is None else epoch, k)])
+        flat = self._flat(support, query, classes)
         return self.after_batch(flat if self.device is None else to_device(flat, self.device))
 
     def images(self,
@@ -342,6 +348,7 @@ class EpisodicDL(_CachedDL):
             # Images seen once are not worth a cache, and a few not worth workers.
             once = dict(bs=64, cache=False) | (dict(num_workers=0) if len(dataset) <= 256 else {})
             return self._image_dl(dataset, **(once | kwargs))
+        if {'after_item', 'before_batch'} & kwargs.keys(): kwargs = dict(cache=self._cache_wanted) | kwargs  # other images
         settings = ('n_way', 'n_shot', 'n_query', 'n_episodes', 'seed', 'epoch', 'drop_small')
         return super().new(dataset, cls, **(self._shared(dataset) | {k: getattr(self, k) for k in settings} | kwargs))
 
@@ -349,10 +356,23 @@ class EpisodicDL(_CachedDL):
         "The episode with its images as they were before the batch transforms"
         return Episode.from_flat(*to_cpu(self.after_batch.decode(b.flat())))
 
-    def show_batch(self, b: Episode | None = None, *args, **kwargs) -> Any:
-        "Draw an episode, `b` or the first one: the support of each class in a row and its queries beside it"
+    def decode_batch(self, b: Episode, max_n: int = 9, full: bool = True) -> L:
+        "The first images of an episode, support before queries, each with the name of its class"
+        x, y = self.decode(b).flat()
+        return L((image, self.vocab[b.classes[label]]) for image, label in zip(x[:max_n], y.tolist()))
+
+    def show_batch(self, b: Episode | None = None, *args, unique: bool = False, **kwargs) -> Any:
+        """Draw an episode, `b` or the first one: the support of each class in a row and its queries beside it.
+
+        With `unique`, one image of each class is in all of its places, to see what augmentation makes of it.
+        """
+        if unique:
+            support, query, classes = self.sampler.episode(0, self.epoch)
+            b = self._made(*([o for o in support[::len(support) // len(classes)] for _ in range(len(idxs) // len(classes))]
+                             for idxs in (support, query)), classes)
         return super().show_batch(b, *args, **({'vocab': self.vocab} | kwargs))
 
     def show_results(self, b: Episode, out: Any, *args, **kwargs) -> Any:
         "Draw an episode with the predicted labels `out` of its queries: right ones green, wrong ones red"
+        if not isinstance(b, Episode): b = Episode(*b)  # the parts of one, as `get_preds` returns them
         return super().show_results(b, out, *args, **({'vocab': self.vocab} | kwargs))

@@ -25,6 +25,7 @@ from .splitter import ClassSplitter
 
 __all__ = ['EpisodeDataLoaders']
 
+_test_dl = DataLoaders.test_dl  # type: ignore[attr-defined]  # patched in by fastai
 NOVEL = 'novel'
 "Name of the domain that the source's own held-out test classes are"
 
@@ -218,6 +219,18 @@ class EpisodeDataLoaders(DataLoaders):
                               'bring classes to test on by dls.with_domains({name: folder})')
         return self.domains[NOVEL]
 
+    def test_dl(self,
+        test_items: Any, # Files, PIL images, arrays or tensors; with labels the pairs (image, class) of these loaders' own items
+        rm_type_tfms: Any = None, # For fastai's `test_dl`
+        with_labels: bool = False, # Episodes of these items, instead of single images?
+        **kwargs, # For the loader
+    ) -> EpisodicDL | ImageDL:
+        "Batches `(images,)` of new images with the transforms of validation, or episodes of new labelled ones"
+        try: return _test_dl(self, test_items, rm_type_tfms, with_labels, **kwargs)
+        except AssertionError as e:
+            raise TypeError(f'no class can be read from {test_items[0]!r}: with_labels=True takes (image, class) pairs. Or test on '
+                            'a folder of class folders by learn.evaluate({name: folder})') from e
+
     def test_images(self,
         items: Any, # Files, PIL images, arrays or tensors; or one of them
         bs: int = 64, # Images a batch
@@ -228,6 +241,7 @@ class EpisodeDataLoaders(DataLoaders):
 
     @DataLoaders.device.setter  # type: ignore[attr-defined]
     def device(self, d):
+        d = torch.device(d)  # fastai's parts ask for its type
         DataLoaders.device.fset(self, d)
         for dl in getattr(self, 'domains', {}).values(): dl.to(d)
 

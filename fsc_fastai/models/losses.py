@@ -12,11 +12,13 @@ __all__ = ['EpisodeCrossEntropy', 'SigmoidMSE', 'CrossAttentionLoss']
 
 class EpisodeCrossEntropy(nn.Module):
     "Cross entropy of scores `(n_query, n_way)`, or of scores at every position `(n_query, n_way, H, W)`, averaged"
+    reduction = 'mean' # 'none' while fastai asks for the loss of every query
+
     def forward(self, scores: Tensor, query_y: Tensor) -> Tensor:
         "`query_y` `(n_query,)`: labels within the episode"
         target = plain(query_y)
         if scores.ndim > 2: target = target.view(-1, *[1] * (scores.ndim - 2)).expand(-1, *scores.shape[2:])
-        return F.cross_entropy(single(scores), target)
+        return F.cross_entropy(single(scores), target, reduction=self.reduction)
 
     def activation(self, scores: Tensor) -> Tensor:
         "Scores to probabilities, in the same shape; fastai's `get_preds` asks for them"
@@ -32,7 +34,8 @@ class SigmoidMSE(EpisodeCrossEntropy):
     def forward(self, scores: Tensor, query_y: Tensor) -> Tensor:
         "`query_y` `(n_query,)`: labels within the episode"
         scores = single(scores)
-        return F.mse_loss(scores.sigmoid(), F.one_hot(plain(query_y), scores.shape[1]).to(scores.dtype))
+        return F.mse_loss(scores.sigmoid(), F.one_hot(plain(query_y), scores.shape[1]).to(scores.dtype),
+                          reduction=self.reduction)
 
 
 class CrossAttentionLoss(EpisodeCrossEntropy):
