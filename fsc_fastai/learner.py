@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from fastai.callback import fp16, hook, progress, schedule, tracker  # noqa: F401  these add their methods to Learner
 from fastai.callback.core import Callback
+from fastai.data.transforms import ToTensor
 from fastai.learner import Learner, load_model, save_model
 from fastai.optimizer import Adam
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
@@ -160,12 +161,13 @@ class FSCLearner(Learner):
         ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
         dl: Any = None, # Another loader of episodes, in the place of these
         n: int = 4, # Passes over the same episodes, each with other augmentations
-        item_tfms: Any = None, # In the place of those of the loader
+        item_tfms: Any = None, # In the place of those of the loader, before `ToTensor`
         batch_tfms: Any = None, # In the place of those of the loader, normalisation included
         **kwargs, # For fastai's `tta`: beta, use_max
     ) -> tuple:
         "Scores and labels as of `get_preds`, averaged over augmented views of support and queries and, by `beta`, the plain ones"
-        new = {k: tfms for k, tfms in dict(after_item=item_tfms, after_batch=batch_tfms).items() if tfms is not None}
+        new: dict[str, Any] = {} if item_tfms is None else dict(after_item=[*L(item_tfms), ToTensor()])
+        if batch_tfms is not None: new['after_batch'] = batch_tfms
         dl = (self.dls[ds_idx] if dl is None else dl).new(shuffle=False, **new)
         with untracked(self): return super().tta(dl=dl, n=n, **kwargs)
 

@@ -27,9 +27,9 @@ RECORDS = {'TrackerCallback', 'CSVLogger', 'ShowGraphCallback', 'TensorBoardBase
            'AzureMLCallback', 'FetchPredsCallback'}
 "Those that write down a training, load the best of it when it ends, or ask for predictions, which `validate` keeps locked"
 
-NOT_EXPORTED = dict(CSVLogger=('file', 'old_logger'), TensorBoardBaseCallback=('writer', 'h'), HookCallback=('hooks', 'modules'),
+NOT_EXPORTED = dict(CSVLogger=('file', 'old_logger'), TensorBoardBaseCallback=('writer',),
                     WandbCallback=('valid_dl',))
-"What they hold during a fit: open files, hooks, loaders"
+"What they hold during a fit and no file can: open files, writers, loaders"
 
 
 def _kinds(cb: Callback | type[Callback]) -> list[str]:
@@ -51,7 +51,8 @@ def adapted(
         if kind == 'TensorBoardCallback' and cb.trace_model:
             raise TypeError(f'{cb} can draw the graph of models with one input, here they have three: pass trace_model=False')
         if kind == 'TensorBoardCallback' and cb.projector: raise TypeError(f'{cb} with projector=True {EMBEDDINGS}')
-        if kind == 'WandbCallback' and cb.log_preds and not cb.valid_dl: cb.valid_dl = learn.dls.valid.new(n_episodes=1)
+        if kind == 'WandbCallback' and cb.log_preds and not getattr(cb, 'valid_dl', None):
+            cb.valid_dl = learn.dls.valid.new(n_episodes=1)
         if kind in NOT_EXPORTED: cb._stateattrs = tuple({*cb._stateattrs, *NOT_EXPORTED[kind]})
     return cb
 

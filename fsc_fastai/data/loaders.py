@@ -228,8 +228,8 @@ class EpisodeDataLoaders(DataLoaders):
         "Batches `(images,)` of new images with the transforms of validation, or episodes of new labelled ones"
         try: return _test_dl(self, test_items, rm_type_tfms, with_labels, **kwargs)
         except AssertionError as e:
-            raise TypeError(f'no class can be read from {test_items[0]!r}: with_labels=True takes (image, class) pairs. Or test on '
-                            'a folder of class folders by learn.evaluate({name: folder})') from e
+            raise TypeError(f'no class can be read from {test_items[0]!r}: with_labels=True takes (image, class) pairs. Or test '
+                            'on a folder of class folders by learn.evaluate({name: folder})') from e
 
     def test_images(self,
         items: Any, # Files, PIL images, arrays or tensors; or one of them
