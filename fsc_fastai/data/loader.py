@@ -368,8 +368,9 @@ class EpisodicDL(_CachedDL):
         """
         if unique:
             support, query, classes = self.sampler.episode(0, self.epoch)
-            b = self._made(*([o for o in support[::len(support) // len(classes)] for _ in range(len(idxs) // len(classes))]
-                             for idxs in (support, query)), classes)
+            first = np.array(support)[::len(support) // len(classes)]
+            repeated = lambda idxs: first.repeat(len(idxs) // len(classes)).tolist()
+            b = self._made(repeated(support), repeated(query), classes)
         return super().show_batch(b, *args, **({'vocab': self.vocab} | kwargs))
 
     def show_results(self, b: Episode, out: Any, *args, **kwargs) -> Any:
