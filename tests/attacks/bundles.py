@@ -1,4 +1,4 @@
-"""Saved classifiers that somebody has changed, at a seed: `python -m tests.attacks.bundles 5000 0` prints what became of them.
+"""Saved classifiers that somebody has changed, at a seed: `python -m tests.attacks --requests 0 --kills 0` tries thousands.
 
 Each is read in a process of its own. It may be refused with an error that says what is wrong where, or be a classifier that
 gives finite answers; anything else has failed, and so has what takes more memory or processor time than the limits.
@@ -11,12 +11,9 @@ import resource
 import shutil
 import signal
 import struct
-import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,6 +22,7 @@ import torch
 from safetensors.torch import load, save
 
 from fsc_fastai.inference import FewShotClassifier, hub
+from tests.attacks.table import Outcome, rows
 from tests.inference.toys import classifier, examples, picture
 
 MEMORY_MB = 512 # Over the process before it reads
@@ -50,16 +48,6 @@ ARGUMENTS = [
     'pretrained', 'features_only', 'checkpoint_path', 'img_size', 'block_args', 'init_values', 'dynamic_img_size',
     'strict_img_size', 'scriptable', 'growth_rate', 'block_config', 'feat_size', 'in_chans', 'hidden', 'pool', 'distance',
     'scale', 'fce', 'n_features', 'loss', 'n_way', 'n_classes', 'encoder', 'self', 'pretrained_cfg', 'kwargs']
-
-
-@dataclass
-class Outcome:
-    "What became of one bundle"
-    kind: str
-    what: str # Refused, loaded, or failed
-    message: str
-    mb: float = 0. # More than before
-    seconds: float = 0. # Of processor time
 
 
 class Bundles:
@@ -356,7 +344,7 @@ def _tried(kind, change, good, seed, folder):
         found = Outcome(kind, 'refused' if ok else 'failed', shown)
     else:
         good_answer = p.shape[0] == 1 and np.isfinite(p).all() and abs(p.sum() - 1) < 1e-6
-        found = Outcome(kind, 'loaded' if good_answer else 'failed', f'answered {p}'[:300])
+        found = Outcome(kind, 'answered' if good_answer else 'failed', f'answered {p}'[:300])
     found.seconds, found.mb = time.process_time() - start, _peak_mb() - before
     return found
 
@@ -418,25 +406,4 @@ def attack(
     seconds: float = SECONDS, # Of processor time: a refusal that takes more has failed
 ) -> list[tuple[str, int, int, int]]:
     "For each kind of change its name, and how many were tried, refused and failed; the others are classifiers that answer"
-    counts = Counter((o.kind, o.what) for o in outcomes(n, seed, seconds))
-    tried = Counter(kind for kind, what in counts.elements())
-    return [(kind, tried[kind], counts[kind, 'refused'], counts[kind, 'failed']) for kind in KINDS]
-
-
-def report(n, seed):
-    "Print the table, the worst case of each kind, and every failure"
-    torch.set_num_threads(1)
-    found = []
-    for o in outcomes(n, seed):
-        found.append(o)
-        if o.what == 'failed': print(f'FAILED {o}', flush=True)
-    print(f'{"":32}{"tried":>7}{"refused":>9}{"answered":>10}{"failed":>8}{"worst MB":>10}{"slowest refusal s":>19}')
-    for kind in KINDS:
-        own = [o for o in found if o.kind == kind]
-        count, most = Counter(o.what for o in own), max(o.mb for o in own)
-        slowest = max((o.seconds for o in own if o.what != 'loaded'), default=0)
-        print(f'{kind:32}{len(own):7}{count["refused"]:9}{count["loaded"]:10}{count["failed"]:8}{most:10.0f}{slowest:19.2f}')
-    print(f'{len(found)} bundles, {sum(o.what == "failed" for o in found)} failed')
-
-
-if __name__ == '__main__': report(*map(int, sys.argv[1:]))
+    return rows(outcomes(n, seed, seconds))
