@@ -7,14 +7,15 @@ import os
 import shutil
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fastcore.basics import defaults
+from fastcore.basics import chunked, defaults
 from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
 from torch import Tensor
@@ -37,8 +38,10 @@ class ImageCache:
 
     In memory: allocated at once, filled as images are asked for (several at a time in threads) or by `build`, and shared with
     forked workers: what a worker decodes, all have. In a `folder`: one file, built before its first use, memory-mapped by
-    every process of the machine and found again by later runs. Images that need more than the limit, than the free memory or
-    than the free disk, or that are not uint8, stay uncached, with a warning. Pickled it is empty.
+    every process of the machine and found again by later runs. A file that is cut off or holds something else is built again; a
+    pixel that changed in a whole file is not noticed. Images that need more than the limit, than the free memory or than the
+    free disk, or that are not uint8, stay uncached, with a warning, and so do those of a folder that can not be written. Pickled
+    it is empty.
     """
     budget_gb, tell_gb, _used = 4., 1., 0
 
@@ -138,23 +141,47 @@ class ImageCache:
                       f'episode. {remedy}, cache=False silences this', stacklevel=5)
 
     def _in_file(self, folder: Path, image: Tensor, load: Load, identity: Callable[[], str]) -> None:
-        "Open the file of these images, after building it where there is none"
-        folder.mkdir(parents=True, exist_ok=True)
+        "Open the file of these images, after building it where there is none; do without where the folder refuses"
         file = folder/f'{self._key(load, identity())}.npy'
-        if not file.exists():
-            # whoever comes while another process builds, waits for it; a dead process holds no lock
-            with FileLock(file.with_suffix('.lock')):
-                if not file.exists() and not self._build_file(file, image, load): return
-        self._open(np.load(file, mmap_mode='c'))  # private: nothing that is done to a batch reaches the file
+        failed: list[Exception] = []
+
+        def tried(i: int) -> Tensor:
+            try: return load(i)
+            except Exception as e:
+                failed.append(e)
+                raise
+        try:
+            if (array := self._mapped(file, image)) is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                # whoever comes while another process builds, waits for it; a dead process holds no lock
+                with FileLock(file.with_suffix('.lock')):
+                    array = self._mapped(file, image)
+                    if array is None and self._build_file(file, image, tried): array = self._mapped(file, image)
+        except OSError as e:
+            if failed: raise failed[0] from None  # an image is broken, not the folder
+            warnings.warn(f'cache={str(folder)!r} can not be used ({e}): images are decoded anew for every episode. Choose a '
+                          'folder that can be written; cache=False silences this', stacklevel=4)
+            array = None
+        self.usable = array is not None
+        if array is not None: self.store, self.filled = torch.from_numpy(array), torch.ones(self.n, dtype=torch.bool)
+
+    def _mapped(self, file: Path, image: Tensor) -> np.ndarray | None:
+        "The images of a file in memory; None where there is none, or one that is not whole or something else, which is told"
+        if not file.exists(): return None
+        try: array = np.load(file, mmap_mode='c')  # private: nothing that is done to a batch reaches the file
+        except Exception as e: why = f'{type(e).__name__}: {e}'  # numpy raises whatever it meets
+        else:
+            if getattr(array, 'shape', None) == (self.n, *image.shape) and array.dtype == np.uint8 and array.flags.c_contiguous:
+                return array
+            why = f'it holds a {type(array).__name__} {getattr(array, "shape", "")}'
+        warnings.warn(f'{file} are not the decoded images that it is named after ({why}): it is built again', stacklevel=5)
+        return None
 
     def _key(self, load: Load, identity: str) -> str:
         "Changes with the identity and with the pixels of eight images, so that an edited transform is noticed as well"
         digest = hashlib.sha256(f'{self.n} {identity}'.encode())
         for i in np.linspace(0, self.n - 1, min(8, self.n), dtype=int).tolist(): digest.update(load(i).numpy().tobytes())
         return digest.hexdigest()[:32]
-
-    def _open(self, array: np.ndarray) -> None:
-        self.store, self.filled = torch.from_numpy(array), torch.ones(self.n, dtype=torch.bool)
 
     def _build_file(self, file: Path, image: Tensor, load: Load) -> bool:
         "Decode all images into a file beside it that takes its name when it is whole; whether there is room"
@@ -164,28 +191,34 @@ class ImageCache:
             self._warn_too_large(image, f'{free/GB:.2g} GB that are free in {file.parent}', 'Make room')
             return False
         self._tell(image, f'in {file.parent}')
-        with atomic_write(file) as part:
-            array = np.lib.format.open_memmap(part, mode='w+', dtype=np.uint8, shape=(self.n, *image.shape))
-            self._open(array)
-            self.filled.zero_()
-            try: self._fill(range(self.n), load, f'{size/GB:.2f} GB to {file.parent}')
-            finally: self.store = torch.empty(0, dtype=torch.uint8)
-            array.flush()
+        with atomic_write(file) as part, part.open('wb') as out:
+            # written, not mapped: a disk that fills up is an error then, and not the end of the process
+            header = dict(descr='|u1', fortran_order=False, shape=(self.n, *image.shape))
+            np.lib.format.write_array_header_1_0(out, header)
+            for one in self._decoded(range(self.n), load, image.shape, f'{size/GB:.2f} GB to {file.parent}'):
+                out.write(one.numpy().tobytes())
         return True
 
-    def _fill(self, idxs: Sequence[int], load: Load, progress: bool | str = False) -> None:
-        "Decode the images at `idxs`; under a progress bar that says how much they take"
+    def _fill(self, idxs: Sequence[int], load: Load, progress: bool = False) -> None:
+        "Decode the images at `idxs` into memory"
+        comment = f'{len(idxs) * self.store[0].nbytes/GB:.2f} GB to memory' if progress else ''
+        for i, image in zip(idxs, self._decoded(idxs, load, self.store.shape[1:], comment), strict=True):
+            self.store[i] = image
+            self.filled[i] = True
+
+    def _decoded(self, idxs: Sequence[int], load: Load, shape: torch.Size, comment: str = '') -> Iterator[Tensor]:
+        "The images at `idxs`, decoded in threads; with a comment under a progress bar that says how much they take"
         bar: Any = idxs
-        if progress:
+        if comment:
             bar = progress_bar(idxs, leave=False)
-            bar.comment = progress if isinstance(progress, str) else f'{len(idxs) * self.store[0].nbytes/GB:.2f} GB to memory'
+            bar.comment = comment
         with ThreadPoolExecutor(min(8, defaults.cpus)) as pool:
-            for i, image in zip(bar, pool.map(load, idxs), strict=True):
-                if image.shape != self.store.shape[1:]:
-                    raise ValueError(f'image {i} has the shape {tuple(image.shape)}, the others {tuple(self.store.shape[1:])}: '
+            images = chain.from_iterable(pool.map(load, few) for few in chunked(idxs, 256))  # no more wait to be taken
+            for i, image in zip(bar, images, strict=True):
+                if image.shape != shape:
+                    raise ValueError(f'image {i} has the shape {tuple(image.shape)}, the others {tuple(shape)}: '
                                      'item_tfms must bring all to one size')
-                self.store[i] = image.as_subclass(Tensor)
-                self.filled[i] = True
+                yield image.as_subclass(Tensor)
 
 
 def _count(size: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from fastai.data.external import fastai_path
 
 from ..files import atomic_write
+from .archives import filtered_archives
 from .bscd import BSCD
 from .domain_files import SPLITS, ClassFiles, Domain
 from .fwt import FWT
@@ -49,7 +50,8 @@ def _download(domain: Domain, root: Path) -> Path:
     "Folder of the downloaded data; a RuntimeError says what to do by hand where that fails"
     if domain.download is None:
         raise RuntimeError(f'{domain.name} has no archive that can be downloaded. In {root}: {domain.layout}')
-    try: return domain.download(root)
+    try:
+        with filtered_archives(): return domain.download(root)
     except Exception as e:
         raise RuntimeError(f'{domain.name}: the download failed ({type(e).__name__}: {e}). In {root}: {domain.layout}') from e
 

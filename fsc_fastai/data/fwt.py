@@ -90,6 +90,7 @@ def _read_mini_imagenet(root: Path, domain: Domain) -> list[ClassFiles]:
     return classes
 
 
+# fastai compares an archive's size, torchvision its MD5 sum with what they know.
 # With `data=root`, untar_data would move fastai's data folder for the rest of the process.
 def _download_cub(root: Path) -> Path: return untar_data(URLs.CUB_200_2011)
 

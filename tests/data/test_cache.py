@@ -1,10 +1,14 @@
 "The memory that decoded images may take"
+import errno
 import gc
 import multiprocessing as mp
 import os
 import pickle
+import resource
+import signal
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,3 +157,72 @@ def test_ranks_of_a_machine_share_the_budget(monkeypatch):
     monkeypatch.setattr(ImageCache, 'budget_gb', ImageCache._used/GB + 1000/GB)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
     with pytest.warns(UserWarning, match='need'): assert not ImageCache(15).prepare(image)
+
+
+def of(cache): return cache.get(range(9), image)[:, 0, 0, 0].tolist()
+
+
+def empty(file): file.write_bytes(b'')
+def foreign(file): file.write_text('something else')
+def npz(file): np.savez(file.open('wb'), a=np.zeros(3))
+def of_fewer(file): np.save(file, np.zeros((8, 3, 4, 4), np.uint8))
+def of_floats(file): np.save(file, np.zeros((9, 3, 4, 4), np.float32))
+def in_other_order(file): np.save(file, np.asfortranarray(np.zeros((9, 3, 4, 4), np.uint8)))
+def cut(file): file.write_bytes(file.read_bytes()[:-1])
+def garbage(file): file.write_bytes(b'\x93NUMPY\x01\x00' + bytes(range(200)))
+
+
+@pytest.mark.parametrize('spoil', [empty, foreign, npz, of_fewer, of_floats, in_other_order, cut, garbage])
+def test_a_broken_or_foreign_file_is_named_and_built_again(tmp_path, spoil):
+    assert in_folder(tmp_path).prepare(image)
+    file, = tmp_path.glob('*.npy')
+    whole = file.read_bytes()
+    spoil(file)
+    with pytest.warns(UserWarning, match=f'{file.name} are not the decoded images .*built again'):
+        cache = in_folder(tmp_path)
+        assert cache.prepare(image) and of(cache) == list(range(9))
+    assert file.read_bytes() == whole and {f.suffix for f in tmp_path.iterdir()} == {'.npy', '.lock'}
+
+
+def test_a_folder_that_refuses_falls_back_to_decoding(tmp_path, monkeypatch):
+    (tmp_path/'file').touch()
+    with pytest.warns(UserWarning, match='file/in.* can not be used .*Not a directory.*decoded anew'):
+        assert not in_folder(tmp_path/'file'/'in').prepare(image)
+
+    def read_only(*args): raise OSError(errno.EROFS, 'Read-only file system')
+    monkeypatch.setattr('fsc_fastai.data.cache.FileLock', read_only)
+    with pytest.warns(UserWarning, match='can not be used .*Read-only file system'): assert not in_folder(tmp_path).prepare(image)
+
+
+def test_a_whole_file_in_a_read_only_folder_is_used(tmp_path, monkeypatch):
+    assert in_folder(tmp_path).prepare(image)
+    monkeypatch.setattr('fsc_fastai.data.cache.FileLock', None)
+    monkeypatch.setattr('pathlib.Path.mkdir', None)
+    cache = in_folder(tmp_path)
+    assert cache.prepare(image) and of(cache) == list(range(9))
+
+
+def full_disk(folder):
+    "What a process sees that may write no more than 3000 bytes to a file"
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    def large(i): return torch.zeros(3, 40, 40, dtype=torch.uint8)
+    with pytest.warns(UserWarning, match='can not be used .*File too large'): assert not in_folder(folder).prepare(large)
+    os._exit(7)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='limits of file sizes')
+def test_a_disk_that_fills_up_meanwhile_falls_back_to_decoding_and_leaves_nothing(tmp_path):
+    process = mp.get_context('fork').Process(target=full_disk, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 7 and {f.suffix for f in tmp_path.iterdir()} == {'.lock'}
+
+
+def test_a_broken_image_is_no_broken_folder(tmp_path):
+    def load(i):
+        if i == 5: raise OSError(errno.EIO, 'five can not be read')
+        return image(i)
+    with pytest.raises(OSError, match='five can not be read'): in_folder(tmp_path).prepare(load)
+    assert not list(tmp_path.glob('*.npy'))

@@ -1,12 +1,18 @@
 "Readers and splits of the real domains, on small trees in exactly their layouts"
 import json
+import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import fastai.data
 import numpy as np
 import pytest
-from fastai.data.external import fastai_path
+from fastai.data.external import URLs, fastai_path
+from fastcore.xtras import untar_dir
+from fastdownload import checks_module, read_checks
 from scipy.io import savemat
+from torchvision.datasets.utils import extract_archive
 
 from fsc_fastai.data import fwt
 from fsc_fastai.data.bscd import BSCD
@@ -219,3 +225,49 @@ def test_lists_are_replaced_whole(cub):
     touch(cub/'CUB_200_2011'/'images'/'001.Bird_0', 'new.jpg')
     assert 'new.jpg' in listed(prepare_domain('cub', cub, cub/'lists', strict=False))['base']['001.Bird_0']
     assert sorted(first['base'].parent.iterdir()) == sorted(first.values())
+
+
+def as_link(name: str, kind: bytes, target: str) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+ESCAPES = {
+    'above': lambda out: tarfile.TarInfo('../out.jpg'),
+    'absolute': lambda out: tarfile.TarInfo(str(out/'out.jpg')),
+    'link': lambda out: as_link('images/a.jpg', tarfile.SYMTYPE, '../../out.jpg'),
+    'absolute link': lambda out: as_link('images/a.jpg', tarfile.SYMTYPE, str(out/'out.jpg')),
+    'hard link': lambda out: as_link('images/a.jpg', tarfile.LNKTYPE, '../secret.jpg'),
+    'device': lambda out: as_link('images/a.jpg', tarfile.CHRTYPE, ''),
+}
+
+
+@pytest.mark.parametrize('unpack', [untar_dir, shutil.unpack_archive, extract_archive], ids=['fastai', 'shutil', 'torchvision'])
+@pytest.mark.parametrize('escape', ESCAPES)
+def test_no_member_of_a_downloaded_archive_leaves_its_folder(tmp_path, unpack, escape):
+    archive, root, before = tmp_path/'a.tar', tmp_path/'data'/'cub', vars(tarfile.TarFile).get('extraction_filter')
+    touch(root.parent, 'secret.jpg')
+    root.mkdir()
+    with tarfile.open(archive, 'w') as tar:
+        tar.addfile(ESCAPES[escape](tmp_path))
+
+    def download(folder):
+        unpack(str(archive), str(folder))
+        return folder
+    try: prepare_domain(replace(DOMAINS['cub'], download=download), root, download=True, strict=False)
+    except (RuntimeError, FileNotFoundError) as e: assert escape == 'absolute' or 'the download failed' in str(e)
+    assert not (tmp_path/'out.jpg').exists() and not (tmp_path/'data'/'out.jpg').exists()
+    assert not (root/'images'/'a.jpg').is_symlink() and not (root/'images'/'a.jpg').exists()
+    assert vars(tarfile.TarFile).get('extraction_filter') == before
+
+
+def test_sizes_of_the_archives_that_fastai_fetches_are_known():
+    checks = read_checks(checks_module(fastai.data))
+    assert all(checks[url][0] > 1e9 for url in (URLs.CUB_200_2011, URLs.CARS))
+
+
+def test_a_python_that_does_not_filter_archives_downloads_none(tmp_path, monkeypatch):
+    monkeypatch.delattr('tarfile.data_filter')
+    with pytest.raises(RuntimeError, match='cub: the download failed .*update it to 3.10.12'):
+        prepare_domain('cub', tmp_path, download=True)
