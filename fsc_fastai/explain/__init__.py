@@ -2,6 +2,7 @@
 from .baselines import GradientXInput, IntegratedGradients
 from .composite import Composite, paper_composite
 from .engine import leak_report
+from .explainer import Explainer
 from .heatmaps import plot_heatmaps, plot_support_heatmaps, to_heatmaps
 from .images import attention_maps, explain_images
 from .lrp import LRP
@@ -10,7 +11,7 @@ from .rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 from .start import relevance_start, relevance_weights
 
 __all__ = [
-    'GradientXInput', 'IntegratedGradients', 'Composite', 'paper_composite', 'leak_report', 'plot_heatmaps',
+    'GradientXInput', 'IntegratedGradients', 'Explainer', 'Composite', 'paper_composite', 'leak_report', 'plot_heatmaps',
     'plot_support_heatmaps', 'to_heatmaps', 'attention_maps', 'explain_images', 'LRP', 'register_op', 'AlphaBeta',
     'Epsilon', 'Flat', 'Gamma', 'WSquare', 'ZBox', 'ZPlus', 'relevance_start', 'relevance_weights',
 ]

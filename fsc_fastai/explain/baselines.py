@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from .engine import Traced, leaf, undisturbed
+from .explainer import Explainer
 from .lrp import explained_scores, features_of
 from .start import relevance_start
 
@@ -43,15 +44,13 @@ class _ConstantStatistics(TorchFunctionMode):
         return F.batch_norm(x, mean, var, weight, bias, False, 0., eps)
 
 
-class GradientXInput:
+class GradientXInput(Explainer):
     """Gradient × input (Shrikumar et al. 2016): R = Σ_c R_c · x ∂s_c/∂x, with R_c of equation (2) of Sun et al. 2020.
 
         R = GradientXInput()(model, f_p)    # of the processed features, detached
 
     Batch statistics count as constants. The model stays as it is.
     """
-    fractions: tuple[float, ...] = (1.,) # Of the input, where gradients are taken
-
     def __init__(self, eps: float = 1e-3): # Keeps the logarithm of equation (2) finite
         self.eps = eps
 

@@ -14,6 +14,7 @@ from ..models.cross_attention import CrossAttentionNet
 from ..models.layers import plain
 from ..models.pairs import LabelledPairs, Pairs
 from .engine import Traced, undisturbed
+from .explainer import Explainer
 from .lrp import LRP, features_of
 
 __all__ = ['ImageRelevance', 'explain_images', 'attention_maps']
@@ -45,13 +46,13 @@ def explain_images(
     """
     if model.training: raise ValueError('explain_images in training mode, where batch norm mixes the images: call model.eval()')
     explainer = LRP() if explainer is None else explainer
-    rules = explainer if hasattr(explainer, 'finish') else LRP()
+    rules = explainer if isinstance(explainer, Explainer) else LRP()
     images = plain(support_x).detach(), plain(query_x).detach()
     with undisturbed(query_x.device, model), torch.no_grad():
         f_p = model.process(_encode(model, images[0], chunk), support_y, _encode(model, images[1], chunk))
         scores = model.classify(f_p).detach()
-    fractions = getattr(rules, 'fractions', (1.,))
-    parts = [_to_pixels(model, [f * x for x in images], support_y, explainer, rules, scores, support, chunk) for f in fractions]
+    parts = [_to_pixels(model, [f * x for x in images], support_y, explainer, rules, scores, support, chunk)
+             for f in rules.fractions]
     def pixels(i: int) -> Tensor:
         R = rules.finish(images[i], torch.stack([part[i] for part in parts]).mean(0))
         return R.sum(-3, keepdim=True) if sum_channels else R

@@ -13,6 +13,7 @@ from ..models.base import Processed
 from ..models.graph import GNNNet
 from .composite import Composite, Selector, paper_composite
 from .engine import Traced, trace, undisturbed
+from .explainer import Explainer
 from .heads import Head, head_of
 from .mode import Form, Norm, Settings
 from .rules import Rule
@@ -36,7 +37,7 @@ def with_features(
     return features if isinstance(f_p, Tensor) else f_p.with_features(features)
 
 
-class LRP:
+class LRP(Explainer):
     """Layer-wise relevance propagation (Sun et al. 2020, section III): ε-rule for linear layers, α-rule for convolutions.
 
         R = LRP()(model, f_p)                               # of the processed features, as training needs it
@@ -105,10 +106,6 @@ class LRP:
         "Relevance of the input of any network, with a first dimension where `R` has one; detached"
         run = self.trace(net, x, deep=True)
         return run.relevance(self.start_of(run.out) if R is None else R)[0]
-
-    def finish(self, x: Tensor, flow: Tensor) -> Tensor:
-        "Relevance of `x` from what arrived there: nothing is left to do"
-        return flow
 
 
 def device_of(

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fsc_fastai.explain import GradientXInput, IntegratedGradients, relevance_start
+from fsc_fastai.explain import LRP, Explainer, GradientXInput, IntegratedGradients, relevance_start
 
 from ..models.toys import METHODS, feature_episode, feature_model
 
@@ -62,3 +62,8 @@ def test_batch_statistics_are_constants():
 
 
 def test_no_steps(): pytest.raises(ValueError, IntegratedGradients, 0).match('at least 1')
+
+
+def test_what_an_explainer_has_to_say():
+    assert all(issubclass(cls, Explainer) for cls in (LRP, GradientXInput, IntegratedGradients))
+    with pytest.raises(TypeError, match='abstract.*trace'): type('Mine', (Explainer,), {'__call__': lambda *args: None})()

@@ -1,0 +1,53 @@
+"What an explainer is"
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .engine import Traced
+
+__all__ = ['Explainer']
+
+
+class Explainer(ABC):
+    """The contract of explainers.
+
+    Guided training and `explain` take any callable: `explainer(model, f_p)` returns the relevance of the processed features for
+    the scores of all classes, a tensor in the shape of `f_p`'s features, detached, and leaves the model as it was. To go on from
+    the features to the pixels, an explainer says four things more (another callable lets `LRP()` go on):
+
+    | attribute | what it is | `LRP` | gradients |
+    |---|---|---|---|
+    | `trace(net, *inputs, model=, deep=)` | runs `net` to a `Traced`, which sends a start back to the inputs | rules | ∂ |
+    | `start_of(scores)` | what starts at the scores `(n_query, n_way)`, in their shape | equation (2) | equation (2) |
+    | `finish(x, flow)` | relevance of `x` from what arrived there, `(..., *x.shape)` | `flow` | `x * flow` |
+    | `fractions` | parts of the input at which flows are taken, whose mean arrives | `(1.,)` | `(1.,)`, or several |
+    """
+    fractions: tuple[float, ...] = (1.,) # Of the input, where flows are taken
+
+    @abstractmethod
+    def __call__(self,
+        model: nn.Module, # Has `classify`
+        f_p: Any, # Processed features, a tensor or a `Processed`
+    ) -> Tensor:
+        "Relevance of the processed features, in the shape of `f_p`'s features; detached"
+
+    @abstractmethod
+    def trace(self,
+        net: Callable[..., Tensor], # A module, or any function of tensors
+        *inputs: Tensor, # What relevance is wanted of
+        model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
+        deep: bool = False, # A deep network, such as an encoder?
+    ) -> Traced:
+        "Run `net`, so that a start can be passed back through it"
+
+    @abstractmethod
+    def start_of(self, scores: Tensor) -> Tensor:
+        "What starts at the scores `(n_query, n_way)`, in the same shape"
+
+    def finish(self, x: Tensor, flow: Tensor) -> Tensor:
+        "Relevance of `x` from what arrived there: nothing is left to do"
+        return flow
