@@ -79,6 +79,7 @@ def fsc_eval(
     seed: int = 0, # The same seed draws the same episodes for every learner
     transductive: bool = False, # Let confident queries join the support set
     csv: Path | None = None, # Write the table here as well
+    device: str | None = None, # Where to compute: cpu, cuda, cuda:1, mps; default: a GPU if there is one
 ) -> None:
     """Test a learner on domains that it has never seen: accuracy with its 95 % interval over the episodes.
 
@@ -86,7 +87,7 @@ def fsc_eval(
     of a saved classifier, executes nothing.
     """
     def test():
-        learn = learner_from(learner)
+        learn = learner_from(learner, device)
         with plain_output(learn):
             drawn = dict(n_way=n_way, n_shot=n_shot, n_query=n_query)
             # not as in training, for which a domain may have too few images
@@ -104,6 +105,7 @@ def fsc_explain(
     *images: str, # Images to classify and explain
     out: Path = Path('heatmaps.png'), # The picture to write
     overlay: bool = False, # Draw the heatmaps over the grey image
+    device: str | None = None, # Where to compute: cpu, cuda, cuda:1, mps; default: a GPU if there is one
 ) -> None:
     """Draw which pixels of images speak for (red) and against (blue) each class, by layer-wise relevance propagation.
 
@@ -115,7 +117,7 @@ def fsc_explain(
         examples = read_folder(support)
         by_class: dict = {}
         for file, label in zip(examples.files, examples.labels): by_class.setdefault(label, []).append(file)
-        learner_from(learner).explain(list(images), by_class).plot(overlay=overlay)
+        learner_from(learner, device).explain(list(images), by_class).plot(overlay=overlay)
         out.parent.mkdir(parents=True, exist_ok=True)
         save_figure(out)
         print(f'wrote {out}')

@@ -9,14 +9,16 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from fastai.learner import load_learner
+from fastai.torch_core import default_device
 from fastcore.script import CliError
 
 from .inference import learner_from_bundle
 from .inference.hub import HUB
 from .learner import FSCLearner
 
-__all__ = ['plain_errors', 'printable', 'printable_lines', 'is_bundle', 'learner_from']
+__all__ = ['plain_errors', 'printable', 'printable_lines', 'is_bundle', 'chosen_device', 'learner_from']
 
 STEERING = {'LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI'} # Turn the direction of what follows
 
@@ -51,15 +53,31 @@ def is_bundle(
     return str(source).startswith(HUB) or Path(source).is_dir()
 
 
+def chosen_device(
+    name: str | None = None, # `cpu`, `cuda`, `cuda:1`, `mps`, …; None: fastai's default, a GPU if there is one
+) -> torch.device:
+    "The device of this name. Raises `ValueError` where this machine has none"
+    try: return torch.empty(0, device=default_device() if name is None else name).device
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f'nothing can be computed on device {name!r} here ({str(e).splitlines()[0]}): cpu always can') from e
+
+
 def learner_from(
     source: str | Path, # What `fsc_train` or `learn.export` wrote, or the folder of a saved classifier
+    device: str | None = 'cpu', # As in `chosen_device`
 ) -> FSCLearner:
     """The learner in a file, a pickle, of which the error stream is told that it executes what it holds; or of a bundle.
 
     Raises `FileNotFoundError` where there is neither, and `ValueError` for a file with something else in it.
     """
-    if is_bundle(source): return learner_from_bundle(source)
-    file = Path(source)
+    place = chosen_device(device)
+    learn = learner_from_bundle(source) if is_bundle(source) else _unpickled(Path(source))
+    learn.model.to(place)
+    learn.dls.to(place)
+    return learn
+
+
+def _unpickled(file: Path) -> FSCLearner:
     if not file.is_file(): raise FileNotFoundError(f'no learner in {file}: a file that fsc_train or learn.export wrote is needed')
     print(f'{printable(file)} is a pickle: loading it executes what its writer put into it. The folder of a saved classifier '
           '(learn.export(bundle=…), fsc_train --bundle, fsc_deploy) does the same here, and executes nothing', file=sys.stderr)

@@ -2,6 +2,7 @@
 # fastai.distributed imports accelerate, which most sessions do without: it is imported when it is asked for.
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from .extras import extra
 from .learner import FSCLearner
 
 __all__: list[str] = []
+
+_LOST = re.compile('timed? ?out|connection (was )?(closed|reset)|broken pipe', re.IGNORECASE)
+"How torch's backends say that another rank does not answer"
 
 
 def share_of(
@@ -54,6 +58,7 @@ def joined(
 def to_distributed(
     self: FSCLearner,
     sync_bn: bool = False, # One batch norm over the episodes of all ranks; only on GPUs
+    timeout: float = 1800., # Seconds that a rank waits for the others
     **kwargs: Any, # For accelerate's `Accelerator`, such as `cpu=True`
 ) -> FSCLearner:
     """Share training, validation and `evaluate` with the other processes that `torchrun` or `accelerate launch` started.
@@ -62,7 +67,7 @@ def to_distributed(
     """
     with extra('distributed'):
         from .callback.distributed import EpisodeDistributedTrainer
-    trainer = EpisodeDistributedTrainer(sync_bn, **kwargs)
+    trainer = EpisodeDistributedTrainer(sync_bn, timeout, **kwargs)
     self.add_cb(trainer)
     self.dls.device = trainer.accelerator.device
     self.model.to(trainer.accelerator.device)
@@ -88,6 +93,7 @@ def detach_distributed(self: FSCLearner) -> FSCLearner:
 def distrib_ctx(
     self: FSCLearner,
     sync_bn: bool = False, # One batch norm over the episodes of all ranks; only on GPUs
+    timeout: float = 1800., # Seconds that a rank waits for the others
     **kwargs: Any, # For accelerate's `Accelerator`, such as `cpu=True`
 ) -> Iterator[FSCLearner]:
     """A context in which training, validation and `evaluate` are shared by all processes; in a single one it changes nothing.
@@ -103,8 +109,17 @@ def distrib_ctx(
 
     On GPUs `accelerate launch train.py` does as well. A step averages the gradients of one episode a rank, so an epoch of
     n_episodes has n_episodes / ranks steps. Only the first rank shows progress and exports.
+
+    A rank waits no longer than `timeout` for one that stands still, from the first context of a process on: `ConnectionError`
+    then says so, and at once where another rank has ended. (On GPUs NCCL ends the process itself after that time.)
     """
-    if num_distrib() > 1: self.to_distributed(sync_bn, **kwargs)
-    try: yield self
+    try:
+        if num_distrib() > 1: self.to_distributed(sync_bn, timeout, **kwargs)
+        yield self
+    except RuntimeError as e:
+        if num_distrib() < 2 or not _LOST.search(str(e)): raise
+        raise ConnectionError(f'rank {rank_distrib()} of {num_distrib()} waited for another that has ended, or has stood still '
+                              f'for {timeout:g} s: see what that one says, or give it more time by distrib_ctx(timeout=…). '
+                              f'({str(e).splitlines()[-1]})') from e
     finally:
         if num_distrib() > 1: self.detach_distributed()

@@ -1,10 +1,17 @@
 "From a trained learner to a deployed classifier on the command line, and what goes wrong on the way"
+from functools import partial
+
+import pandas as pd
 import pytest
+import torch
+from fastai.torch_core import default_device
+from fastcore.script import CliError
 
 from fsc_fastai.cli import fsc_eval, fsc_explain
 from fsc_fastai.cli_classify import fsc_deploy
 from fsc_fastai.console import learner_from, plain_errors, printable, printable_lines
 from fsc_fastai.inference import FewShotClassifier
+from fsc_fastai.learner import FSCLearner
 from tests.learners import hue_learner
 
 
@@ -77,3 +84,20 @@ def test_another_object_is_no_learner(tmp_path):
 def test_errors_of_the_program_keep_their_traceback():
     def bug(): raise KeyError('a bug')
     with pytest.raises(KeyError): plain_errors(bug)
+
+
+def test_commands_compute_on_a_device_that_is_there(exported, monkeypatch, capsys):
+    "By default on fastai's, a GPU if there is one; `meta` stands for one here"
+    seen = []
+    monkeypatch.setattr(FSCLearner, 'evaluate', lambda learn, *args, **kwargs: seen.append(
+        (learn.dls.device.type, next(learn.model.parameters()).device.type)) or pd.DataFrame(
+            [dict(domain='novel', way=3, shot=1, n_episodes=2, n_query=1, accuracy=1., ci95=0., protocol='2×1')]))
+    for device in (None, 'cpu', 'meta'):
+        for source in ('learner.pkl', 'bundle'):
+            fsc_eval(exported/source, exported/'hues'/'novel', n_way=3, n_shot=1, n_query=1, n_episodes=2, device=device)
+    default = default_device().type
+    assert seen == [(default, default)]*2 + [('cpu', 'cpu')]*2 + [('meta', 'meta')]*2
+    gone = 'mps' if not torch.backends.mps.is_available() else 'cuda'
+    for run in (partial(fsc_eval, exported/'bundle', exported/'hues'/'novel'),
+                partial(fsc_explain, exported/'bundle', exported/'hues'/'novel', exported/'hues'/'val'/'val0'/'0.png')):
+        with pytest.raises(CliError, match=f"on device '{gone}' here.*cpu always can"): run(device=gone)

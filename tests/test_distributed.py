@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from textwrap import dedent
 
@@ -146,6 +147,28 @@ def fail(hues):
 
 
 def test_an_error_leaves_the_learner_whole(hues, tmp_path): assert in_ranks(fail, tmp_path, hues) == [True, True]
+
+
+class StandsStill(Callback):
+    "Keeps the second rank in its first step until the first one has told of it"
+    def __init__(self, told): self.told = told
+    def before_batch(self):
+        while os.environ['RANK'] == '1' and not self.told.exists(): time.sleep(.1)
+
+
+def stand_still(hues, told):
+    "What a rank says when it was kept waiting, or found the other gone"
+    learn = learner(hues, cbs=[StandsStill(told)])
+    try:
+        with learn.distrib_ctx(cpu=True, timeout=10): learn.fit(1)
+    except ConnectionError as e: said = str(e)
+    told.touch()
+    return said, hasattr(learn, 'episode_distributed_trainer')
+
+
+def test_a_rank_that_stands_still_is_waited_for_no_longer_than_said(hues, tmp_path):
+    (first, still_shared), _ = in_ranks(stand_still, tmp_path, hues, tmp_path/'told')
+    assert 'rank 0 of 2 waited' in first and '10 s' in first and 'timeout=' in first and not still_shared
 
 
 def synchronised(hues):

@@ -1,10 +1,11 @@
 "Training on several processes: each has its share of the episodes, and all keep one model"
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.torch_core import num_distrib
 from torch import nn
@@ -22,6 +23,7 @@ class EpisodeDistributedTrainer(DistributedTrainer):
     """
     def __init__(self,
         sync_bn: bool = False, # One batch norm over the episodes of all ranks; only on GPUs
+        timeout: float = 1800., # Seconds that a rank waits for the others
         **kwargs: Any, # For accelerate's `Accelerator`; cpu=True to leave GPUs alone
     ):
         device = torch.accelerator.current_accelerator(check_available=True)
@@ -29,6 +31,8 @@ class EpisodeDistributedTrainer(DistributedTrainer):
         handlers = list(kwargs.pop('kwargs_handlers', None) or [])
         if not any(isinstance(h, DistributedDataParallelKwargs) for h in handlers):
             handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))  # their mean knows all episodes
+        if not any(isinstance(h, InitProcessGroupKwargs) for h in handlers):
+            handlers.append(InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)))
         super().__init__(sync_bn, kwargs_handlers=handlers, **kwargs)
         self.settings, self.wrapped = dict(sync_bn=sync_bn, kwargs_handlers=handlers, **kwargs), False
         self.progress: Any = None # callback of the learner, which only the first rank keeps
