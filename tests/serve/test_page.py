@@ -1,7 +1,9 @@
+import gc
 import io
 import re
 
 import pytest
+import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -124,3 +126,14 @@ def test_an_error_leaves_the_page_usable(client):
     assert client.post('/classify', data=dict(x='no files')).status_code in (400, 422)
     assert client.post('/classify', content=b'junk', headers={'content-type': 'multipart/form-data'}).status_code == 400
     assert '<h2>red</h2>' in client.post('/classify', files=upload(picture('red', 1))).text
+
+
+def test_classifying_leaves_nothing_behind(client):
+    def alive():
+        gc.collect()
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+    ask = lambda: client.post('/classify', files=upload(picture('red', 1), picture('blue', 1))).raise_for_status()
+    ask()  # what is made with the first answer stays
+    before = alive()
+    for _ in range(3): ask()
+    assert alive() == before
