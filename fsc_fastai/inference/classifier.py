@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.names import composed
 from ..learner import FSCLearner
 from ..models import FewShotModel
 from ..models.layers import largest_output
@@ -201,6 +202,7 @@ class FewShotClassifier:
         label: Label, # One of `classes_`
     ) -> FewShotClassifier:
         "Forget a class. Raises `ValueError` for an unknown class, and where too few would be left"
+        label = composed(label)
         if label not in self.support.labels:
             raise ValueError(f'no class {label!r}: there are {", ".join(map(str, self.classes_))}')
         return self._take(self.support.without(label))

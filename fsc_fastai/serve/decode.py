@@ -31,8 +31,9 @@ def decode(
     side: int, # Most of width and height
     pixels: int, # Most of an image
     target: int, # Side of what is needed of it
+    orient: bool = True, # Turn it as its EXIF orientation says
 ) -> Image.Image:
-    """The image, turned as its EXIF orientation says, in its own mode.
+    """The image in its own mode.
 
     One that is more than four times as large as needed is reduced by a whole number, as PIL's `reducing_gap` does. Raises
     `OverflowError` before decoding for an image that is too large.
@@ -44,7 +45,7 @@ def decode(
     im.draft(None, (2 * target, 2 * target))
     if im.width * im.height > pixels: raise OverflowError(f'has more than {pixels:,} pixels')
     im.load()
-    return _reduced(_plain(_turned(im)), target)
+    return _reduced(_plain(_turned(im) if orient else im), target)
 
 
 def _turned(im: Image.Image) -> Image.Image:

@@ -95,7 +95,8 @@ class Page:
         self.classes = ft.Safe(''.join(map(ft.to_xml, rows or [ft.P('None yet: two at least are needed.')])))
 
     def _images(self, form: FormData) -> Iterator[Image.Image]:
-        return images_of(files_of(form, self.limits), self.limits, self.classifier.preprocess.resize)
+        wanted = self.classifier.preprocess
+        return images_of(files_of(form, self.limits), self.limits, wanted.resize, wanted.orient)
 
     def add(self,
         form: FormData, # With a `name` and `files`

@@ -100,9 +100,10 @@ def images_of(
     files: list[UploadFile], # As `files_of` gives them
     limits: Limits, # What is accepted
     target: int, # Side of what is needed of an image
+    orient: bool = True, # Turn images as their EXIF orientation says
 ) -> Iterator[Image.Image]:
     "One image after another, decoded when it is its turn. Raises `Refused` for too large or broken ones, and other types of file"
-    settings = json.dumps(dict(formats=limits.formats, side=limits.side, pixels=limits.pixels, target=target,
+    settings = json.dumps(dict(formats=limits.formats, side=limits.side, pixels=limits.pixels, target=target, orient=orient,
                                memory_mb=limits.memory_mb, seconds=limits.seconds))
     for i, f in enumerate(files, 1): yield _decoded(f.file.read(), f'image {i}', settings, limits)
 

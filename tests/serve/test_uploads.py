@@ -104,6 +104,14 @@ def test_the_next_image_is_decoded_when_the_one_before_is_used(monkeypatch):
     assert order == ['image 1', 'used', 'image 2', 'used', 'image 3', 'used']
 
 
+@pytest.mark.parametrize('orient, size', [(True, (20, 30)), (False, (30, 20))])
+def test_orientation_is_that_of_the_classifier(orient, size):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    found, = images_of(sent(encoded(Image.new('RGB', (30, 20)), 'PNG', exif=exif)), LIMITS, 32, orient)
+    assert found.size == size
+
+
 def test_orientations_that_make_no_sense_are_none():
     for tail in (b'II*\0\xff\xff\xff\x7f', b'junk', struct.pack('<4sIH', b'II*\0', 8, 65535)):
         assert decode(encoded(noise, 'PNG', exif=b'Exif\0\0' + tail), ['PNG'], 1000, 10**6, 32).size == noise.size
