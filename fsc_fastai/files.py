@@ -103,7 +103,8 @@ def save_weights(
     "Write the module's state as safetensors, in one step; `OSError` where that fails"
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     # as bytes, because `save_file` writes a part of its own, which a kill would leave behind
-    weights = save(tensors, dict(made=json.dumps(made), sha256=_digest(tensors)))
+    # with one entry of metadata, because safetensors would write several in any order
+    weights = save(tensors, dict(about=json.dumps(dict(made=made, sha256=_digest(tensors)))))
     with atomic_write(path) as part: part.write_bytes(weights)
 
 
@@ -114,11 +115,11 @@ def load_weights(
     "The state that was saved. Raises `ValueError` that names the file where it is broken, or was made with other settings"
     try:
         with safe_open(path, 'pt') as file:
-            of, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  no dict
-        if of.get('sha256') != _digest(tensors): raise ValueError('its content is not what was saved')
-        found = json.loads(of['made'])
-    except (SafetensorError, ValueError, KeyError) as e: raise broken(path, e) from e
-    check_made(path, found, made)
+            about = json.loads((file.metadata() or {}).get('about', '{}'))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  no dict
+        if about.get('sha256') != _digest(tensors): raise ValueError('its content is not what was saved')
+    except (SafetensorError, ValueError, AttributeError) as e: raise broken(path, e) from e
+    check_made(path, about.get('made'), made)
     return tensors
 
 

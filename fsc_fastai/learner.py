@@ -54,6 +54,7 @@ class FSCLearner(Learner):
     dls: EpisodeDataLoaders
     loss_func: Callable
     save_bundle: Callable # Of `inference`
+    opt: Any
 
     def add_cb(self, cb: Callback | type[Callback]) -> FSCLearner:
         "Add a callback, unless it would silently misread an episode: `TypeError` says what to use"
@@ -64,12 +65,22 @@ class FSCLearner(Learner):
         *args, **kwargs, # For fastai's `fit`: lr, wd, cbs, …
     ) -> None:
         "Train; after an error in mid-batch the learner is as usable as before"
+        trained = self.encoder_trained
         try: super().fit(n_epoch, *args, **kwargs)
         except BaseException:
             self('after_cancel_batch')  # callbacks take off what they put on the model for the step
             self._end_cleanup()  # an error in mid-batch must not keep the batch and its graph alive
             raise
-        self.encoder_trained = True
+        # whatever callbacks loaded meanwhile, such as `SaveModelCallback` at the end
+        self.encoder_trained = trained or self.opt.frozen_idx == 0
+
+    def lr_find(self,
+        *args, **kwargs, # For fastai's `lr_find`
+    ) -> Any:
+        "fastai's; the weights, the episodes to come and what `fine_tune` knows of the encoder stay as they were"
+        trained, epoch = self.encoder_trained, self.dls.train.epoch
+        try: return super().lr_find(*args, **kwargs)
+        finally: self.encoder_trained, self.dls.train.epoch = trained, epoch
 
     def save(self,
         file: str | os.PathLike, # Name within `path/model_dir`, without the ending
@@ -236,7 +247,7 @@ def fsc_learner(
     arch: str | nn.Module = 'resnet10', # Backbone: a name of timm's or of ours, or an encoder
     method: type[FewShotModel] | str = RelationNet, # How support and query are compared
     *,
-    pretrained: Any = False, # Encoder weights: True for timm's, a checkpoint, a state dict, or a trained encoder of this arch
+    pretrained: Any = False, # Encoder weights: True for timm's or a module's own, a checkpoint, a state dict, a trained encoder
     loss_func: Callable | None = None, # Default: the loss of the method
     opt_func: Callable = Adam, # Optimizer
     lr: float = 1e-3, # Default learning rate
@@ -257,5 +268,5 @@ def fsc_learner(
     metrics = [EpisodeAccuracy(), EpisodeCI95()] if metrics is None else metrics
     learn = FSCLearner(dls, model.to(dls.device), loss_func=loss_func or model.default_loss(), opt_func=opt_func, lr=lr,
                        cbs=cbs, metrics=metrics, splitter=splitter, **kwargs)
-    learn.encoder_trained = pretrained is not False or isinstance(arch, nn.Module)
+    learn.encoder_trained = pretrained is not False
     return learn

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import GradientClip
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Callback, load_learner
@@ -106,6 +107,44 @@ def test_lr_find_and_summary(root):
     assert learn.lr_find(num_it=6, show_plot=False).valley > 0
     assert all(torch.equal(before[k], v) for k, v in weights(learn).items())
     assert 'RelationModule' in learn.summary() or 'Conv2d' in learn.summary()
+
+
+def test_lr_find_leaves_the_episodes_and_the_need_of_pretraining(root):
+    learn, like = (hue_learner(root, dls_kwargs=dict(batch_tfms=[])) for _ in range(2))
+    learn.lr_find(num_it=20, show_plot=False)
+    assert torch.equal(learn.dls.train.one_batch()[0], like.dls.train.one_batch()[0]) and learn.dls.train.epoch == 0
+    assert not learn.encoder_trained
+
+
+def trains_frozen(learn):
+    learn.freeze()
+    learn.fit(1)
+
+
+def keeps_the_best_frozen(learn):
+    learn.freeze()
+    learn.fit(1, cbs=SaveModelCallback('accuracy'))  # loads the best weights at the end
+
+
+@pytest.mark.parametrize(('use', 'trained'), [
+    (lambda learn: None, False), (trains_frozen, False), (keeps_the_best_frozen, False),
+    (lambda learn: learn.lr_find(num_it=6, show_plot=False), False),
+    (lambda learn: learn.fit(1), True), (lambda learn: (learn.freeze(), learn.unfreeze(), learn.fit(1)), True),
+    (lambda learn: learn.pretrain_encoder(1), True), (lambda learn: (learn.save('a'), learn.load('a')), True)])
+def test_fine_tune_pretrains_an_encoder_that_nobody_has_trained(root, monkeypatch, use, trained):
+    learn = hue_learner(root)
+    use(learn)
+    epochs = []
+    monkeypatch.setattr('fsc_fastai.learner.pretrain_encoder', lambda dls, encoder, n, *args, **kwargs: epochs.append(n))
+    learn.fine_tune(1)
+    assert epochs == ([] if trained else [20])
+
+
+def test_a_module_is_taken_as_untrained_unless_pretrained_says_otherwise(root):
+    body = create_encoder('conv4', img_size=20)
+    assert not hue_learner(root, arch=body).encoder_trained and not hue_learner(root, arch=body.body).encoder_trained
+    for trained in (hue_learner(root, arch=body, pretrained=True), hue_learner(root, pretrained=body),
+                    hue_learner(root, pretrained=body.state_dict())): assert trained.encoder_trained
 
 
 def test_show_results(root):

@@ -134,7 +134,7 @@ def train_cell(
         if recipe.n_acc > 1: learn.add_cb(EpisodeAccumulation(recipe.n_acc))
         best = KeepBest(metric) if recipe.val_episodes else None
         lr = recipe.lr if recipe.encoder_lr == 1 else slice(recipe.encoder_lr * recipe.lr, recipe.lr)
-        _fit(learn, recipe.epochs, recipe, lr, weights.with_name('training.pt'), best)
+        _fit(learn, recipe.epochs, recipe, lr, weights.with_name('training.pt'), made, best)
         _save(learn.model, weights, made, best)
     weights.with_name('training.pt').unlink(missing_ok=True)  # a run may have been killed just before this
     return learn
@@ -157,7 +157,7 @@ def _pretrained(dls: EpisodeDataLoaders, recipe: Recipe, seed: int, data: Data, 
         metric = AvgMetric(accuracy)
         learn = classification_learner(dls, encoder, bs=recipe.pretrain_bs, opt_func=_optimizer(recipe), metrics=[metric])
         best = LevelsOff(metric, recipe.pretrain_patience) if recipe.pretrain_patience else None
-        _fit(learn, recipe.pretrain_epochs, replace(recipe, lr_steps=()), recipe.pretrain_lr, weights.with_suffix('.pt'), best)
+        _fit(learn, recipe.pretrain_epochs, replace(recipe, lr_steps=()), recipe.pretrain_lr, weights.with_suffix('.pt'), made, best)
         _save(encoder, weights, made, best)
     weights.with_suffix('.pt').unlink(missing_ok=True)
     return load_weights(weights, made)
@@ -183,9 +183,11 @@ def training_curves(
     return {name: json.loads(file.read_text()) for name, file in curves.items() if file.exists()}
 
 
-def _fit(learn: Learner, epochs: int, recipe: Recipe, lr: float | slice, state: Path, best: KeepBest | None) -> None:
+def _fit(
+    learn: Learner, epochs: int, recipe: Recipe, lr: float | slice, state: Path, made: dict[str, Any], best: KeepBest | None,
+) -> None:
     "Train in silence, with the state in the file `state` after each epoch"
-    cbs = [ResumeFit(state), *([best] if best else [])]
+    cbs = [ResumeFit(state, of=made), *([best] if best else [])]
     with learn.no_bar(), learn.no_logging():
         if recipe.schedule == 'one_cycle': learn.fit_one_cycle(epochs, lr, cbs=cbs)
         # a scheduler would undo what `LevelsOff` does to the learning rate

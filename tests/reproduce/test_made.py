@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.reproduce import train as trains
 from fsc_fastai.reproduce.cells import Cell, Preset, Recipe
 from fsc_fastai.reproduce.data import folder_data
@@ -79,6 +80,20 @@ def test_an_encoder_is_shared_only_by_recipes_that_agree_on_it(root, monkeypatch
         run(root, Cell('CAN', 1, 0), **other)
         assert len(trained) == n + 1, other
         for file in stored(root, Cell('CAN', 1, 0)).iterdir(): file.unlink()
+
+
+def test_a_training_of_other_settings_is_not_continued(root, monkeypatch):
+    def cut_off(self): raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumeFit, 'after_fit', cut_off, raising=False)
+        with pytest.raises(KeyboardInterrupt): run(root, pretrain_epochs=0, epochs=2)
+    assert (stored(root)/'training.pt').exists()
+    with pytest.raises(ValueError, match=r'training\.pt was made with other settings: .*recipe.n_query=2 \(now 3\)'):
+        run(root, pretrain_epochs=0, epochs=2, n_query=3)
+    image = next((root/'data'/'mini_imagenet'/'base').glob('*/*.png'))
+    with image.open('ab') as file: file.write(b'more')
+    with pytest.raises(ValueError, match=r'training\.pt was made with other settings: .*data.files.mini_imagenet='):
+        run(root, pretrain_epochs=0, epochs=2)
 
 
 def test_what_a_kill_between_saving_and_clearing_left_is_cleared(root):
