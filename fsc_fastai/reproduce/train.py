@@ -157,7 +157,8 @@ def _pretrained(dls: EpisodeDataLoaders, recipe: Recipe, seed: int, data: Data, 
         metric = AvgMetric(accuracy)
         learn = classification_learner(dls, encoder, bs=recipe.pretrain_bs, opt_func=_optimizer(recipe), metrics=[metric])
         best = LevelsOff(metric, recipe.pretrain_patience) if recipe.pretrain_patience else None
-        _fit(learn, recipe.pretrain_epochs, replace(recipe, lr_steps=()), recipe.pretrain_lr, weights.with_suffix('.pt'), made, best)
+        flat = replace(recipe, lr_steps=())
+        _fit(learn, recipe.pretrain_epochs, flat, recipe.pretrain_lr, weights.with_suffix('.pt'), made, best)
         _save(encoder, weights, made, best)
     weights.with_suffix('.pt').unlink(missing_ok=True)
     return load_weights(weights, made)
