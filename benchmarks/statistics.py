@@ -44,7 +44,7 @@ def correct(learn: FSCLearner, head: DeployedHead, f_support: Tensor, f_query: T
 
 def compare(learn: FSCLearner, cell: Cell, n_episodes: int) -> list[dict]:
     "A row a domain: the accuracies in percent, and the paired difference of the last to the first"
-    rows, head = [], deployed_head(learn.model)
+    rows, head = [], deployed_head(learn.model.eval())
     for name, dl in learn.dls.domains.items():
         features = encode_images(learn.model, dl.images())
         sampler = EpisodeSampler(dl.labels, N_WAY, cell.shot, N_QUERY, seed=7)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from .data.episode import EpisodeLabel
 from .data.loader import EpisodicDL
-from .data.sampler import Count, EpisodeIndices, EpisodeSampler
+from .data.sampler import Count, EpisodeIndices, EpisodeSampler, check_whole, count_text
 from .distributed import joined, own_part, share_of
 from .learner import FSCLearner
-from .metrics import ci95
+from .metrics import ci95, episode_accuracy
 from .models.base import FewShotModel
+from .models.finite import REMEDY
 from .models.graph import GNNNet
 from .models.layers import evaluating
 from .models.relation_quick import QuickRelation
@@ -47,12 +48,11 @@ AT_ONCE_MB = 128 # Memory for the pairs of maps of the episodes that are classif
 
 @torch.no_grad()
 def encode_images(
-    model: FewShotModel, # Its encoder is used as it is in eval mode
+    model: FewShotModel, # Its encoder is used in eval mode, and left in the mode that it was in
     images: Iterable, # Batches whose first element is images `(bs, 3, H, W)`, such as `EpisodicDL.images()`
 ) -> Tensor:
     "Feature maps `(n_images, C, H, W)` of every image, each encoded once"
-    model.eval()
-    return torch.cat([model.encode(batch[0]).as_subclass(Tensor) for batch in images])
+    with evaluating(model): return torch.cat([model.encode(batch[0]).as_subclass(Tensor) for batch in images])
 
 
 def _episode_labels(classes: Sequence[int], n: int, device: torch.device) -> EpisodeLabel:
@@ -75,8 +75,9 @@ def episode_scores(
 
     Episodes classified together keep to themselves, batch statistics included: their scores are those that they get one by
     one. A method that can not be vectorised, or would score otherwise, is noticed on the first episodes and goes one by one;
-    so do episodes that differ in their numbers of classes or images.
+    so do episodes that differ in their numbers of classes or images. Raises `ValueError` in training mode.
     """
+    if getattr(model, 'training', False): raise ValueError('episode_scores in training mode: call model.eval() before')
     first = [sampler.episode(k) for k in range(min(2, n_episodes))]
     n_images = len(first[0].support) + len(first[0].query)
     scorer, features = model.prepared(features) if n_images * n_episodes > len(features) else (model, features)
@@ -147,17 +148,16 @@ def _bar(learn: FSCLearner, named: dict[str, EpisodicDL]) -> Iterable[tuple[str,
 
 
 def _test_episodes(learn, domains, n_episodes, n_way, n_shot, n_query, seed, transductive=False, candidates=CANDIDATES):
-    "Domain by domain: name, loader and the iterator of `episode_scores`; every part of the model is in its mode again at the end"
-    if n_episodes < 1: raise ValueError(f'n_episodes={n_episodes}: at least 1')
+    "Domain by domain: name, loader and the iterator of `episode_scores`, which scores when it is asked: in eval mode till then"
+    check_whole('n_episodes', n_episodes, least=1)
     named = _as_domains(learn, domains)
     for dl in named.values(): dl.check_distinct()
     samplers = {name: EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed, dl.drop_small, dl.vocab, f'domain {name!r}')
                 for name, dl in named.items()}
-    with evaluating(learn.model):
-        for name, dl in _bar(learn, named):
-            features = _encode_domain(learn, dl)
-            yield name, dl, episode_scores(learn.model, features, samplers[name], n_episodes, transductive, candidates,
-                                           share=share_of(learn))
+    for name, dl in _bar(learn, named):
+        features = _encode_domain(learn, dl)
+        yield name, dl, episode_scores(learn.model, features, samplers[name], n_episodes, transductive, candidates,
+                                       share=share_of(learn))
 
 
 @patch
@@ -177,22 +177,27 @@ def evaluate(
     """Accuracy on test episodes of each domain, with its 95 % confidence interval (±1.96·std/√n over the episodes).
 
     Returns a frame with a row a domain: domain, way, shot, n_episodes, n_query, accuracy, ci95, protocol. The accuracy of every
-    episode is kept in its `attrs['episodes']`, which `compare` pairs. Each image is encoded once.
+    episode is kept in its `attrs['episodes']`, which `compare` pairs. Each image is encoded once. Every part of the model is
+    left in the mode that it was in. Raises `ValueError` for scores that are not finite.
     """
     if protocol not in PROTOCOLS: raise ValueError(f'protocol={protocol!r}: one of {", ".join(PROTOCOLS)}')
     default = PROTOCOLS[protocol]
     n_episodes, n_query = _given(n_episodes, default.n_episodes), _given(n_query, default.n_query)
     n_way, n_shot = _given(n_way, self.dls.valid.n_way), _given(n_shot, self.dls.valid.n_shot)
-    label = protocol if (n_episodes, n_query) == (default.n_episodes, default.n_query) else f'{n_episodes}×{n_query}'
-    rows, episodes = [], {}
-    for name, _, tested in _test_episodes(self, domains, n_episodes, n_way, n_shot, n_query, seed, transductive, candidates):
-        accuracies = [(scores.argmax(1) == y).float().mean() for _, scores, y in tested]
-        none = torch.zeros(0, device=self.dls.device)  # a rank's share when there are fewer episodes than go together
-        episodes[name] = joined(torch.stack(accuracies) if accuracies else none, share_of(self)).tolist()
-        rows.append(dict(domain=name, way=n_way, shot=n_shot, n_episodes=n_episodes, n_query=n_query,
-                         accuracy=float(np.mean(episodes[name])), ci95=ci95(episodes[name]),
-                         protocol=label + (' transductive' if transductive else '')))
-    table = pd.DataFrame(rows)
+    episodes = {}
+    with evaluating(self.model):
+        for name, _, tested in _test_episodes(self, domains, n_episodes, n_way, n_shot, n_query, seed, transductive, candidates):
+            accuracies = [episode_accuracy(scores, y) for _, scores, y in tested]
+            none = torch.zeros(0, device=self.dls.device)  # a rank's share when there are fewer episodes than go together
+            episodes[name] = joined(torch.stack(accuracies) if accuracies else none, share_of(self)).tolist()
+            if bad := np.isnan(episodes[name]).sum():
+                raise ValueError(f'the scores of {bad} of {n_episodes} episodes of domain {name!r} are not finite: {REMEDY}')
+    published = (n_episodes, n_query) == (default.n_episodes, default.n_query)
+    label = protocol if published else f'{n_episodes}×{count_text(n_query)}'
+    table = pd.DataFrame([dict(domain=name, way=n_way, shot=n_shot, n_episodes=n_episodes, n_query=n_query,
+                               accuracy=float(np.mean(accuracies)), ci95=ci95(accuracies),
+                               protocol=label + (' transductive' if transductive else ''))
+                          for name, accuracies in episodes.items()])
     table.attrs['episodes'] = episodes
     return table
 
@@ -211,15 +216,25 @@ def confusion(
     """How often a query of one class (row) was taken for another (column), over the episodes where both were to choose from.
 
     Rows and columns are the domain's classes; the diagonal is the accuracy by class; nan where two classes never met.
+    Raises `ValueError` for several domains, and for scores that are not finite.
     """
     if isinstance(domain, str) and domain in self.dls.domains: domain = self.dls.domains[domain]
     n_way, n_shot = _given(n_way, self.dls.valid.n_way), _given(n_shot, self.dls.valid.n_shot)
-    (_, dl, tested), = _test_episodes(self, domain, n_episodes, n_way, n_shot, n_query, seed)
+    named = _as_domains(self, domain)
+    if len(named) != 1: raise ValueError(f'confusion is of one domain, found {len(named)} ({", ".join(named)}): ask for each')
+    (name, dl), = named.items()
     taken, offered = np.zeros((2, len(dl.vocab), len(dl.vocab)), dtype=np.int64)
-    for episode, scores, y in tested:
-        classes = np.array(episode.classes)
-        np.add.at(taken, (classes[y.cpu()], classes[scores.argmax(1).cpu()]), 1)
-        offered[np.ix_(classes, classes)] += len(episode.query) // len(classes)
+    finite = 1
+    with evaluating(self.model):
+        (_, _, tested), = _test_episodes(self, named, n_episodes, n_way, n_shot, n_query, seed)
+        for episode, scores, y in tested:
+            classes = np.array(episode.classes)
+            np.add.at(taken, (classes[y.cpu()], classes[scores.argmax(1).cpu()]), 1)
+            offered[np.ix_(classes, classes)] += len(episode.query) // len(classes)
+            finite = min(finite, int(scores.isfinite().all()))
+    # asked of all ranks, so that an error is one of all
+    if not joined(torch.tensor([finite], device=self.dls.device), share_of(self)).all():
+        raise ValueError(f'scores of domain {name!r} are not finite: {REMEDY}')
     taken, offered = (joined(torch.tensor(o, device=self.dls.device)[None], share_of(self)).sum(0).cpu().numpy()
                       for o in (taken, offered))
     seen = sorted(set(dl.labels))

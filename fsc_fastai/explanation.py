@@ -52,6 +52,10 @@ class EpisodeExplanation:
 def _own_episode(learn: FSCLearner, query: Any, support: Mapping[Any, Any]) -> tuple[Tensor, Tensor, Tensor]:
     "Support images, labels and query images of the user, with the transforms of validation"
     by_class = [listify(images) for images in support.values()]
+    if empty := [name for name, images in zip(support, by_class) if not images]:
+        raise ValueError(f'no support image of class {", ".join(map(repr, empty))}: each class needs one at least')
+    if len(by_class) < 2: raise ValueError(f'an explanation compares two classes at least, the support has {len(by_class)}')
+    if not listify(query): raise ValueError('no image to explain: query is empty')
     everything = [image for images in by_class for image in images] + listify(query)
     x = torch.cat([batch[0] for batch in learn.dls.test_images(everything)])
     y = torch.arange(len(by_class)).repeat_interleave(torch.tensor([len(images) for images in by_class]))
@@ -69,7 +73,7 @@ def explain(
 ) -> EpisodeExplanation:
     """Relevance of every pixel for every (query, class), from the scores through the whole model (Sun et al. 2020, IV-E).
 
-    Raises `ValueError` when only one of `query` and `support` is given.
+    Raises `ValueError` when only one of `query` and `support` is given or one is empty, and for scores that are not finite.
     """
     if (query is None) != (support is None):
         raise ValueError('explain needs both: learn.explain(images, {class: its images}), or neither for a validation episode')

@@ -1,12 +1,14 @@
 "`fsc_learner`: a fastai Learner for episodes, in three lines"
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fastai.callback import fp16, hook, progress, schedule, tracker  # noqa: F401  these add their methods to Learner
 from fastai.callback.core import Callback
 from fastai.data.transforms import ToTensor
@@ -19,10 +21,14 @@ from torch import nn
 
 from .callback.of_fastai import adapted, untracked
 from .callback.resume import callbacks_with_state
+from .data.loader import check_any
 from .data.loaders import EpisodeDataLoaders
+from .data.sampler import Count, as_range
 from .files import atomic_write
 from .metrics import EpisodeAccuracy, EpisodeCI95
 from .models import FewShotModel, RelationNet, create_fsc_model
+from .models.factory import get_method
+from .models.finite import check_weights
 from .models.transformation import ft_parameters
 from .pretrain import pretrain_encoder
 
@@ -64,7 +70,13 @@ class FSCLearner(Learner):
         n_epoch: int, # Epochs of `dls.train.n_episodes` episodes
         *args, **kwargs, # For fastai's `fit`: lr, wd, cbs, …
     ) -> None:
-        "Train; after an error in mid-batch the learner is as usable as before"
+        """Train; after an error in mid-batch the learner is as usable as before.
+
+        Raises `ValueError` where there are no training images, as in a learner that was exported and loaded.
+        """
+        check_any(self.dls.train, 'train on')
+        if isinstance(self.model, FewShotModel):  # a loss of the user's own takes scores
+            self.model.scores_only = not isinstance(self.loss_func, type(self.model.default_loss()))
         trained = self.encoder_trained
         try: super().fit(n_epoch, *args, **kwargs)
         except BaseException:
@@ -88,8 +100,10 @@ class FSCLearner(Learner):
     ) -> Path:
         """Write the weights, and with the optimizer the state of callbacks that have one, such as γ and β of `LFTCallback`.
 
-        fastai's own `load` reads the file as well, without that state.
+        fastai's own `load` reads the file as well, without that state. Raises `ValueError` for weights that are not finite,
+        before an older file is replaced.
         """
+        check_weights(self.model, 'save')
         path = join_path_file(file, self.path/self.model_dir, ext='.pth')
         opt: Any = None if self.opt is None else _OptimizerOf(self)
         with atomic_write(path) as part: save_model(part, self.model, opt, **kwargs)
@@ -119,6 +133,7 @@ class FSCLearner(Learner):
         **kwargs, # For `classification_learner`
     ) -> FSCLearner:
         "Train the encoder by plain classification of the training classes; several ranks share each batch"
+        check_any(self.dls.train, 'train on')
         if hasattr(self, 'episode_distributed_trainer'):
             cbs = [*L(cbs), self.episode_distributed_trainer.again()]
             kwargs['bs'] = max(1, kwargs.get('bs', 64) // num_distrib())
@@ -145,6 +160,25 @@ class FSCLearner(Learner):
             super().fine_tune(epochs, base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, **kwargs)
         else: self.fit_one_cycle(freeze_epochs + epochs, base_lr/2, **kwargs)  # no head of its own to train first
 
+    def validate(self,
+        ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
+        dl: Any = None, # Another loader of episodes, in the place of these
+        cbs: Any = None, # Callbacks for this validation
+    ) -> Any:
+        """Loss and metrics of a loader of episodes. Callbacks that keep the records of a training take no part.
+
+        Raises `ValueError` where there are no images, as in a learner that was exported and loaded.
+        """
+        if dl is None: check_any(self.dls[ds_idx], 'validate on')
+        with untracked(self): return super().validate(ds_idx, dl, cbs)
+
+    def lr_find(self,
+        *args, **kwargs, # For fastai's `lr_find`
+    ) -> Any:
+        "fastai's `lr_find`. Raises `ValueError` where there are no training images"
+        check_any(self.dls.train, 'train on')
+        return super().lr_find(*args, **kwargs)
+
     def get_preds(self,
         ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
         dl: Any = None, # Another loader of episodes, in the place of these
@@ -154,19 +188,18 @@ class FSCLearner(Learner):
     ) -> tuple:
         """Scores `(n, n_way)` and labels `(n,)` of every query, in the order of the episodes.
 
+        Where episodes differ in their classes, all have the highest `n_way`: probability 0 for classes that an episode has not.
+
         Losses alone are refused by `TypeError`, because they come from fastai's interpretations, which read an episode's
         labels as classes of the vocabulary; so are loaders of single images.
         """
         if kwargs.get('with_loss') and not kwargs.get('with_preds', True):
             raise TypeError("fastai's Interpretation classes read the labels of an episode as classes of the vocabulary: "
                             'use learn.evaluate(), or learn.confusion(domain) for the classes')
+        if dl is None: check_any(self.dls[ds_idx], 'predict')
+        lowest, highest = as_range('n_way', getattr(self.dls[ds_idx] if dl is None else dl, 'n_way', 1))
+        if lowest < highest: kwargs['cbs'] = [*L(kwargs.get('cbs')), _OneWidth(highest)]
         with untracked(self): return super().get_preds(ds_idx, dl, reorder=False, **kwargs)
-
-    def validate(self,
-        *args, **kwargs, # For fastai's `validate`: ds_idx, dl, cbs
-    ) -> Any:
-        "Loss and metrics of a loader of episodes. Callbacks that keep the records of a training take no part"
-        with untracked(self): return super().validate(*args, **kwargs)
 
     def tta(self,
         ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
@@ -206,8 +239,10 @@ class FSCLearner(Learner):
     ) -> None:
         """Write the learner without data for `load_learner`; when that fails, the file and the learner stay as they were.
 
-        The file is a pickle: who loads it executes what it holds. A bundle executes nothing.
+        The file is a pickle: who loads it executes what it holds. A bundle executes nothing. Raises `ValueError` for weights that
+        are not finite.
         """
+        check_weights(self.model, 'export')
         if rank_distrib(): return  # the first one writes
         if bundle is not None: self.save_bundle(Path(self.path)/bundle)
         dls, opt, loss_func = self.dls, self.opt, self.loss_func
@@ -219,6 +254,12 @@ class FSCLearner(Learner):
 
 class _Text(str):
     "A string that `vars` reads, as fastai's `WandbCallback` does with all that it is given"
+
+
+class _OneWidth(Callback):
+    "Scores of episodes with fewer classes as wide as all others: −∞ for the classes that they lack"
+    def __init__(self, width: int): self.width = width
+    def after_loss(self): self.learn.pred = F.pad(self.pred, (0, self.width - self.pred.shape[1]), value=-math.inf)
 
 
 class _OptimizerOf:
@@ -242,13 +283,21 @@ class _OptimizerOf:
         for name in self.callbacks.keys() & self.found.keys(): self.callbacks[name].load_state_dict(self.found[name])
 
 
+def _one_way(dls: EpisodeDataLoaders, method: type[FewShotModel] | str) -> Count:
+    "Classes of a training episode. Raises `ValueError` where validation has others and the method knows one number only"
+    if not get_method(method).any_way and len({as_range('n_way', dl.n_way) for dl in (dls.train, dls.valid)}) > 1:
+        raise ValueError(f'{method} classifies episodes of one number of classes, but n_way={dls.train.n_way} in training and '
+                         f'{dls.valid.n_way} in validation: give both the same, or use RelationNet or ProtoNet')
+    return dls.train.n_way
+
+
 def fsc_learner(
     dls: EpisodeDataLoaders, # Episodes to learn from; a `DataBlock`'s loaders will do
     arch: str | nn.Module = 'resnet10', # Backbone: a name of timm's or of ours, or an encoder
     method: type[FewShotModel] | str = RelationNet, # How support and query are compared
     *,
     pretrained: Any = False, # Encoder weights: True for timm's or a module's own, a checkpoint, a state dict, a trained encoder
-    loss_func: Callable | None = None, # Default: the loss of the method
+    loss_func: Callable | None = None, # Of scores `(n_query, n_way)` and labels `(n_query,)`; default: the loss of the method
     opt_func: Callable = Adam, # Optimizer
     lr: float = 1e-3, # Default learning rate
     cbs: Any = None, # Callbacks, such as `LRPGuidedCallback()`
@@ -259,12 +308,16 @@ def fsc_learner(
 ) -> FSCLearner:
     """Build a few-shot learner from episodes, a backbone and a method.
 
-    Unknown names raise a `ValueError` that offers the nearest ones.
+    Unknown names raise a `ValueError` that offers the nearest ones; so do settings that contradict the loaders, such as another
+    `in_chans` than the images have, or a number of classes that varies for a method that knows one only (GNNNet).
     """
     dls = EpisodeDataLoaders.from_dls(dls)
+    settings = {'in_chans': dls.n_chans} | (method_kwargs or {})
+    if settings['in_chans'] != dls.n_chans:
+        raise ValueError(f"in_chans={settings['in_chans']}, but the loaders give images of {dls.n_chans} channels: leave it out")
     weights = pretrained.state_dict() if isinstance(pretrained, nn.Module) else pretrained
-    model = create_fsc_model(method, arch, n_way=dls.train.n_way, n_classes=dls.n_classes, img_size=dls.img_size,
-                             pretrained=weights, **(method_kwargs or {}))
+    model = create_fsc_model(method, arch, n_way=_one_way(dls, method), n_classes=dls.n_classes, img_size=dls.img_size,
+                             pretrained=weights, **settings)
     metrics = [EpisodeAccuracy(), EpisodeCI95()] if metrics is None else metrics
     learn = FSCLearner(dls, model.to(dls.device), loss_func=loss_func or model.default_loss(), opt_func=opt_func, lr=lr,
                        cbs=cbs, metrics=metrics, splitter=splitter, **kwargs)

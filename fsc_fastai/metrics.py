@@ -18,12 +18,14 @@ def episode_accuracy(
 ) -> Tensor:
     """Share of the queries that are classified right, a scalar; of scores at every position the mean counts.
 
+    nan where scores are not finite, whose largest says nothing.
+
     >>> episode_accuracy(torch.tensor([[2., 1.], [0., 3.], [1., 0.], [4., 5.]]), torch.tensor([0, 1, 1, 1]))
     tensor(0.7500)
     """
     scores = pred[0] if isinstance(pred, tuple) else pred
     if scores.ndim > 2: scores = scores.flatten(2).mean(-1)
-    return (scores.argmax(1) == y).float().mean()
+    return torch.where(scores.isfinite().all(), (scores.argmax(1) == y).float().mean(), math.nan)
 
 
 def ci95(

@@ -4,11 +4,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
+from .data.sampler import Count, as_range, count_text
 from .drawing import no_math
 
 __all__ = ['format_table', 'plot_results', 'save_figure']
+
+
+def _chance(way: Count) -> float:
+    "What guessing gets right in percent, on average over the ways that episodes draw"
+    low, high = as_range('way', way)
+    return float((100 / np.arange(low, high + 1)).mean())
 
 
 def format_table(
@@ -18,7 +26,8 @@ def format_table(
     "The table for a terminal: percentages, chance level, and other `columns` beside it"
     shown = table[['domain', 'way', 'shot', 'n_episodes', 'n_query', 'protocol']].copy()
     shown['accuracy %'] = [f'{100*acc:.2f} ± {100*ci:.2f}' for acc, ci in zip(table.accuracy, table.ci95)]
-    shown['chance %'] = [f'{100/way:.0f}' for way in table.way]
+    shown['chance %'] = [f'{_chance(way):.0f}' for way in table.way]
+    for name in ('way', 'shot', 'n_query'): shown[name] = table[name].map(count_text)
     for name, accuracies in columns.items(): shown[f'{name.replace("_", " ")} %'] = [f'{100*acc:.2f}' for acc in accuracies]
     return shown.to_string(index=False)
 
@@ -34,10 +43,10 @@ def plot_results(
     for i, (name, table) in enumerate(tables.items()):
         at = [j + i*width for j in range(len(table))]
         ax.bar(at, 100*table.accuracy, width, yerr=100*table.ci95, label=no_math(name), capsize=2)
-    ax.axhline(100/first.way.iloc[0], ls='--', c='grey', label='chance')
+    ax.axhline(_chance(first.way.iloc[0]), ls='--', c='grey', label='chance')
     ax.set_xticks([j + 0.4 - width/2 for j in range(len(first))], list(map(no_math, first.domain)))
     ax.set_ylabel('accuracy (%)')
-    ax.set_title(f'{first.way.iloc[0]}-way {first["shot"].iloc[0]}-shot, {first.protocol.iloc[0]}')
+    ax.set_title(f'{count_text(first.way.iloc[0])}-way {count_text(first["shot"].iloc[0])}-shot, {first.protocol.iloc[0]}')
     ax.legend()
     return ax
 

@@ -48,6 +48,7 @@ def test_a_method_that_can_not_be_vectorised_goes_one_by_one(root):
             scores = super().classify(f_p)
             return scores if float(scores.mean()) > 0 else -scores.flip(1)  # a decision that depends on values
     learn = hue_learner(root, Odd)
+    learn.model.eval()
     dl = learn.dls.domains['novel']
     features, sampler = encode_images(learn.model, dl.images()), EpisodeSampler(dl.labels, 3, 2, 5, seed=0)
     together, plain = ([s for _, s, _ in episode_scores(learn.model, features, sampler, 5, at_once=n)] for n in (5, 1))
@@ -99,6 +100,7 @@ def test_confusion_counts_who_was_taken_for_whom(root):
     dl = learn.dls.domains['novel']
     ids = sorted(set(dl.labels))
     taken, offered, times = np.zeros((4, 4)), np.zeros((4, 4)), np.zeros(4)
+    learn.model.eval()
     tested = episode_scores(learn.model, encode_images(learn.model, dl.images()), EpisodeSampler(dl.labels, 3, 2, 4, seed=0), 30)
     for episode, scores, y in tested:
         classes = [ids.index(c) for c in episode.classes]
@@ -132,6 +134,7 @@ def test_a_file_that_is_there_twice_is_named(root):
 
 def test_encode_images_is_in_order(root):
     learn = hue_learner(root)
+    learn.model.eval()
     dl = learn.dls.domains['novel']
     features = encode_images(learn.model, dl.images(bs=7))
     assert features.shape == (48, *learn.model.encoder.out_shape)

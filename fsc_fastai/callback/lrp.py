@@ -11,7 +11,7 @@ from fastai.learner import Metric
 from torch import Tensor, nn
 
 from ..explain.heads import head_of
-from ..explain.lrp import LRP
+from ..explain.lrp import LRP, checked_relevance
 from ..explain.start import Over, relevance_weights
 from ..models.cross_attention import CrossAttentionNet
 from .model import ModelCallback
@@ -103,8 +103,13 @@ class LRPGuidedCallback(ModelCallback):
         if f_p is None:
             raise TypeError(f'LRPGuidedCallback: the forward pass of {type(model).__name__} called neither '
                             '`training_output(f_p)` nor `classify(f_p)`, so there are no processed features to explain')
+        plain = self.learn.pred
+        seen = plain if isinstance(plain, Tensor) else plain[0]
+        if seen.is_cpu and not seen.isfinite().all():  # the loss says that the training diverges; there is nothing to explain
+            self._seen.clear()
+            return
         guided = (self.second_pass or self._weighted_pass)(model, f_p)
-        scores, plain = guided if isinstance(guided, Tensor) else guided[0], self.learn.pred
+        scores = guided if isinstance(guided, Tensor) else guided[0]
         # what a method gives its loss besides the scores is that of the first pass
         self._guided = scores if isinstance(plain, Tensor) else (scores, *plain[1:])
         self._seen.clear()
@@ -112,8 +117,9 @@ class LRPGuidedCallback(ModelCallback):
     def _weighted_pass(self, model: Any, f_p: Any) -> Any:
         "classify(w ⊙ f_p), equations (7) and (8)"
         traced = {'traced': self._seen['traced']} if isinstance(self.explainer, LRP) and 'traced' in self._seen else {}
-        w = relevance_weights(self.explainer(model, f_p, **traced), self.over)
-        return getattr(model, 'training_output', model.classify)(w * f_p)
+        w = relevance_weights(checked_relevance(self.explainer(model, f_p, **traced), f_p, self.explainer), self.over)
+        scores_only = getattr(model, 'scores_only', False)
+        return (model.classify if scores_only else getattr(model, 'training_output', model.classify))(w * f_p)
 
     def after_loss(self):
         if self._guided is None: return

@@ -46,9 +46,15 @@ class PublishedCANPass:
         model: Any, # A `CrossAttentionNet`
         f_p: Any, # Its processed features
     ) -> Tensor:
-        "Scores at every position `(n_query, n_way, H, W)`. Raises `TypeError` for another method"
+        """Scores at every position `(n_query, n_way, H, W)`.
+
+        Raises `TypeError` for another method, and `ValueError` with another loss than `CrossAttentionLoss`.
+        """
         if not isinstance(model, CrossAttentionNet):
             raise TypeError(f'PublishedCANPass guides a CrossAttentionNet, found {type(model).__name__}: leave second_pass out')
+        if model.scores_only:
+            raise ValueError('PublishedCANPass scores every position, as CrossAttentionLoss takes it, not another loss: leave '
+                             'out loss_func or second_pass')
         with full_precision(f_p.query):
             of_terms, of_query = self.relevance(model, f_p)
             w = relevance_weights(of_terms, detach=False)[..., None, None] * relevance_weights(of_query, detach=False)

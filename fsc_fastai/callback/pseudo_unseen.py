@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 
+from ..data.sampler import check_whole
+
 __all__ = ['PseudoUnseen', 'Every']
 
 Every = Literal['epoch', 'step', 'all']
@@ -25,6 +27,7 @@ class PseudoUnseen:
         every: Every = 'epoch', # Draw the domain each 'epoch' or 'step', or use 'all' in every step
         seed: int = 0, # Of the choice of domains
     ):
+        check_whole('seed', seed)
         if every not in get_args(Every): raise ValueError(f'every={every!r}: choose from {get_args(Every)}')
         if isinstance(domains, DataLoaders) or hasattr(domains, 'n_inp'): domains = [domains]
         named = domains.items() if isinstance(domains, Mapping) else ((str(i), domain) for i, domain in enumerate(domains))

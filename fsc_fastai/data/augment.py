@@ -4,14 +4,15 @@ import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision.augment import AffineCoordTfm, LightingTfm, RandTransform, Resize, aug_transforms
-from fastai.vision.core import imagenet_stats
+from fastai.vision.core import PILImage, PILImageBW, imagenet_stats
 from fasttransform.transform import Transform
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from .pages import empty_batch
+from .size import Size, as_size, sides, with_margin
 
-__all__ = ['BytesToFloat', 'CenterCrop', 'InplaceNormalize', 'RandomLight', 'RandomView', 'episode_transforms']
+__all__ = ['as_grey', 'BytesToFloat', 'CenterCrop', 'InplaceNormalize', 'RandomLight', 'RandomView', 'episode_transforms']
 
 
 class _OfImages(Transform):
@@ -23,18 +24,22 @@ class _OfImages(Transform):
 
 
 class CenterCrop(_OfImages):
-    "The middle `size`×`size` pixels of each image, outside training"
+    "The middle `size`×`size` pixels of each image, outside training. Raises `ValueError` for smaller images"
     order, split_idx = 5, 1
 
     def __init__(self,
-        size: int, # Side of the result
+        size: Size, # Side of the result, or (height, width)
     ):
         super().__init__()
-        self.size = size
+        self.size = as_size('size', size)
 
     def encodes(self, x: TensorImage):
-        top, left = ((n - self.size)//2 for n in x.shape[-2:])
-        return x[..., top:top + self.size, left:left + self.size]
+        height, width = sides(self.size)
+        top, left = x.shape[-2] - height, x.shape[-1] - width
+        if min(top, left) < 0:
+            raise ValueError(f'CenterCrop({self.size}) of images of {x.shape[-2]}×{x.shape[-1]} px, which must be as large at '
+                             'least: give size=… as your item_tfms make them')
+        return x[..., top//2:top//2 + height, left//2:left//2 + width]
 
 
 class _OnlyInTraining(_OfImages, RandTransform):
@@ -56,6 +61,11 @@ class RandomView(_OnlyInTraining, AffineCoordTfm):
 
 class RandomLight(_OnlyInTraining, LightingTfm):
     "Changes of brightness and contrast of training"
+
+
+def as_grey(im: PILImage) -> PILImageBW:
+    "An image in grey"
+    return PILImageBW(im.convert('L'))
 
 
 def _few(x: Tensor) -> int:
@@ -93,7 +103,7 @@ def _only_in_training(t: RandTransform) -> RandTransform:
 
 
 def episode_transforms(
-    size: int = 84, # Side of the images that the model sees
+    size: Size = 84, # Side of the images that the model sees, or (height, width)
     do_flip: bool = True, # Mirror half of the training images; False where left and right matter, as in writing
     stats: tuple = imagenet_stats, # Means and standard deviations of the channels
 ) -> tuple[Resize, list[Transform]]:
@@ -102,7 +112,8 @@ def episode_transforms(
     All images are resized to 1.15·size squares (once: this is what the cache keeps). Validation and test see the middle;
     training sees a random part of each at a random zoom, with changes of brightness and contrast (Chen et al. 2019).
     """
+    size = as_size('size', size)
     augmentations = aug_transforms(size=size, do_flip=do_flip, max_rotate=0., max_warp=0., min_zoom=1., max_zoom=1.5, p_affine=1.,
                                    max_lighting=.4)
-    return (Resize(int(1.15 * size), method='squish'),
+    return (Resize(with_margin(size), method='squish'),
             [CenterCrop(size), *map(_only_in_training, augmentations), InplaceNormalize.from_stats(*stats, cuda=False)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from fastai.data.core import Datasets, TfmdDL
 from fastai.data.load import DataLoader, SkipItemException
-from fastai.torch_core import TensorCategory, TensorImage, to_cpu, to_device
+from fastai.torch_core import TensorCategory, TensorImage, no_random, to_cpu, to_device
 from fastai.vision.augment import RandTransform, Resize, ResizeMethod
 from fastcore.basics import chunked, defaults
 from fastcore.foundation import L
@@ -21,9 +21,10 @@ from .cache import CacheChoice, ImageCache
 from .episode import Episode, EpisodeLabel, EpisodeSplit
 from .image_files import same_files
 from .images import opener_of
-from .sampler import Count, EpisodeSampler
+from .sampler import Count, EpisodeSampler, check_whole
+from .size import Size, as_size
 
-__all__ = ['ImageDL', 'EpisodicDL']
+__all__ = ['ImageDL', 'EpisodicDL', 'check_any']
 
 _KNOWN = {*inspect.signature(DataLoader.__init__).parameters, *inspect.signature(TfmdDL.__init__).parameters,
           *DataLoader._methods} - {'self', 'kwargs'}
@@ -63,6 +64,16 @@ def _read_labels(dataset: Any) -> np.ndarray:
     return np.fromiter(map(int, labels), dtype=np.int64, count=len(dataset))
 
 
+def check_any(
+    dl: Any, # A loader
+    to_do: str, # What its images are wanted for
+) -> None:
+    "`ValueError` for a loader without images"
+    if not len(dl):
+        raise ValueError(f'no images to {to_do}: a learner that was loaded comes without data, give it some (learn.dls = '
+                         'EpisodeDataLoaders.from_folder(…)); where there is no validation set, hold classes out for it')
+
+
 def _with_split(after_batch: Pipeline) -> Pipeline:
     "The batch transforms, with `EpisodeSplit` the last of them"
     if not any(isinstance(f, EpisodeSplit) for f in after_batch.fs): after_batch.add(EpisodeSplit())
@@ -71,10 +82,10 @@ def _with_split(after_batch: Pipeline) -> Pipeline:
 
 class _CachedDL(TfmdDL):
     "What `ImageDL` and `EpisodicDL` share: images by their position, through the cache where there is one"
-    def __init__(self, dataset=None, *, cache=None, labels=None, img_size=None, num_workers=None, **kwargs):
+    def __init__(self, dataset=None, *, cache=None, labels=None, img_shape=None, num_workers=None, **kwargs):
         unknown = [k for k in kwargs if k not in _KNOWN and not k.startswith('val_')]
         if unknown: raise TypeError(f'{type(self).__name__} has no argument {", ".join(unknown)}')
-        self._labels, self._img_size, self.cache = labels, img_size, None
+        self._labels, self._img_shape, self.cache = labels, img_shape, None
         self._num_workers = num_workers
         opener_of(dataset)  # that fastai's images are opened as ours
         self._cache_wanted = cache.wanted if isinstance(cache, ImageCache) else cache
@@ -137,20 +148,35 @@ class _CachedDL(TfmdDL):
     def n_classes(self) -> int: return max(self.labels, default=-1) + 1
 
     @property
-    def img_size(self) -> int | tuple[int, int]:
+    def img_shape(self) -> tuple[int, int, int]:
+        "(channels, height, width) of the images that the model sees; found on the first one, without a trace in random numbers"
+        if self._img_shape is None:
+            with no_random():
+                self._choose_tfms()
+                x = self.do_batch([self.do_item(0)])[0]
+                self._img_shape = tuple(self.after_batch(x if self.device is None else to_device(x, self.device)).shape[1:])
+        return self._img_shape
+
+    @property
+    def img_size(self) -> Size:
         "Side of the images that the model sees, or (height, width) where they are not square"
-        if self._img_size is None:
-            self.before_iter()
-            h, w = self.after_batch(self._batch([0])).shape[-2:]
-            self._img_size = h if h == w else (h, w)
-        return self._img_size
+        return as_size('img_size', self.img_shape[1:])
+
+    @property
+    def n_chans(self) -> int:
+        "Channels of the images that the model sees: 3, or 1 where they are grey"
+        return self.img_shape[0]
 
     def _pipelines(self) -> tuple[Pipeline, ...]: return self.after_item, self.before_batch, self.after_batch
 
-    def before_iter(self):
+    def _choose_tfms(self) -> None:
+        "The transforms of training or of validation, in every pipeline"
         super().before_iter()
         if (getattr(self.dataset, 'split_idx', None) or 0) > 1:  # a test set: fastai knows the transforms of two sets only
             for pipeline in self._pipelines(): pipeline.split_idx = 1
+
+    def before_iter(self):
+        self._choose_tfms()
         if self.cache is not None: self.cache.prepare(self._load_image, self._identity)
 
     def do_item(self, s):
@@ -189,7 +215,7 @@ class _CachedDL(TfmdDL):
     def _shared(self, dataset: Any) -> dict:
         "What a new loader on `dataset` takes over from this one"
         same = dataset is None or dataset is self.dataset
-        shared = dict(num_workers=self._num_workers, img_size=self._img_size, cache=self._cache_wanted)
+        shared = dict(num_workers=self._num_workers, img_shape=self._img_shape, cache=self._cache_wanted)
         return shared | dict(labels=self._labels, cache=False if self.cache is None else self.cache) if same else shared
 
 
@@ -259,7 +285,9 @@ class EpisodicDL(_CachedDL):
         labels: list[int] | None = None, # Class of every image; None: asked of the dataset
         **kwargs, # For `TfmdDL`
     ):
-        if n_episodes < 1: raise ValueError(f'n_episodes={n_episodes}: at least 1')
+        check_whole('n_episodes', n_episodes, least=1)
+        check_whole('seed', seed)
+        check_whole('epoch', epoch)
         self.n_way, self.n_shot, self.n_query, self.n_episodes = n_way, n_shot, n_query, n_episodes
         self.seed, self.epoch, self.drop_small = seed, epoch, drop_small
         self._sampler: EpisodeSampler | None = None
@@ -301,6 +329,11 @@ class EpisodicDL(_CachedDL):
         "A whole pass ends an epoch of training"
         super().after_iter()
         if self.shuffle: self.epoch += 1
+
+    def one_batch(self):
+        "The first episode to come. Raises `ValueError` where there are no images"
+        check_any(self, 'draw an episode from')
+        return super().one_batch()
 
     def episode(self,
         k: int = 0, # Number of the episode

@@ -11,16 +11,19 @@ import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import ItemGetter
-from fastcore.basics import listify
+from fastai.vision.augment import Resize
+from fastcore.basics import fastuple, listify
 from fastcore.meta import delegates
 
-from .augment import BytesToFloat, episode_transforms
+from .augment import BytesToFloat, as_grey, episode_transforms
 from .block import EpisodeBlock, EpisodeCategorize
 from .image_files import same_files
 from .images import OpenImage, opener_of
 from .loader import EpisodicDL, ImageDL
 from .names import named_paths
 from .readers import ImageList, is_file_lists, read_csvs, read_dataset, read_df, read_folder, read_images
+from .sampler import check_whole
+from .size import Size, as_size, sides, size_text
 from .splitter import ClassSplitter
 
 __all__ = ['EpisodeDataLoaders']
@@ -52,7 +55,7 @@ class EpisodeDataLoaders(DataLoaders):
         path: str | Path = '.', # Where a `Learner` stores things
         *,
         splitter: Callable | None = None, # `ClassSplitter(…)`; None: the list's own sets, or 20 % of the classes to validate on
-        size: int = 84, # Side of the images that the model sees
+        size: Size | None = None, # Side of the images that the model sees, or (height, width); None: what item_tfms make, else 84
         orient: bool = True, # Turn images as their EXIF orientation says
         white: float | None = None, # What is white in samples other than bytes, such as 4095; None: what their type says
         item_tfms: Any = None, # Instead of the default, see `episode_transforms`
@@ -63,18 +66,24 @@ class EpisodeDataLoaders(DataLoaders):
         seed: int = 0, # Of the episodes and of the split
         **kwargs,
     ) -> EpisodeDataLoaders:
-        "From a list of images. A class is in one set only; broken, missing or too few images raise an error that names them"
+        """From a list of images. A class is in one set only; broken, missing or too few images raise an error that names them.
+
+        Raises `ValueError` for a `size` that the images do not have after `item_tfms` and `batch_tfms`.
+        """
+        check_whole('seed', seed)
+        item_tfms, batch_tfms = _of_one_size(size, item_tfms, batch_tfms)
         images = images.checked(verify, white)
-        if splitter is None: splits = images.splits() if images.sets else ClassSplitter(seed=seed).split_labels(images.labels)
-        else: splits = splitter.split_labels(images.labels) if isinstance(splitter, ClassSplitter) else splitter(images.files)
-        default_item, default_batch = episode_transforms(size)
+        splits = _splits(images, splitter, seed)
         images_block = TransformBlock(type_tfms=OpenImage(orient, white), batch_tfms=BytesToFloat)
         block = DataBlock(blocks=(images_block, EpisodeBlock(seed=seed, **kwargs)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=lambda items: splits,
-                          item_tfms=default_item if item_tfms is None else item_tfms,
-                          batch_tfms=default_batch if batch_tfms is None else batch_tfms)
+                          item_tfms=item_tfms, batch_tfms=batch_tfms)
         items = list(zip(images.files, images.labels, strict=True))
-        return cls.from_dblock(block, items, path=path, num_workers=num_workers, device=device)
+        dls = cls.from_dblock(block, items, path=path, num_workers=num_workers, device=device)
+        if size is not None and dls.img_size != as_size('size', size):
+            raise ValueError(f'size={size}, but after item_tfms and batch_tfms images have {size_text(dls.img_size)}: leave size '
+                             'out, or bring them to it')
+        return dls
 
     @classmethod
     @delegates(from_list)
@@ -157,6 +166,7 @@ class EpisodeDataLoaders(DataLoaders):
             raise TypeError(f'loaders of episodes are needed, not {", ".join(type(dl).__name__ for dl in dls)}: use EpisodeBlock')
         _draw_all(dls.loaders)
         train, valid, *rest = dls.loaders
+        _check_shapes(train, valid)
         return cls(train, valid, path=dls.path, device=dls.device, domains={NOVEL: rest[0]} if rest else {})
 
     def as_domains(self,
@@ -184,13 +194,19 @@ class EpisodeDataLoaders(DataLoaders):
         opener = opener_of(self.valid.dataset) or OpenImage()
         images = images.checked(verify, opener.white)
         items = list(zip(images.files, images.labels, strict=True))
-        tfms = [[ItemGetter(0), opener], [ItemGetter(1), EpisodeCategorize]]
+        tfms = [[ItemGetter(0), opener, *self._to_grey()], [ItemGetter(1), EpisodeCategorize]]
         everything = range(len(items))  # as both splits: fastai sets up its transforms on the first, whatever we test on
         dsets = Datasets(items, tfms=tfms, splits=[everything, everything])
         dl = self.valid.new(dsets.subset(1), **kwargs)
         try: _draw_all([dl])
         except ValueError as e: raise ValueError(f'domain {name!r}: {e}') from e
         return dl
+
+    def _to_grey(self) -> list[Callable]:
+        "What follows `open_image` where the model sees grey images. Raises `ValueError` where it sees neither grey nor colour"
+        if self.n_chans not in (1, 3):
+            raise ValueError(f'the model sees {self.n_chans} channels, which no image file has: bring test domains as loaders')
+        return [as_grey] if self.n_chans == 1 else []
 
     def with_domains(self,
         domains: Any, # As in `as_domains`
@@ -252,8 +268,44 @@ def _name_of_lists(lists: dict[str, str | Path]) -> str:
     return folders.pop().name if len(folders) == 1 else 'test'
 
 
+def _of_one_size(size: Size | None, item_tfms: Any, batch_tfms: Any) -> tuple[Any, Any]:
+    "Transforms with the defaults for those that are None, such that training and validation see images of one size"
+    # fastai's own have (width, height)
+    made = [tuple(t.size[::-1]) for t in listify(item_tfms) if isinstance(getattr(t, 'size', None), fastuple)]
+    if made and size is not None and any(a < b for a, b in zip(made[-1], sides(as_size('size', size)))):
+        raise ValueError(f'size={size}, but item_tfms bring images to {size_text(made[-1])}: leave size out, or make them larger')
+    wanted = as_size('size', size if size is not None else made[-1] if made else 84)
+    item, batch = episode_transforms(wanted)
+    # batch transforms of the user's that cut nothing out leave images as large as they come
+    if batch_tfms is not None and not any(getattr(t, 'size', None) for t in listify(batch_tfms)):
+        item = Resize(wanted, method='squish')
+    return item if item_tfms is None else item_tfms, batch if batch_tfms is None else batch_tfms
+
+
+def _splits(images: ImageList, splitter: Callable | None, seed: int) -> list[list[int]]:
+    "Positions of the training, the validation and perhaps the test images"
+    if isinstance(splitter, ClassSplitter): return splitter.split_labels(images.labels)
+    if splitter is not None: return splitter(images.files)
+    if not images.sets: return ClassSplitter(seed=seed).split_labels(images.labels)
+    train, valid, *test = images.splits()
+    if valid or not train: return [train, valid, *test]
+    warnings.warn('there is no validation set beside training and test: 20 % of the training classes are held out for it. '
+                  'splitter=ClassSplitter(…) chooses others', stacklevel=4)
+    parts = ClassSplitter(seed=seed).split_labels([images.labels[i] for i in train])
+    return [*([train[i] for i in part] for part in parts), *test]
+
+
+def _check_shapes(train: EpisodicDL, valid: EpisodicDL) -> None:
+    "`ValueError` where training and validation see images of different size or channels"
+    if len(train.dataset) and len(valid.dataset) and train.img_shape != valid.img_shape:
+        named = [f'{size_text(dl.img_size)} in {dl.n_chans} channels' for dl in (train, valid)]
+        raise ValueError(f'training sees images of {named[0]}, validation of {named[1]}: item_tfms must bring all to one size, '
+                         'as Resize(size) does, and batch_tfms both sets to the same, as aug_transforms(size=size) does')
+
+
 def _draw_all(loaders: list[EpisodicDL]) -> None:
     "Make every sampler, so that too few classes or images are an error now; warn of classes left out, or shared by two sets"
+    if len(loaders) > 1 and not len(loaders[0].dataset): raise ValueError('no images to train on: the training set is empty')
     for dl in loaders:
         if len(dl.dataset) and dl.sampler.dropped: warnings.warn(f'left out {dl.sampler.describe_dropped()}', stacklevel=3)
     if repeated := same_files(f for dl in loaders for f in dl.files):

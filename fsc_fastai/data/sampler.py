@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ['EpisodeIndices', 'EpisodeSampler', 'Count']
+__all__ = ['EpisodeIndices', 'EpisodeSampler', 'Count', 'as_range', 'check_whole', 'count_text']
 
 Count = int | tuple[int, int]
 "A number, or the (lowest, highest) between which each episode draws one"
@@ -19,7 +19,32 @@ class EpisodeIndices(NamedTuple):
     classes: tuple[int, ...]
 
 
-def _as_range(name: str, count: Count) -> tuple[int, int]:
+def check_whole(
+    name: str, # Of the argument, for the error
+    value: Any, # Must be a whole number
+    least: int = 0, # The smallest that it may be
+) -> None:
+    "`TypeError` for an argument that is no whole number, `ValueError` for one that is too small"
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f'{name}={value!r:.60}: wanted a whole number, at least {least}')
+    if value < least: raise ValueError(f'{name}={value}: at least {least}')
+
+
+def count_text(
+    count: Count, # A number, or a pair
+) -> str:
+    """As people write it.
+
+    >>> count_text(5), count_text((2, 5))
+    ('5', '2–5')
+    """
+    return '–'.join(map(str, dict.fromkeys(as_range('count', count))))
+
+
+def as_range(
+    name: str, # Of the argument, for the error
+    count: Count, # A number, or a pair
+) -> tuple[int, int]:
     "`count` as (lowest, highest); `ValueError` unless 1 ≤ lowest ≤ highest"
     numbers = list(count) if isinstance(count, tuple | list) else [count, count]
     if len(numbers) != 2 or not all(isinstance(o, int | np.integer) and not isinstance(o, bool) for o in numbers):
@@ -56,9 +81,9 @@ class EpisodeSampler:
         vocab: Sequence | None = None, # Names of the classes, for messages
         name: str = 'this dataset', # What the images belong to, for messages
     ):
-        if seed < 0: raise ValueError(f'seed={seed}: a seed is at least 0')
+        check_whole('seed', seed)
         self.n_way, self.n_shot, self.n_query, self.seed, self.name = n_way, n_shot, n_query, seed, name
-        self._way, self._shot, self._query = (_as_range(k, v) for k, v in
+        self._way, self._shot, self._query = (as_range(k, v) for k, v in
                                               (('n_way', n_way), ('n_shot', n_shot), ('n_query', n_query)))
         self._vocab = vocab
         self._index(np.asarray(labels, dtype=np.int64), drop_small)

@@ -10,6 +10,7 @@ import numpy as np
 from fastai.data.transforms import parent_label
 
 from .names import composed
+from .sampler import check_whole
 
 __all__ = ['ClassSplitter', 'Share']
 
@@ -35,6 +36,7 @@ class ClassSplitter:
         seed: int = 0, # Of the drawing by fractions
         label_func: Callable[[Any], Any] = parent_label, # Item to class name; the default is the folder it lies in
     ):
+        check_whole('seed', seed)
         self.valid, self.test, self.train, self.seed, self.label_func = valid, test, train, seed, label_func
 
     @staticmethod
@@ -95,9 +97,12 @@ class FolderSplitter:
         self.sets = [{o} if isinstance(o, str) else set(o) for o in sets]
 
     def __call__(self, items: Sequence[Path]) -> list[list[int]]:
-        "Positions of the items of each set. Raises `ValueError` where there is nothing to train on, or a class is in two sets"
+        "Positions of the items of each set. Raises `ValueError` for nothing to train or validate on, or a class in two sets"
         splits = [[i for i, o in enumerate(items) if Path(o).parent.parent.name in names] for names in self.sets]
-        if not splits[0]: raise ValueError(f'no image lies in a class folder below {" or ".join(sorted(self.sets[0]))}')
+        for names, split, what in zip(self.sets, splits, ('train', 'validate'), strict=False):
+            if not split:
+                raise ValueError(f'no image lies in a class folder below {" or ".join(sorted(names))}, to {what} on: name the '
+                                 'folder (ClassSplitter.by_folder(train=…, valid=…)), or use ClassSplitter(0.2)')
         classes = [sorted({parent_label(items[i]) for i in split}) for split in splits]
         check_disjoint(dict(zip(('train', 'valid', 'test'), classes, strict=False)))
         return splits if splits[2] else splits[:2]

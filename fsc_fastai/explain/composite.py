@@ -1,7 +1,8 @@
 "Which rule for which layer"
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -17,10 +18,11 @@ Selector = str | type | int # A layer's name (with * and ?), its class, or its p
 class Composite:
     """Chooses the rule of a layer by name, by position or by class, in this order; the last entry that matches wins.
 
-        Composite({nn.Linear: Epsilon(1e-3), 'relation_module.layer1.*': Gamma(.25), 0: ZBox(-2., 2.)})
+        Composite({nn.Linear: Epsilon(1e-3), 'relation.layer1.*': Gamma(.25), 0: ZBox(-2., 2.)})
 
     Names are those of `model.named_modules()` and may hold `*` and `?`; positions count the layers in the order
-    in which they run, from 0 or backwards from -1. Raises TypeError for another kind of selector.
+    in which they run, from 0 or backwards from -1. Raises `TypeError` for another kind of selector, and where it is used
+    `ValueError` for one that selects no layer of the model.
     """
     def __init__(self,
         rules: Mapping[Selector, Rule], # Selector to rule
@@ -38,6 +40,21 @@ class Composite:
             if found: return found[-1]
         return self.base(layer, n_layers) if self.base is not None else None
 
+    def check(self,
+        layers: Collection[tuple[str, type | None]], # Name and class of every layer that there is
+    ) -> None:
+        "`ValueError` naming a selector, of this composite or of its base, that selects none of these layers"
+        for s in self.rules:
+            if isinstance(s, int): found = -len(layers) <= s < len(layers)
+            elif isinstance(s, str): found = any(fnmatchcase(name, s) for name, _ in layers)
+            else: found = any(kind is not None and issubclass(kind, s) for _, kind in layers)
+            if not found:
+                names = [name for name, _ in layers]
+                near = difflib.get_close_matches(str(s), names, 4, .3) or names[:4]
+                raise ValueError(f'the selector {s!r} of a Composite selects no layer. There are {len(names)}, such as '
+                                 f'{", ".join(near)}')
+        if self.base is not None: self.base.check(layers)
+
     @staticmethod
     def _by_name(s: Selector, layer: Layer, n_layers: int) -> bool:
         return isinstance(s, str) and fnmatchcase(layer.name, s)
@@ -54,10 +71,15 @@ class Composite:
         return f'Composite({self.rules}' + (f', base={self.base})' if self.base is not None else ')')
 
 
+class _OfAnyModel(Composite):
+    "Rules for kinds of layers that a model may do without"
+    def check(self, layers: Collection[tuple[str, type | None]]) -> None: pass
+
+
 def paper_composite(
     eps: float = 1e-3, # ε of linear layers
     alpha: float = 1., # α of convolutions
     beta: float | None = None, # None: α − 1
 ) -> Composite:
     "Sun et al. 2020, section III: the ε-rule for linear layers, the α-rule for convolutions"
-    return Composite({nn.Linear: Epsilon(eps), _ConvNd: AlphaBeta(alpha, beta)})
+    return _OfAnyModel({nn.Linear: Epsilon(eps), _ConvNd: AlphaBeta(alpha, beta)})

@@ -73,7 +73,7 @@ def trace(
     """Run `net(*inputs)` so that relevance can be passed back through it.
 
     Raises `NotImplementedError` for a layer that no rule is known for, whose relevance would be made up, and says how to
-    register one.
+    register one; `ValueError` for a selector of the composite that selects no layer.
     """
     settings = settings or Settings()
     if model is None and isinstance(net, nn.Module): model = net
@@ -83,6 +83,7 @@ def trace(
         mode = RelevanceMode(settings, model, ledger)
         for x, source in zip(starts, leaves, strict=True): mode.mark_input(x, source)
         with mode: out = net(*starts)
+        settings.composite.check(mode.layers())
         out = mode.end(out)
         if not out.requires_grad: raise ValueError('the output does not depend on the inputs, so it sends them no relevance')
         return Traced(out, leaves)

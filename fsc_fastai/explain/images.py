@@ -11,11 +11,12 @@ from torch import Tensor
 from ..briefly import brief_repr
 from ..models.base import class_means
 from ..models.cross_attention import CrossAttentionNet
+from ..models.finite import finite_scores
 from ..models.layers import plain
 from ..models.pairs import LabelledPairs, Pairs
 from .engine import Traced, undisturbed
 from .explainer import Explainer
-from .lrp import LRP, features_of
+from .lrp import LRP, checked_relevance, features_of
 
 __all__ = ['ImageRelevance', 'explain_images', 'attention_maps']
 
@@ -42,7 +43,7 @@ def explain_images(
 
     `explainer` explains the classifier; what reaches the feature maps goes on through the encoder by its rules, or by those of
     `LRP()` where it is another callable. The encoder runs on a few images at a time. The model stays as it is.
-    Raises `ValueError` in training mode, where the batch norms of the encoder mix the images.
+    Raises `ValueError` in training mode, where the batch norms of the encoder mix the images, and for scores that are not finite.
     """
     if model.training: raise ValueError('explain_images in training mode, where batch norm mixes the images: call model.eval()')
     explainer = LRP() if explainer is None else explainer
@@ -50,7 +51,7 @@ def explain_images(
     images = plain(support_x).detach(), plain(query_x).detach()
     with undisturbed(query_x.device, model), torch.no_grad():
         f_p = model.process(_encode(model, images[0], chunk), support_y, _encode(model, images[1], chunk))
-        scores = model.classify(f_p).detach()
+        scores = finite_scores(model.classify(f_p).detach(), 'these images')
     parts = [_to_pixels(model, [f * x for x in images], support_y, explainer, rules, scores, support, chunk)
              for f in rules.fractions]
     def pixels(i: int) -> Tensor:
@@ -89,7 +90,7 @@ def _classifier(
         run = rules.trace(lambda s, q: model.classify(model.process(s, support_y, q)), f_support, f_query, model=model)
         return run, lambda q: _only(R[q].unsqueeze(1), q, len(R), 1)
     # pairs hold all that the classifier sees of support and query, so that its own pass, which is faster, can explain them
-    R = explainer(model, f_p)
+    R = checked_relevance(explainer(model, f_p), f_p, explainer)
     of_class = f_p.labels.T if isinstance(f_p, LabelledPairs) else torch.eye(scores.shape[1], device=R.device)
     if R.shape[:2] != (len(scores), of_class.shape[1]):
         raise ValueError(f'{explainer!r} explains the features of {type(f_p).__name__} for all classes at once, not for each: '

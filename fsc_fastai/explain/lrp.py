@@ -19,7 +19,7 @@ from .mode import Form, Norm, Settings
 from .rules import Rule
 from .start import relevance_start
 
-__all__ = ['LRP', 'features_of', 'with_features', 'explained_scores']
+__all__ = ['LRP', 'checked_relevance', 'features_of', 'with_features', 'explained_scores']
 
 Start = Literal['log-odds', 'logits']
 
@@ -106,6 +106,20 @@ class LRP(Explainer):
         "Relevance of the input of any network, with a first dimension where `R` has one; detached"
         run = self.trace(net, x, deep=True)
         return run.relevance(self.start_of(run.out) if R is None else R)[0]
+
+
+def checked_relevance(
+    R: Any, # What an explainer returned
+    f_p: Any, # Processed features that it explained
+    explainer: Any, # For the error
+) -> Tensor:
+    "`R` as it is. Raises `ValueError` unless it is a tensor in the shape of the features, for another would broadcast in silence"
+    if isinstance(explainer, LRP): return R
+    wanted, found = tuple(features_of(f_p).shape), tuple(R.shape) if isinstance(R, Tensor) else type(R).__name__
+    if found != wanted:
+        raise ValueError(f'{explainer!r} returned relevance of shape {found}, the processed features have {wanted}: an explainer '
+                         'gives a number for each of them')
+    return R
 
 
 def device_of(

@@ -77,6 +77,12 @@ class RelevanceMode(TorchFunctionMode):
         self.owners = {id(p): (name, m) for name, m in modules for p in m._parameters.values() if p is not None}
         self.owner: tuple[str, nn.Module] | None = None
         self.memory = Memory()
+        self.ran: list[tuple[str, type | None]] = [] # Name and class of every layer, in the order in which they ran
+
+    def layers(self) -> list[tuple[str, type | None]]:
+        "Name and class of every layer that ran, and then of those that the model has besides"
+        others = {name: type(m) for name, m in self.owners.values() if any(p.ndim > 1 for p in m.parameters(recurse=False))}
+        return [*self.ran, *((name, kind) for name, kind in others.items() if name not in dict(self.ran))]
 
     @property
     def g_form(self) -> bool:
@@ -157,6 +163,7 @@ class RelevanceMode(TorchFunctionMode):
         name, module = self.owner or (self.op, None)
         layer.name, layer.kind = name, type(module) if module is not None else FUNCTION_CLASS.get(self.op)
         layer.position, self.seen.n_layers = self.seen.n_layers, self.seen.n_layers + 1
+        self.ran.append((name, layer.kind))
         y, linear = layer.z, layer.weight.ndim == 2
         if bias is not None: y = y + (bias if linear else bias.reshape(-1, *[1]*(y.ndim - 2)))
         out = self._with_rule(x, y, layer)

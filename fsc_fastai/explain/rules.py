@@ -5,6 +5,7 @@ R(x_i) = x_i c_i, so that the engine may multiply by x now or later; a rule with
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,6 +76,10 @@ class Layer:
 Rule = Callable[[Layer, Tensor, Tensor], Tensor]
 
 
+def _at_least_0(name: str, value: float) -> None:
+    if not 0 <= value < math.inf: raise ValueError(f'{name}={value}: wanted a number of at least 0')
+
+
 def _pos(x: Tensor | None) -> Tensor | None: return None if x is None else x.clamp(min=0)
 def _neg(x: Tensor | None) -> Tensor | None: return None if x is None else x.clamp(max=0)
 
@@ -99,6 +104,8 @@ class Epsilon:
     eps: float = 1e-3 # ε
     of_input: ClassVar[bool] = False
 
+    def __post_init__(self): _at_least_0('eps', self.eps)
+
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
         return layer.T(layer.share(R, layer.z, self.eps, layer.bias), layer.weight)
 
@@ -108,11 +115,16 @@ class AlphaBeta:
     """The α-β-rule, Sun et al. 2020, equation (5): α shares of the positive and β = α − 1 of the negative contributions.
 
     Positive contributions are x⁺w⁺ and x⁻w⁻. With α = 1 only they are computed; an input without negative values
-    then costs one pass with w⁺ and one transposed pass.
+    then costs one pass with w⁺ and one transposed pass. Raises `ValueError` unless α ≥ 1 and β = α − 1.
     """
     alpha: float = 1. # α
     beta: float | None = None # β; None: α − 1
     of_input: ClassVar[bool] = False
+
+    def __post_init__(self):
+        beta = self.alpha - 1 if self.beta is None else self.beta
+        if not (self.alpha >= 1 and math.isclose(self.alpha - beta, 1, abs_tol=1e-6)):
+            raise ValueError(f'α={self.alpha}, β={beta}: wanted α ≥ 1 and β = α − 1, else relevance is not conserved')
 
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
         beta = self.alpha - 1 if self.beta is None else self.beta
@@ -134,6 +146,10 @@ class Gamma:
     eps: float = 1e-6 # Stabiliser ε
     of_input: ClassVar[bool] = False
 
+    def __post_init__(self):
+        _at_least_0('gamma', self.gamma)
+        _at_least_0('eps', self.eps)
+
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
         w, bias = layer.weight, layer.bias
         favoured = None if bias is None else bias + self.gamma * bias.clamp(min=0)
@@ -148,6 +164,11 @@ class ZBox:
     high: float | Tensor # The largest
     eps: float = 1e-6 # Stabiliser ε
     of_input: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _at_least_0('eps', self.eps)
+        if (torch.as_tensor(self.low) > torch.as_tensor(self.high)).any():
+            raise ValueError(f'ZBox(low={self.low}, high={self.high}): the smallest value of a pixel comes first')
 
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
         w, pos, neg = layer.weight, layer.weight.clamp(min=0), layer.weight.clamp(max=0)

@@ -122,7 +122,7 @@ class Bundle:
         "From checked values and the file of the tensors"
         config, preprocess, labels = values['model'], preprocess_of(values['preprocess']), values['labels']
         method, tensor_file = method_of(config, own), TensorFile(file, _tensor_name(values['sha256']))
-        like, f = laid_out(config, method, arch, preprocess.size, tensor_file)
+        like, f = laid_out(config, method, arch, preprocess.shape, tensor_file)
         wanted = {MODEL + k: v for k, v in like.state_dict().items()} | _support_like(like, f, len(labels))
         tensor_file.check(wanted, optional={THUMBNAILS})
         tensors = tensor_file.read(values['sha256'], wanted)

@@ -15,7 +15,8 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from ..data.sampler import EpisodeIndices, EpisodeSampler
+from ..data.sampler import EpisodeIndices, EpisodeSampler, check_whole
+from ..models.finite import finite_scores
 from .classifier import FewShotClassifier
 from .heads import DeployedHead, deployed_head
 from .support import labelled_items
@@ -52,12 +53,15 @@ def calibrate(
 
     Each episode has `n_way` known classes and up to as many others, whose images should be refused. The temperature minimises
     the cross entropy of the known ones (Guo et al. 2017, section 4.2).
-    Raises `ValueError` for fewer than `n_way` + 1 classes, and for classes with fewer than `n_shot` + `n_query` images.
+    Raises `ValueError` for fewer than `n_way` + 1 classes, for classes with fewer than `n_shot` + `n_query` images, and for
+    scores that are not finite.
     """
     if not 0 < keep < 1: raise ValueError(f'keep={keep}: wanted a share between 0 and 1')
     items, named = labelled_items(items, labels)
     vocab = sorted(set(named)) # type: ignore[type-var]
+    check_whole('n_episodes', n_episodes, least=1)
     if n_way is None: n_way = len(self.support.classes) if self.fitted else int(np.max(self.model.n_way))
+    check_whole('n_way', n_way, least=1)  # a threshold is for one number of classes: with more, all probabilities are lower
     if n_shot is None: n_shot = median_low(self.shots_.values()) if self.fitted else 5
     if len(vocab) <= n_way:
         raise ValueError(f'{n_way} known classes and another one at least are needed, found {len(vocab)} in all: '
@@ -67,7 +71,7 @@ def calibrate(
     if problem := head.problem(n_way): raise ValueError(problem)
     features = torch.cat([head.compact(self.encode(o)) for o in self.preprocess.batches(items)])
     tested = [_episode_scores(head, features, sampler.episode(k), n_way) for k in range(n_episodes)]
-    known, other = (torch.cat(scores).cpu().double() for scores in zip(*tested))
+    known, other = (finite_scores(torch.cat(scores), 'the episodes').cpu().double() for scores in zip(*tested))
     target = torch.arange(n_way).repeat_interleave(n_query).repeat(n_episodes)
     self.temperature = _best_temperature(known, target)
     found = _measured(known, other, target, self.temperature, keep)

@@ -116,8 +116,11 @@ def _check_config(config: dict[str, Any], own: type[FewShotModel] | None) -> Non
         if name not in {'encoder_kwargs', *counts} and not _is_plain(value):
             raise BundleError(f'model: {name[:64]} is not a plain value in range')
     _check_way(config.get('n_way', 5))
-    for name, low, high in (('n_classes', 0, MAX_CLASSES), ('img_size', 1, MAX_SIDE), ('in_chans', 3, 3)):
-        if not _is_whole(value := config.get(name, low), low, high):
+    img_size = config.get('img_size', 1)
+    sides = img_size if isinstance(img_size, list) and len(img_size) == 2 else [img_size]
+    whole = [('n_classes', config.get('n_classes', 0), 0, MAX_CLASSES), ('in_chans', config.get('in_chans', 3), 1, 3)]
+    for name, value, low, high in [*whole, *(('img_size', side, 1, MAX_SIDE) for side in sides)]:
+        if not _is_whole(value, low, high):
             raise BundleError(f'model: {name}={str(value)[:40]}: wanted {low}' + (f' to {high}' if high > low else ''))
 
 

@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.names import composed
+from ..data.size import size_text
 from ..learner import FSCLearner
 from ..models import FewShotModel
+from ..models.finite import check_weights, finite_scores
 from ..models.layers import largest_output
 from .bundle import Bundle
 from .heads import deployed_head
@@ -102,8 +104,10 @@ class FewShotClassifier:
     ) -> Path:
         """Write the model and the examples (as features) as JSON and safetensors, for `from_pretrained`.
 
-        Raises `BundleError` for what could not be loaded again; an older classifier in the folder then stays.
+        Raises `BundleError` for what could not be loaded again, and `ValueError` for a model that gives no finite scores; an
+        older classifier in the folder then stays.
         """
+        self._check_finite('save')
         support = self._support
         if support is not None and not thumbnails: support = replace(support, thumbnails=None)
         return Bundle(self.model, self.preprocess, self.reject, self.temperature, support).write(folder)
@@ -160,7 +164,7 @@ class FewShotClassifier:
 
     def __repr__(self) -> str:
         known = f'{len(self.classes_)} classes' if self._support else 'no examples'
-        return f'{type(self).__name__}({type(self.model).__name__}, {self.preprocess.size} px, {known})'
+        return f'{type(self).__name__}({type(self.model).__name__}, {size_text(self.preprocess.size)}, {known})'
 
     def fit(self,
         items: Any, # Images, or a folder with a folder of images per class
@@ -174,7 +178,7 @@ class FewShotClassifier:
         return self._take(self._examples(items, labels), strict=True)
 
     def fit_pixels(self,
-        pixels: Tensor, # Bytes `(n_support, 3, size, size)`, as `preprocess.pixels` gives them
+        pixels: Tensor, # Bytes `(n_support, channels, height, width)`, as `preprocess.pixels` gives them
         labels: Sequence[Label], # Label of each
     ) -> FewShotClassifier:
         "`fit` on images that are preprocessed already"
@@ -225,10 +229,7 @@ class FewShotClassifier:
         items: Any, # As in `predict_batch`
     ) -> np.ndarray:
         "Probabilities `(n, n_way)` of the classes `classes_`"
-        probabilities = (self.scores(items).double() / self.temperature).softmax(1)
-        if not probabilities.isfinite().all():
-            raise ValueError('an answer is not finite: the model, its weights or temperature make no sense for such an image')
-        return probabilities.numpy()
+        return finite_scores((self.scores(items).double() / self.temperature).softmax(1), 'these images').numpy()
 
     def score(self,
         items: Any, # Images, or a folder with a folder of images per class
@@ -243,15 +244,16 @@ class FewShotClassifier:
     def scores(self,
         items: Any, # As in `predict_batch`
     ) -> Tensor:
-        "The method's scores `(n, n_way)` on the CPU, before they become probabilities"
+        "The method's scores `(n, n_way)` on the CPU, before they become probabilities. Raises `ValueError` where not finite"
         n_way = len(self.support.classes)
         if not self.fitted: raise ValueError(self.head.problem(n_way))
         batches = self.preprocess.batches(as_items(items), BATCH)
-        return torch.cat([torch.empty(0, n_way), *(self.head(self.encode(pixels)).cpu() for pixels in batches)])
+        found = [self.head(self.encode(pixels)).cpu() for pixels in batches]
+        return finite_scores(torch.cat([torch.empty(0, n_way), *found]), 'these images')
 
     @torch.no_grad()
     def encode(self,
-        pixels: Tensor, # Bytes `(n, 3, size, size)`, as `preprocess.pixels` gives them
+        pixels: Tensor, # Bytes `(n, channels, height, width)`, as `preprocess.pixels` gives them
     ) -> Tensor:
         "Feature maps `(n, C, H, W)`"
         encode = lambda part: self.model.encode(self.preprocess.normalise(part.to(self.device)))
@@ -260,6 +262,12 @@ class FewShotClassifier:
             with largest_output(self.model.encoder) as found: encode(pixels[:1])
             self._at_once = max(1, AT_ONCE // found[0])
         return torch.cat([encode(part) for part in pixels.split(self._at_once)])
+
+    @torch.no_grad()
+    def _check_finite(self, what: str) -> None:
+        "`ValueError` for weights, or scores of an example, that are not finite"
+        check_weights(self.model, what)
+        if self.fitted: finite_scores(self.head(self.support.features[:1]), 'an example')
 
     def _prediction(self, probabilities: dict[Label, float]) -> Prediction:
         label, confidence = max(probabilities.items(), key=lambda o: o[1])

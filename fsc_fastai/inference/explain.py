@@ -26,7 +26,7 @@ class Explanation:
     "The answer for an image, and what in it speaks for and against each class"
     prediction: Prediction # As `predict` gives it
     image: Image.Image # What the model saw
-    relevance: dict[Label, np.ndarray] # Of its pixels for each class `(size, size)`
+    relevance: dict[Label, np.ndarray] # Of its pixels for each class `(height, width)`
     __repr__ = brief_repr
 
     def heatmap(self,

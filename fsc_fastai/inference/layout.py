@@ -128,7 +128,7 @@ def laid_out(
     config: Mapping[str, Any], # Checked
     method: type[FewShotModel], # Its method
     arch: nn.Module | None, # The backbone, where the configuration names none
-    size: int, # Side of the images that it will see
+    shape: tuple[int, int, int], # (channels, height, width) of the images that it will see
     file: TensorFile, # Of the model: what it holds bounds the work
 ) -> tuple[FewShotModel, Tensor]:
     """The model without memory for its weights, and a feature map of one image `(1, C, H, W)`, likewise.
@@ -140,6 +140,6 @@ def laid_out(
     with torch.device(device), _Bounded(len(file.shapes), file.size):
         model = built_model(config, method, arch)
         try:
-            with evaluating(model): return model, model.encode(torch.zeros(1, 3, size, size)).to('meta')
+            with evaluating(model): return model, model.encode(torch.zeros(1, *shape)).to('meta')
         except Exception as e:  # as above
-            raise _bound(e) or BundleError(f'preprocess: the model takes no images of size={size}: {str(e)[:500]}') from e
+            raise _bound(e) or BundleError(f'preprocess: the model takes no images of {shape}: {str(e)[:500]}') from e

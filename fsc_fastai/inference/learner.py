@@ -30,7 +30,7 @@ class LearnerSupport:
     "The examples of a learner, as bytes; the classifier that they make is made anew when the weights have changed"
     def __init__(self,
         preprocess: Preprocess, # From an image to what the encoder takes
-        pixels: Tensor, # Bytes `(n_support, 3, size, size)`
+        pixels: Tensor, # Bytes `(n_support, channels, height, width)`
         labels: tuple[Label, ...], # Of each
         reject: float | None = None, # Below this probability an image is none of the classes
     ):
@@ -54,13 +54,15 @@ def set_support(
     items: Any, # Images (files, bytes, PIL images, arrays, tensors), or a folder with a folder of images per class
     labels: Sequence[Any] | None = None, # Label of each, text or whole numbers; None: the names of the folders
     reject: float | None = None, # Below this probability an image is none of the classes; None: never
+    preprocess: Preprocess | None = None, # None: the validation transforms of the loaders
 ) -> FSCLearner:
     """Set the examples that `predict` classifies by; `export` keeps them. Training afterwards is taken into account.
 
-    Raises as `FewShotClassifier.fit` does; the examples from before then stay.
+    Raises as `FewShotClassifier.fit` does, and `ValueError` for transforms that a classifier can not keep; the examples from
+    before then stay.
     """
     items, named = labelled_items(items, labels)
-    preprocess = Preprocess.from_dls(self.dls)
+    preprocess = preprocess or Preprocess.from_dls(self.dls)
     support = LearnerSupport(preprocess, torch.cat(list(preprocess.batches(items))), named, reject)
     support.classifier(self.model)
     self.support = support

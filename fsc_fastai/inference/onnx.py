@@ -59,12 +59,14 @@ def to_onnx(
 
     The last holds the other inputs of the head, as `fit` fixed them: the examples may change without a new export. `onnx.json`
     has the classes, the preprocessing and the temperature. Needs the extra `onnx`. Raises `NotFittedError` without examples,
-    `ImportError` without the extra, and `RuntimeError` where onnxruntime and torch differ by more than 1e-4.
+    `ImportError` without the extra, `ValueError` for a model that gives no finite scores, and `RuntimeError` where onnxruntime
+    and torch differ by more than 1e-4.
     """
     folder, classes = Path(folder), self.support.classes
+    self._check_finite('to_onnx')
     with extra('onnx'): import onnx, onnxruntime, onnxscript  # noqa: F401, E401, I001  only to know
     folder.mkdir(parents=True, exist_ok=True)
-    images = torch.zeros(2, 3, self.preprocess.size, self.preprocess.size, device=self.device)
+    images = torch.zeros(2, *self.preprocess.shape, device=self.device)
     # clones, because the exporter takes the size of an input that is also a buffer from the buffer
     features, fixed = self.model.encode(images), {k: v.clone() for k, v in head_inputs(self.head).items()}
     _export(self.model.encoder, {'images': images}, 'features', folder/'encoder.onnx')
@@ -96,13 +98,13 @@ def _check(classifier: FewShotClassifier, folder: Path) -> None:
     encoder, scorer = (onnxruntime.InferenceSession(folder/name, providers=['CPUExecutionProvider'])
                        for name in ('encoder.onnx', 'head.onnx'))
     random = torch.Generator().manual_seed(0)
-    side, n_way = classifier.preprocess.size, len(classifier.support.classes)
+    shape, n_way = classifier.preprocess.shape, len(classifier.support.classes)
     head = deployed_head(classifier.model).cpu()
     for n, way, shot in ((1, n_way, 1), (3, n_way + _any_way(classifier.head, n_way), 4)):
-        images = torch.randn(n, 3, side, side, generator=random)
+        images = torch.randn(n, *shape, generator=random)
         features = head.model.encode(images)
         _compare('encoder.onnx', features, encoder.run(None, {'images': images.numpy()})[0])
-        maps = head.model.encode(torch.randn(way * shot, 3, side, side, generator=random))
+        maps = head.model.encode(torch.randn(way * shot, *shape, generator=random))
         head.fit(maps, torch.eye(way).repeat(shot, 1))
         inputs = {k: v.numpy() for k, v in {'features': features, **head_inputs(head)}.items()}
         _compare('head.onnx', head(features), scorer.run(None, inputs)[0])

@@ -1,10 +1,11 @@
 "From an image of any kind to what the encoder takes, always in the same way"
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,16 +14,17 @@ from fastai.data.core import Datasets
 from fastai.data.transforms import ItemGetter, Normalize, ToTensor
 from fastai.torch_core import default_device
 from fastai.vision.augment import Resize
-from fastai.vision.core import PILImage, imagenet_stats
+from fastai.vision.core import PILBase, imagenet_stats
 from fastcore.basics import chunked, defaults
 from PIL import Image
 from torch import Tensor
 
-from ..data.augment import BytesToFloat, CenterCrop, InplaceNormalize
+from ..data.augment import BytesToFloat, CenterCrop, InplaceNormalize, as_grey
 from ..data.block import EpisodeCategorize
 from ..data.images import OpenImage, open_image, opener_of
 from ..data.loader import EpisodicDL
 from ..data.loaders import EpisodeDataLoaders
+from ..data.size import Size, as_size, sides, with_margin
 
 __all__ = ['Preprocess', 'MAX_SIDE']
 
@@ -30,18 +32,20 @@ Fit = Literal['squish', 'crop', 'pad']
 MAX_SIDE = 4096
 
 
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f'{name}={value!r:.60}: wanted a whole number of pixels')
-    return int(value)
+def _of_pixels(name: str, value: Any) -> Size:
+    "A side or (height, width), from 1 to `MAX_SIDE`"
+    try: size = as_size(name, value)
+    except TypeError as e: raise ValueError(str(e)) from e
+    if max(sides(size)) > MAX_SIDE: raise ValueError(f'{name}={size}: wanted at most {MAX_SIDE}')
+    return size
 
 
 def _of_channels(name: str, values: Any, low: float) -> tuple[float, ...]:
-    "Three numbers from `low` to 1e4, beyond which 32 bits hold no pixel"
+    "Three numbers, one for grey, from `low` to 1e4, beyond which 32 bits hold no pixel"
     numbers = tuple(values) if isinstance(values, list | tuple) else ()
-    real = len(numbers) == 3 and all(isinstance(o, Real) and not isinstance(o, bool) for o in numbers)
+    real = len(numbers) in (1, 3) and all(isinstance(o, Real) and not isinstance(o, bool) for o in numbers)
     if not real or not all(low <= o <= 1e4 for o in numbers):
-        raise ValueError(f'{name}={str(values)[:100]}: wanted three numbers from {low:g} to 1e4')
+        raise ValueError(f'{name}={str(values)[:100]}: wanted three numbers, or one for grey, from {low:g} to 1e4')
     return tuple(map(float, numbers))
 
 
@@ -54,29 +58,36 @@ def _shrunk(im: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize to a square, take its middle, normalise: the transforms of validation, as plain values that can be saved.
+    """Resize, take the middle, normalise: the transforms of validation, as plain values that can be saved.
 
-    `Preprocess(...)(images)` gives `(n, 3, size, size)`. Raises `ValueError` for sizes and statistics that make no sense.
+    `Preprocess(...)(images)` gives `(n, channels, height, width)`, in grey where there is one mean and one std.
+    Raises `ValueError` for sizes and statistics that make no sense.
     """
-    size: int = 84 # Side of the images that the encoder sees
-    resize: int = 0 # Side of the square before its middle is cut out; 0: 1.15·size
-    fit: Fit = 'squish' # How an image becomes a square: as fastai's `Resize`
+    size: Size = 84 # Side of the images that the encoder sees, or (height, width)
+    resize: Size = 0 # What images are brought to before their middle is cut out, likewise; 0: 1.15·size
+    fit: Fit = 'squish' # How an image gets that shape: as fastai's `Resize`
     mean: tuple[float, ...] = tuple(imagenet_stats[0]) # Of the channels
     std: tuple[float, ...] = tuple(imagenet_stats[1]) # Of the channels
     orient: bool = True # Turn images as their EXIF orientation says
     white: float | None = None # What is white in samples other than bytes; None: what their type says
 
     def __post_init__(self):
-        for name in ('size', 'resize'): object.__setattr__(self, name, _whole(name, getattr(self, name)))
-        if not self.resize: object.__setattr__(self, 'resize', int(1.15 * self.size))
-        if not 1 <= self.size <= self.resize <= MAX_SIDE:
-            raise ValueError(f'size={self.size}, resize={self.resize}: wanted 1 ≤ size ≤ resize ≤ {MAX_SIDE}')
+        size = _of_pixels('size', self.size)
+        resize = with_margin(size) if type(self.resize) is int and not self.resize else _of_pixels('resize', self.resize)
+        if not all(a <= b for a, b in zip(sides(size), sides(resize), strict=True)):
+            raise ValueError(f'size={size}, resize={resize}: wanted 1 ≤ size ≤ resize ≤ {MAX_SIDE}')
         if self.fit not in get_args(Fit): raise ValueError(f'fit={self.fit!r:.60}: choose from {get_args(Fit)}')
-        object.__setattr__(self, 'mean', _of_channels('mean', self.mean, -1e4))
-        object.__setattr__(self, 'std', _of_channels('std', self.std, 1e-4))
+        mean, std = _of_channels('mean', self.mean, -1e4), _of_channels('std', self.std, 1e-4)
+        if len(mean) != len(std): raise ValueError(f'mean={mean}, std={std}: wanted as many of one as of the other')
+        for name, value in dict(size=size, resize=resize, mean=mean, std=std).items(): object.__setattr__(self, name, value)
         if not isinstance(self.orient, bool): raise ValueError(f'orient={self.orient!r:.60}: True or False')
         if self.white is not None and (type(self.white) not in (int, float) or not 1e-6 <= self.white <= 1e12):
             raise ValueError(f'white={str(self.white)[:40]}: wanted a number from 1e-6 to 1e12, or None')
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        "(channels, height, width) of what the encoder sees"
+        return len(self.mean), *sides(self.size)
 
     @classmethod
     def from_dls(cls, dls: EpisodeDataLoaders) -> Preprocess:
@@ -85,64 +96,71 @@ class Preprocess:
         Raises `ValueError` where these do more than resize, cut and normalise: pass a `Preprocess` of your own then.
         """
         tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
-        found: dict[str, Any] = dict(size=dls.img_size, resize=dls.img_size)
+        found: dict[str, Any] = dict(size=dls.img_size, resize=dls.img_size, mean=(0,) * dls.n_chans, std=(1,) * dls.n_chans)
         if opener := opener_of(dls.valid.dataset): found |= dict(orient=opener.orient, white=opener.white)
         for tfm in tfms:
-            if isinstance(tfm, Resize): found |= dict(resize=tfm.size[0], fit=tfm.method)
+            if isinstance(tfm, Resize): found |= dict(resize=tuple(tfm.size[::-1]), fit=tfm.method)  # fastai: (width, height)
             if isinstance(tfm, Normalize): found |= dict(mean=tfm.mean.flatten().tolist(), std=tfm.std.flatten().tolist())
             if isinstance(tfm, CenterCrop): found['size'] = tfm.size
-        if not any(isinstance(tfm, Normalize) for tfm in tfms): found |= dict(mean=(0, 0, 0), std=(1, 1, 1))
-        return cls(**found)._checked(dls)
+        names = ', '.join(type(f).__name__ for f in tfms)
+        try: return cls(**found)._checked(dls)
+        except ValueError as e:
+            raise ValueError(f'the transforms of these loaders ({names}) are none that a classifier can keep: {e}. Resize, '
+                             'CenterCrop and Normalize are; or pass preprocess=Preprocess(…) with what comes closest') from e
 
     def loaders(self,
         device: str | torch.device | None = None, # None: fastai's default
     ) -> EpisodeDataLoaders:
         "Loaders without images whose transforms of validation these are, to test on domains and to take examples"
-        tfms = [[ItemGetter(0), OpenImage(self.orient, self.white)], [ItemGetter(1), EpisodeCategorize]]
+        grey = [as_grey] if self.shape[0] == 1 else []
+        tfms = [[ItemGetter(0), OpenImage(self.orient, self.white), *grey], [ItemGetter(1), EpisodeCategorize]]
         # fastai asks an item what it takes for images
         dsets = Datasets([(Image.new('RGB', (1, 1)), 'none')], tfms=tfms, splits=[[0], [0]])
         settings: dict[str, Any] = dict(
-            after_item=[Resize(self.resize, method=self.fit), ToTensor], img_size=self.size,
+            after_item=[Resize(self.resize, method=self.fit), ToTensor], img_shape=self.shape,
             after_batch=[BytesToFloat, CenterCrop(self.size), InplaceNormalize.from_stats(self.mean, self.std, cuda=False)])
         loaders = [EpisodicDL(dsets.subset(i), **settings) for i in range(2)]
         return EpisodeDataLoaders(*(dl.new(dsets.new_empty()) for dl in loaders), device=device or default_device())
 
     def _checked(self, dls: EpisodeDataLoaders) -> Preprocess:
         "Itself, after comparing with the loaders on an image whose every pixel differs"
-        probe = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2 * self.size, 3 * self.size, 3), dtype=np.uint8))
-        wanted = dls.test_images([probe]).one_batch()[0].as_subclass(Tensor).cpu()
-        ours = self([probe])
+        height, width = sides(self.size)
+        pixels = np.random.default_rng(0).integers(0, 256, (2 * height, 3 * width, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, 'png')  # as a file, which loaders of grey images open in grey
+        wanted = dls.test_images([file.getvalue()]).one_batch()[0].as_subclass(Tensor).cpu()
+        ours = self([file.getvalue()])
         if wanted.shape != ours.shape or not torch.allclose(wanted, ours, atol=1e-4):
-            names = ', '.join(f.name for f in [*dls.valid.after_item.fs, *dls.valid.after_batch.fs])
-            raise ValueError(f'The transforms of these loaders ({names}) do more than resize, cut out the middle and normalise: '
-                             'pass preprocess=Preprocess(...) with what comes closest')
+            raise ValueError('they do more than resize, cut out the middle and normalise')
         return self
 
-    def image(self, item: Any) -> PILImage:
-        "What the encoder sees of an image of any kind, still a picture of `size` × `size`"
+    def image(self, item: Any) -> PILBase:
+        "What the encoder sees of an image of any kind, still a picture"
         im = open_image(item, self.orient, self.white)
+        if self.shape[0] == 1: im = as_grey(im)
         if self.fit == 'pad': im = _shrunk(im)
-        squared = Resize(self.resize, method=self.fit)(im, split_idx=1)
-        start = (self.resize - self.size) // 2
-        return squared.crop((start, start, start + self.size, start + self.size))
+        resized = Resize(self.resize, method=self.fit)(im, split_idx=1)
+        (height, width), (whole_height, whole_width) = sides(self.size), sides(self.resize)
+        left, top = (whole_width - width) // 2, (whole_height - height) // 2
+        return resized.crop((left, top, left + width, top + height))
 
     def pixels(self, item: Any) -> Tensor:
-        "`image` as bytes `(3, size, size)`"
-        return torch.from_numpy(np.array(self.image(item))).permute(2, 0, 1)
+        "`image` as bytes `(channels, height, width)`"
+        return torch.from_numpy(np.atleast_3d(np.array(self.image(item)))).permute(2, 0, 1)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        "Bytes `(n, 3, size, size)` to what the encoder takes, in the same shape"
-        mean, std = (torch.tensor(o, device=pixels.device).view(3, 1, 1) for o in (self.mean, self.std))
+        "Bytes `(n, channels, height, width)` to what the encoder takes, in the same shape"
+        mean, std = (torch.tensor(o, device=pixels.device).view(-1, 1, 1) for o in (self.mean, self.std))
         return (pixels / 255).sub_(mean).div_(std)
 
     def batches(self,
         items: Iterable[Any], # Files, bytes, PIL images, arrays or tensors
         bs: int = 64, # Images a batch
     ) -> Iterator[Tensor]:
-        "Bytes `(bs, 3, size, size)`, opened in threads"
+        "Bytes `(bs, channels, height, width)`, opened in threads"
         with ThreadPoolExecutor(min(8, defaults.cpus)) as pool:
             for chunk in chunked(items, bs): yield torch.stack(list(pool.map(self.pixels, chunk)))
 
     def __call__(self, items: Iterable[Any]) -> Tensor:
-        "All images at once `(n, 3, size, size)`"
+        "All images at once `(n, channels, height, width)`"
         return torch.cat([self.normalise(o) for o in self.batches(items)])

@@ -61,10 +61,10 @@ class Support:
 
 
 def thumbnails_of(
-    pixels: Tensor, # Bytes `(n, 3, size, size)`
+    pixels: Tensor, # Bytes `(n, channels, height, width)`
 ) -> Tensor:
     "Small pictures `(n, 3, 48, 48)`, for people to look at"
-    return F.interpolate(pixels.float(), (THUMBNAIL, THUMBNAIL), mode='area').round().byte()
+    return F.interpolate(pixels.expand(-1, 3, -1, -1).float(), (THUMBNAIL, THUMBNAIL), mode='area').round().byte()
 
 
 def is_single(item: Any) -> bool:

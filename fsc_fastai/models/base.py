@@ -17,11 +17,14 @@ def episode_way(support_y: Tensor) -> int:
     """The number of classes of an episode, from the labels of its support.
 
     An episodic loader's labels carry their `classes`, and one-hot labels have a column for each class: both tell without asking
-    the device. Plain integer labels are 0…n_way−1.
+    the device. Plain integer labels are 0…n_way−1, all of them: `ValueError` where a class has no support.
     """
     if support_y.ndim == 2: return support_y.shape[1]
     classes = getattr(support_y, 'classes', None)
-    return len(classes) if classes else int(support_y.max()) + 1
+    if classes: return len(classes)
+    found = plain(support_y).unique().tolist()
+    if found and found == list(range(len(found))): return len(found)
+    raise ValueError(f'labels of a support set are 0…n_way−1, each of them at least once: found {found or "no labels at all"}')
 
 
 def one_hot(
@@ -71,18 +74,25 @@ class FewShotModel(nn.Module):
         classify f_p → scores                 `(n_query, n_way)`, higher is likelier
 
     A method that overrides `forward_head` needs neither of these two, so that they are asked for when they are called.
-    In training a method may give its loss more than the scores: it overrides `training_output` and `default_loss`.
+    In training a method may give its loss more than the scores: it overrides `training_output` and `default_loss`. With
+    `scores_only` it gives the scores in training too, which is what any other loss takes.
     `config`, where `create_fsc_model` built the model, holds the plain values that build it again.
     """
     config: dict[str, Any]
+    any_way = True # Are episodes of any number of classes classified, or of `n_way` only?
+    scores_only = False # Are the scores all that the loss takes in training?
 
     def __init__(self,
         encoder: nn.Module, # Images `(n, 3, size, size)` to feature maps, with the attribute `out_shape` = (C, H, W)
-        n_way: int = 5, # Classes of a training episode, for methods whose layers depend on it
+        n_way: int | tuple[int, int] = 5, # Classes of a training episode, or (lowest, highest)
         n_classes: int = 0, # Classes of the training domain, for methods with a global classifier; 0: without
     ):
         super().__init__()
-        self.encoder, self.n_way, self.n_classes = encoder, n_way, n_classes
+        if not isinstance(n_way, int) and not self.any_way:
+            raise ValueError(f'{type(self).__name__} classifies episodes of one number of classes, found n_way={n_way}: its '
+                             'label width is fixed by training. Give one number, or use RelationNet or ProtoNet')
+        self.encoder, self.n_classes = encoder, n_classes
+        self.n_way = n_way if isinstance(n_way, int) else max(n_way)
 
     def encode(self, x: Tensor) -> Tensor:
         "Images `(n, 3, height, width)` to feature maps `(n, C, H, W)`"
@@ -120,7 +130,7 @@ class FewShotModel(nn.Module):
     def forward_head(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Any:
         "`process` and `classify`, from feature maps to scores `(n_query, n_way)`"
         f_p = self.process(f_support, support_y, f_query)
-        return self.training_output(f_p) if self.training else self.classify(f_p)
+        return self.training_output(f_p) if self.training and not self.scores_only else self.classify(f_p)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Any:
         "Images of one episode to scores `(n_query, n_way)`"

@@ -58,7 +58,7 @@ def get_method(method: str | type[FewShotModel]) -> type[FewShotModel]:
 def create_fsc_model(
     method: str | type[FewShotModel], # Class or name (`list_methods()`)
     arch: str | nn.Module, # Backbone: a timm name, or a module from images to maps
-    n_way: int = 5, # Classes of a training episode
+    n_way: int | tuple[int, int] = 5, # Classes of a training episode, or (lowest, highest)
     n_classes: int = 0, # Classes of the training domain, for methods with a global classifier
     img_size: ImageSize = 84, # Side of the training images, or (height, width)
     pretrained: Weights = False, # True: timm's weights; or a checkpoint file or a state dict with those of the encoder
@@ -76,7 +76,7 @@ def create_fsc_model(
         raise ValueError('This configuration is of a model around a module of your own: pass `arch=` that module')
     encoder = create_encoder(arch, pretrained, img_size, in_chans, **(encoder_kwargs or {}))
     model = cls(encoder, n_way=n_way, n_classes=n_classes, **kwargs)
-    model.config = _config(cls, encoder, n_way=n_way, n_classes=n_classes, **kwargs)
+    model.config = _config(cls, encoder, n_way=model.n_way, n_classes=n_classes, **kwargs)
     return model
 
 

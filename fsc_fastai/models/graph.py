@@ -184,6 +184,8 @@ class GNNNet(FewShotModel):
     Scores `(n_query, n_way)`, for any shot and any number of queries; the way is fixed by training (`ValueError` otherwise).
     Its batch norms use the statistics of the episode always, as published: a score depends on the other queries of the batch.
     """
+    any_way = False
+
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Classes of every episode, in training and after
@@ -205,9 +207,9 @@ class GNNNet(FewShotModel):
             raise ValueError(f'This GNNNet classifies {self.n_way}-way episodes, found {way}-way: its label width is fixed by '
                              f'training. Train with n_way={way}, or use a method without this limit (RelationNet, ProtoNet)')
         z = self.fc(torch.cat([pool_vectors(f, self.pool, self.vector_size) for f in (f_support, f_query)]))
-        n_graphs = -(-n_query // way)
+        n_graphs = max(1, -(-n_query // way))
         n_per_graph = -(-n_query // n_graphs)
-        member = torch.arange(n_graphs * n_per_graph, device=z.device).view(n_per_graph, n_graphs).T % n_query
+        member = torch.arange(n_graphs * n_per_graph, device=z.device).view(n_per_graph, n_graphs).T % max(1, n_query)
         features = torch.cat([z[:n_support].expand(n_graphs, -1, -1), z[n_support:][member]], 1)
         labels = one_hot(support_y, z.dtype).expand(n_graphs, -1, -1)
         return GraphNodes(features, F.pad(labels, (0, 0, 0, n_per_graph)), n_query)

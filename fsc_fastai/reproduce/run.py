@@ -19,6 +19,7 @@ from ..data.sampler import EpisodeSampler
 from ..evaluate import encode_images, episode_scores
 from ..files import atomic_write, broken, check_made
 from ..learner import FSCLearner
+from ..models.finite import finite_scores
 from ..statistics import statistics_row
 from .cells import Cell, Preset, Recipe
 from .data import Data
@@ -100,13 +101,14 @@ def _test(learn: FSCLearner, cell: Cell, preset: Preset) -> list[dict[str, Any]]
     tested = [cell.unseen] if cell.unseen else list(loaders)
     inferences = (False,) if cell.base == 'GNN' or cell.ft else (False, True)
     rows: list[dict[str, Any]] = []
+    learn.model.eval()
     for name in tested:
         dl = loaders[name]
         features = encode_images(learn.model, dl.images(bs=256))
         sampler = EpisodeSampler(dl.labels, 5, cell.shot, preset.test_query, seed=0, vocab=dl.vocab, name=name)
         for transductive in inferences:
             scored = episode_scores(learn.model, features, sampler, preset.test_episodes, transductive)
-            right = [int((scores.argmax(1) == y).sum()) for _, scores, y in scored]
+            right = [int((finite_scores(scores, f'domain {name!r}').argmax(1) == y).sum()) for _, scores, y in scored]
             rows.append(dict(domain=name, transductive=transductive, right=right,
                              accuracy=sum(right) / (len(right) * preset.test_query * 5)))
         rows[-1] |= dict(statistics=statistics_row(features))

@@ -29,10 +29,25 @@ def test_the_paper():
 
 @pytest.mark.parametrize('selector,changed', [
     (0, ['body.0']), (-1, ['head']), (1, ['body.2']), ('body.2', ['body.2']), ('body.*', ['body.0', 'body.2']),
-    (nn.Linear, ['head']), (nn.Conv2d, ['body.0', 'body.2']), ('nowhere', []), (7, [])], ids=str)
+    (nn.Linear, ['head']), (nn.Conv2d, ['body.0', 'body.2'])], ids=str)
 def test_selectors(selector, changed):
     rules = chosen(Composite({selector: Gamma(.1)}, paper_composite()))
     assert [name for name, rule in rules.items() if rule == repr(Gamma(.1))] == changed
+
+
+@pytest.mark.parametrize('selector,near', [('nowhere', ''), ('hea', 'head'), (3, ''), (-4, ''), (nn.Conv1d, 'body.0')])
+def test_a_selector_that_selects_nothing_is_named(selector, near):
+    whole, part = Composite({selector: Gamma(.1)}, paper_composite()), Composite({0: Gamma(1.)}, Composite({selector: Flat()}))
+    for composite in (whole, part):
+        with pytest.raises(ValueError, match=f'{selector!r}.* selects no layer. There are 3, such as .*{near}'): chosen(composite)
+
+
+def test_names_of_the_whole_model_are_known_where_a_part_of_it_runs():
+    net = Net()
+    rules = {'head': Flat(), 'body.?': Gamma()}
+    for part, x in ((net.body, torch.randn(1, 1, 4, 4)), (net.head, torch.randn(1, 8))):
+        assert LRP(composite=rules).trace(part, x, model=net).out.requires_grad
+    with pytest.raises(ValueError, match="'hed'"): LRP(composite={'hed': Flat()}).trace(net.head, x, model=net)
 
 
 def test_names_before_positions_before_classes_and_the_last_entry_wins():

@@ -32,8 +32,8 @@ def test_start_from_logits():
 
 def test_alpha_and_beta():
     net, x = random_cnn(), images()
-    by_hand = LRP(composite={nn.Conv2d: AlphaBeta(2., .5)})
-    assert_close(LRP(alpha=2., beta=.5).relevance(net, x), by_hand.relevance(net, x))
+    by_hand = LRP(composite={nn.Conv2d: AlphaBeta(2., 1.)})
+    assert_close(LRP(alpha=2., beta=1.).relevance(net, x), by_hand.relevance(net, x))
 
 
 def test_a_composite_with_and_without_base():

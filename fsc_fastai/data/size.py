@@ -1,0 +1,52 @@
+"How large images are: the side of a square, or (height, width)"
+from __future__ import annotations
+
+from .sampler import check_whole
+
+__all__ = ['Size', 'as_size', 'sides', 'with_margin', 'size_text']
+
+Size = int | tuple[int, int]
+"The side of a square, or (height, width) of what is none"
+
+
+def as_size(
+    name: str, # Of the argument, for the error
+    value: Size | list[int], # A side, or (height, width)
+    least: int = 1, # The smallest side
+) -> Size:
+    """The side of a square, or (height, width) of what is none. Raises `TypeError` and `ValueError` for what is no size.
+
+    >>> as_size('size', [32, 48]), as_size('size', (32, 32))
+    ((32, 48), 32)
+    """
+    height_width = list(value) if isinstance(value, list | tuple) else [value, value]
+    if len(height_width) != 2: raise TypeError(f'{name}={value!r:.60}: wanted a side in pixels, or (height, width)')
+    for side in height_width: check_whole(name, side, least)
+    height, width = map(int, height_width)
+    return height if height == width else (height, width)
+
+
+def sides(
+    size: Size, # A side, or (height, width)
+) -> tuple[int, int]:
+    "Height and width"
+    return (size, size) if isinstance(size, int) else size
+
+
+def with_margin(
+    size: Size, # What is cut out in the end
+) -> Size:
+    "The size that images are brought to before a part is cut out of them: 1.15 times as large"
+    height, width = (int(1.15 * side) for side in sides(size))
+    return height if height == width else (height, width)
+
+
+def size_text(
+    size: Size, # A side, or (height, width)
+) -> str:
+    """As people write it.
+
+    >>> size_text((32, 48))
+    '32×48 px'
+    """
+    return '×'.join(map(str, sides(size))) + ' px'
