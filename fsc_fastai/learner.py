@@ -90,6 +90,7 @@ class FSCLearner(Learner):
         *args, **kwargs, # For fastai's `lr_find`
     ) -> Any:
         "fastai's; the weights, the episodes to come and what `fine_tune` knows of the encoder stay as they were"
+        check_any(self.dls.train, 'train on')
         trained, epoch = self.encoder_trained, self.dls.train.epoch
         try: return super().lr_find(*args, **kwargs)
         finally: self.encoder_trained, self.dls.train.epoch = trained, epoch
@@ -171,13 +172,6 @@ class FSCLearner(Learner):
         """
         if dl is None: check_any(self.dls[ds_idx], 'validate on')
         with untracked(self): return super().validate(ds_idx, dl, cbs)
-
-    def lr_find(self,
-        *args, **kwargs, # For fastai's `lr_find`
-    ) -> Any:
-        "fastai's `lr_find`. Raises `ValueError` where there are no training images"
-        check_any(self.dls.train, 'train on')
-        return super().lr_find(*args, **kwargs)
 
     def get_preds(self,
         ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation

@@ -21,6 +21,7 @@ from ..models import FewShotModel
 from ..models.finite import check_weights, finite_scores
 from ..models.layers import largest_output
 from .bundle import Bundle
+from .checks import BundleError
 from .heads import deployed_head
 from .hub import local_folder, upload
 from .preprocess import Preprocess
@@ -104,10 +105,11 @@ class FewShotClassifier:
     ) -> Path:
         """Write the model and the examples (as features) as JSON and safetensors, for `from_pretrained`.
 
-        Raises `BundleError` for what could not be loaded again, and `ValueError` for a model that gives no finite scores; an
-        older classifier in the folder then stays.
+        Raises `BundleError` for what could not be loaded again, and for a model that gives no finite scores; an older classifier
+        in the folder then stays.
         """
-        self._check_finite('save')
+        try: self._check_finite('not saved')
+        except ValueError as e: raise BundleError(str(e)) from e
         support = self._support
         if support is not None and not thumbnails: support = replace(support, thumbnails=None)
         return Bundle(self.model, self.preprocess, self.reject, self.temperature, support).write(folder)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from starlette.datastructures import FormData
 
+from ..data.size import sides
 from ..inference import FewShotClassifier
 from ..inference.explain import Explanation
 from .limits import Limits, Refused
@@ -96,7 +97,7 @@ class Page:
 
     def _images(self, form: FormData) -> Iterator[Image.Image]:
         wanted = self.classifier.preprocess
-        return images_of(files_of(form, self.limits), self.limits, wanted.resize, wanted.orient)
+        return images_of(files_of(form, self.limits), self.limits, max(sides(wanted.resize)), wanted.orient)
 
     def add(self,
         form: FormData, # With a `name` and `files`
