@@ -1,7 +1,6 @@
 "Files that are small and images that are large, and the process that decodes them"
 import io
 import json
-import resource
 import struct
 import subprocess
 import sys
@@ -83,11 +82,8 @@ def test_avif_and_heic():
     (encoded(Image.new('F', (9000, 9000)), 'TIFF', compression='tiff_deflate'), 'has more than 16,000,000 pixels'),
     (many_scans(4000, 3000), 'takes too much memory or time')], ids=['tall', 'wide', 'large', 'floats', 'scans'])
 def test_small_files_of_large_images_cost_little(file, message):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with pytest.raises(Refused, match=message) as refused: read(file)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with pytest.raises(Refused, match=message) as refused: read(file, limits=Limits(seconds=.2))
     assert len(file) < 10 * 2**20 and refused.value.status == 413
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime <= 2
 
 
 def test_a_decoder_has_no_more_memory_than_it_is_given():
