@@ -1,0 +1,152 @@
+"""Runs that are killed and started again: trainings, tables, bundles and image caches.
+
+A child process runs with a counter in all that changes files or weights (a step, a flush, a rename, a removal), and kills itself
+at a drawn count, sometimes with the file cut in which it was writing; in a long run every other kill comes from outside, at a
+drawn time. Started again, it must leave exactly the files of a run that nothing disturbed.
+"""
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.optimizer import Optimizer
+from fastai.torch_core import set_seed
+
+from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.callback.resume import ResumeFit
+from fsc_fastai.data.glyphs import untar_glyphs
+from fsc_fastai.data.loaders import EpisodeDataLoaders
+from fsc_fastai.files import save_weights
+from fsc_fastai.inference import FewShotClassifier
+from fsc_fastai.reproduce.cells import Cell, Preset, Recipe
+from fsc_fastai.reproduce.data import Data
+from fsc_fastai.reproduce.run import run_cell
+from tests.inference.toys import classifier, examples
+from tests.learners import hue_learner, write_hues
+
+FORK = multiprocessing.get_context('fork')  # a child with the imports of this process
+RECIPE = Recipe(size=28, pretrain_epochs=2, epochs=2, n_episodes=2, n_query=2)
+PRESET = Preset('few', dict(RN=RECIPE), test_episodes=2, test_query=2)
+
+
+def training(data: Path, folder: Path):
+    "Both phases of `fine_tune`"
+    set_seed(3, reproducible=True)
+    learn = hue_learner(data/'hues', cbs=[LRPGuidedCallback(), ResumeFit(folder/'state.pt')], dls_kwargs=dict(n_episodes=2))
+    learn.fine_tune(2, pretrain_epochs=0)
+    save_weights(learn.model, folder/'weights', {})
+
+
+def table(data: Path, folder: Path):
+    "Two cells that share an encoder"
+    latin, greek = (next(data.glob(f'{name}-*')) for name in ('latin', 'greek'))
+    for lrp in (False, True):
+        run_cell(Cell('RN', 1, 0, lrp), PRESET, Data('glyphs', 'latin', latin, {'greek': greek}, do_flip=False), folder)
+
+
+def bundle(data: Path, folder: Path):
+    "One classifier in the place of another"
+    for seed in (0, 1):
+        if seed: FewShotClassifier.from_pretrained(folder)  # whole at any time
+        if seed or not (folder/'classifier.json').exists(): classifier(seed=seed).fit(*examples()).save(folder)
+
+
+def cache(data: Path, folder: Path):
+    "Decoded images in a file"
+    dls = EpisodeDataLoaders.from_folder(data/'hues', size=20, n_way=3, n_shot=1, n_query=1, cache=folder, device='cpu')
+    dls.train.one_batch()
+
+
+KINDS = (training, table, bundle, cache)
+
+
+class Counter:
+    "Counts the moments at which a kill could do harm, and kills at one of them"
+    def __init__(self, at: int = 0, cut: bool = False): self.n, self.at, self.cut = 0, at, cut
+
+    def moment(self, file=None):
+        self.n += 1
+        if self.n != self.at: return
+        if self.cut and file is not None and (size := os.fstat(file).st_size): os.truncate(f'/proc/self/fd/{file}', size//2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self, owner, name: str):
+        call = getattr(owner, name)
+        def counted(*args, **kwargs):
+            self.moment(args[0] if name == 'fsync' else None)
+            result = call(*args, **kwargs)
+            self.moment()
+            return result
+        setattr(owner, name, counted)
+
+
+def _child(run, counts, at, cut):
+    torch.set_num_threads(1)
+    counter = Counter(at, cut)
+    for owner, name in ((os, 'fsync'), (os, 'replace'), (os, 'unlink'), (Optimizer, 'step')): counter.watch(owner, name)
+    run()
+    counts.put(counter.n)
+
+
+def in_child(run, at: int = 0, cut: bool = False, seconds: float | None = None) -> tuple[int, int]:
+    "Its exit code, and the moments that it counted; killed at a moment, or from outside after so many seconds"
+    counts = FORK.SimpleQueue()
+    child = FORK.Process(target=_child, args=(run, counts, at, cut))
+    child.start()
+    child.join(seconds)
+    if child.is_alive(): child.kill()
+    child.join()
+    return child.exitcode, counts.get() if child.exitcode == 0 else 0
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    "All that a run left"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def prepared(data: Path) -> Path:
+    "What the runs read"
+    write_hues(data/'hues')
+    for name, n in (('latin', 40), ('greek', 6)):
+        untar_glyphs(name, n_classes=n, n_images=8, size=28, path=data, progress=False)
+    return data
+
+
+def attack(
+    n: int, # Kills, over all kinds
+    seed: int, # Draws the moments
+) -> list[tuple[str, int, int, int]]:
+    "(kind, kills, 0, restarts that did not end as an undisturbed run) for each kind"
+    rows = []
+    with tempfile.TemporaryDirectory() as root:
+        data = prepared(Path(root)/'data')
+        for i, kind in enumerate(KINDS):
+            rng, kills = np.random.default_rng([seed, i]), n//len(KINDS) + (i < n % len(KINDS))
+            if kills: rows.append(_attacked(kind, kills, data, Path(root)/kind.__name__, rng))
+    return rows
+
+
+def _attacked(kind, kills: int, data: Path, root: Path, rng) -> tuple[str, int, int, int]:
+    def run_in(folder: Path): return partial(kind, data, folder)
+    (root/'undisturbed').mkdir(parents=True)
+    started = time.perf_counter()
+    code, moments = in_child(run_in(root/'undisturbed'))
+    seconds, wanted = time.perf_counter() - started, files(root/'undisturbed')
+    assert code == 0 and moments and wanted
+    tried = failed = 0
+    while tried < kills:
+        folder = root/str(rng.integers(1 << 60))
+        folder.mkdir()
+        # from outside in a long run alone: where it hits depends on the clock, what must come of it does not
+        outside = kills > 4 and tried % 2
+        drawn = dict(at=int(rng.integers(moments)) + 1, cut=rng.random() < .5)
+        at = dict(seconds=rng.uniform(0, seconds)) if outside else drawn
+        if in_child(run_in(folder), **at)[0] != -signal.SIGKILL: continue  # it was done already
+        tried += 1
+        failed += in_child(run_in(folder))[0] != 0 or files(folder) != wanted
+    return kind.__name__, tried, 0, failed
