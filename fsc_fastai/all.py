@@ -14,6 +14,8 @@ from .data.glyphs import *
 from .data.images import *
 from .data.loader import *
 from .data.loaders import *
+from .data.manifest import *
+from .data.named import *
 from .data.readers import *
 from .data.sampler import *
 from .data.splitter import *

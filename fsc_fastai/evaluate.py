@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .data.episode import EpisodeLabel
 from .data.loader import EpisodicDL
+from .data.manifest import images_hash
 from .data.sampler import Count, EpisodeIndices, EpisodeSampler, check_whole, count_text
 from .distributed import joined, own_part, share_of
 from .learner import FSCLearner
@@ -176,17 +177,18 @@ def evaluate(
 ) -> pd.DataFrame:
     """Accuracy on test episodes of each domain, with its 95 % confidence interval (±1.96·std/√n over the episodes).
 
-    Returns a frame with a row a domain: domain, way, shot, n_episodes, n_query, accuracy, ci95, protocol. The accuracy of every
-    episode is kept in its `attrs['episodes']`, which `compare` pairs. Each image is encoded once. Every part of the model is
-    left in the mode that it was in. Raises `ValueError` for scores that are not finite.
+    Returns a frame with a row a domain: domain, way, shot, n_episodes, n_query, accuracy, ci95, protocol, images (their hash,
+    `images_hash`). The accuracy of every episode is kept in its `attrs['episodes']`, which `compare` pairs. Each image is
+    encoded once. Every part of the model is left in the mode that it was in. Raises `ValueError` for scores that are not finite.
     """
     if protocol not in PROTOCOLS: raise ValueError(f'protocol={protocol!r}: one of {", ".join(PROTOCOLS)}')
     default = PROTOCOLS[protocol]
     n_episodes, n_query = _given(n_episodes, default.n_episodes), _given(n_query, default.n_query)
     n_way, n_shot = _given(n_way, self.dls.valid.n_way), _given(n_shot, self.dls.valid.n_shot)
-    episodes = {}
+    episodes, hashes = {}, {}
     with evaluating(self.model):
-        for name, _, tested in _test_episodes(self, domains, n_episodes, n_way, n_shot, n_query, seed, transductive, candidates):
+        for name, dl, tested in _test_episodes(self, domains, n_episodes, n_way, n_shot, n_query, seed, transductive, candidates):
+            hashes[name] = images_hash(dl)
             accuracies = [episode_accuracy(scores, y) for _, scores, y in tested]
             none = torch.zeros(0, device=self.dls.device)  # a rank's share when there are fewer episodes than go together
             episodes[name] = joined(torch.stack(accuracies) if accuracies else none, share_of(self)).tolist()
@@ -196,7 +198,7 @@ def evaluate(
     label = protocol if published else f'{n_episodes}×{count_text(n_query)}'
     table = pd.DataFrame([dict(domain=name, way=n_way, shot=n_shot, n_episodes=n_episodes, n_query=n_query,
                                accuracy=float(np.mean(accuracies)), ci95=ci95(accuracies),
-                               protocol=label + (' transductive' if transductive else ''))
+                               protocol=label + (' transductive' if transductive else ''), images=hashes[name])
                           for name, accuracies in episodes.items()])
     table.attrs['episodes'] = episodes
     return table
@@ -271,7 +273,7 @@ def compare(
     """
     a, b = results_a.attrs.get('episodes'), results_b.attrs.get('episodes')
     if not a or not b: raise ValueError('compare needs tables as `learn.evaluate` returned them: one has lost attrs["episodes"]')
-    settings = ['domain', 'way', 'shot', 'n_episodes', 'n_query']
+    settings = ['domain', 'way', 'shot', 'n_episodes', 'n_query', 'images']
     if results_a[settings].values.tolist() != results_b[settings].values.tolist():
         raise ValueError(f'compare pairs the same episodes, but the tables differ in {", ".join(settings)}:\n'
                          f'{results_a[settings]}\n{results_b[settings]}')

@@ -58,7 +58,7 @@ def test_a_method_that_can_not_be_vectorised_goes_one_by_one(root):
 def test_the_frame_tells_everything(root):
     learn = hue_learner(root)
     table = learn.evaluate({'here': root/'novel', 'there': root/'val'}, n_episodes=3, n_query=4, n_way=2, n_shot=1)
-    assert table.columns.tolist() == ['domain', 'way', 'shot', 'n_episodes', 'n_query', 'accuracy', 'ci95', 'protocol']
+    assert table.columns.tolist() == ['domain', 'way', 'shot', 'n_episodes', 'n_query', 'accuracy', 'ci95', 'protocol', 'images']
     assert table.domain.tolist() == ['here', 'there'] and (table.way == 2).all() and (table.shot == 1).all()
     assert (table.protocol == '3×4').all()
     assert PROTOCOLS['paper'].n_episodes == 2000 and PROTOCOLS['paper'].n_query == 16

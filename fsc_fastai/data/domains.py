@@ -56,7 +56,7 @@ def _download(domain: Domain, root: Path) -> Path:
         raise RuntimeError(f'{domain.name}: the download failed ({type(e).__name__}: {e}). In {root}: {domain.layout}') from e
 
 
-def _read(domain: Domain, root: str | Path | None, download: bool, strict: bool) -> tuple[Path, list[ClassFiles]]:
+def read_domain(domain: Domain, root: str | Path | None, download: bool, strict: bool) -> tuple[Path, list[ClassFiles]]:
     "The folder of a domain and its classes, downloaded if wanted and needed, and counted"
     root = (fastai_path('data')/(domain.folder or domain.name) if root is None else Path(root).expanduser()).resolve()
     try: classes = domain.read(root, domain)
@@ -85,7 +85,7 @@ def domain_items(
     """
     if split not in SPLITS: raise ValueError(f'no split {split!r}: choose {", ".join(SPLITS)}')
     domain = _domain(domain)
-    classes = [c for c in _read(domain, root, download, strict)[1] if c.split == split]
+    classes = [c for c in read_domain(domain, root, download, strict)[1] if c.split == split]
     return [f for c in classes for f in c.files], [c.name for c in classes for _ in c.files]
 
 
@@ -113,7 +113,7 @@ def prepare_domain(
     `novel.json` alone. Raises what `domain_items` raises.
     """
     domain = _domain(domain)
-    root, classes = _read(domain, root, download, strict)
+    root, classes = read_domain(domain, root, download, strict)
     out = root/'filelists'/domain.name if out is None else Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     lists = {split: out/f'{split}.json' for split, n_classes in zip(SPLITS, domain.n_classes, strict=True) if n_classes}
