@@ -132,7 +132,7 @@ def tensorboard_log(x: Episode, y: Episode, samples, outs, writer, step) -> None
 @dispatch
 def wandb_process(x: Episode, y: Episode, samples, outs, preds) -> dict[str, Any]:
     "The figure of `show_results` for fastai's `WandbCallback`"
-    from wandb import Image
+    from fastai.callback.wandb import wandb  # which asks for this
     figure = x.show(preds=y.query_y)
-    try: return {'Prediction_Samples': Image(figure)}
+    try: return {'Prediction_Samples': wandb.Image(figure)}
     finally: plt.close(figure)
