@@ -75,7 +75,7 @@ def test_an_encoder_is_shared_only_by_recipes_that_agree_on_it(root, monkeypatch
     run(root)
     run(root, Cell('RN', 1, 0, lrp=True), epochs=2)
     assert len(trained) == 1
-    for other in (dict(pretrain_epochs=2), dict(pretrain_bs=8), dict(lr=.01), dict(seen='birds')):
+    for other in (dict(pretrain_epochs=2), dict(pretrain_bs=8), dict(pretrain_lr=.01), dict(seen='birds')):
         n = len(trained)
         run(root, Cell('CAN', 1, 0), **other)
         assert len(trained) == n + 1, other
