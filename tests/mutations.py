@@ -121,6 +121,12 @@ MUTATIONS = (
 
     Mutation('LRP-CAN: ξ = 0', 'fsc_fastai/callback/lrp.py', '(0., 1.) if isinstance', '(1., 1.) if isinstance',
              'tests/callback/test_lrp.py::test_published_weights'),
+    Mutation('control: an order for each pair', 'fsc_fastai/callback/lrp_controls.py', 'torch.rand(w.shape[:3]).argsort(2)',
+             'torch.rand(w.shape[2]).argsort(0).expand(w.shape[:3])', 'tests/callback/test_lrp_controls.py'),
+    Mutation('control: every weight of an episode anywhere', 'fsc_fastai/callback/lrp_controls.py',
+             'w.flatten()[torch.randperm(w.numel()).to(w.device)].reshape(w.shape)', 'w[torch.randperm(len(w)).to(w.device)]',
+             'tests/callback/test_lrp_controls.py'),
+    Mutation('interval of a mean over domains', REPORT, 'math.sqrt((ci**2).sum()) / len(ci)', 'ci.mean()', TABLE_TESTS),
     Mutation('LRP-CAN as released: weighted queries', LRP_CAN, 'w * unit(f_p.query, 2)', 'unit(f_p.query, 2)', LRP_CAN_TESTS),
     Mutation('LRP-CAN as released: ε has the sign of z', LRP_CAN, '(z + self.eps * z.sign())', '(z + self.eps)', LRP_CAN_TESTS),
     Mutation('LRP-CAN as released: learned through its weights', LRP_CAN,
