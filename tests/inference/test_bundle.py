@@ -279,7 +279,7 @@ def test_tensors_that_do_not_fit_are_refused_even_under_a_right_hash(bundle, spo
     (dict(preprocess=PREPROCESS | dict(size=True)), 'size=True'),
     (dict(preprocess=PREPROCESS | dict(mean=[1e300, 0, 0])), 'mean='),
     (dict(preprocess=PREPROCESS | dict(std=[1e-320, 1, 1])), 'std='),
-    (dict(model=dict(method='proto', arch='conv4', img_size=32, in_chans=1)), 'in_chans=1: wanted 3'),
+    (dict(model=dict(method='proto', arch='conv4', img_size=32, in_chans=4)), 'in_chans=4: wanted 1 to 3'),
     (dict(model=dict(method='proto', arch='conv4', img_size=32, n_way=[1, True])), 'n_way='),
     (dict(preprocess=PREPROCESS | dict(size=10**9)), 'size=1000000000'),
     (dict(preprocess=PREPROCESS | dict(std=[0, 1, 1])), 'std'),
