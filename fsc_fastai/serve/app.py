@@ -1,6 +1,7 @@
 "The web page as an ASGI app: who may ask for what, and how much at a time"
 from __future__ import annotations
 
+import asyncio
 import functools
 import ipaddress
 from collections.abc import Callable, Iterable
@@ -95,6 +96,7 @@ class _Desk:
             try:
                 self._check_queue()  # before the body as well: it need not be read
                 async with self.uploads.form(request) as form: return self._answer(await self._worked(work, form))
+            except asyncio.CancelledError: return self._answer(error='the page is being closed', status=503)
             except ClientDisconnect: return Response(status_code=400)  # nobody reads it
             except Refused as e: return self._answer(error=str(e), status=e.status)
             except MemoryError: return self._answer(error='not enough memory: try again in a moment', status=503)

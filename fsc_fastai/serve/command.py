@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,4 +82,4 @@ def fsc_serve(
     listening = plain_errors(lambda: socket.create_server((host, port), family=family, backlog=512))
     name = f'[{host}]' if ':' in host else host
     print(f'http://{name}:{listening.getsockname()[1]}', flush=True)
-    server_of(app).run(sockets=[listening])
+    with suppress(KeyboardInterrupt): server_of(app).run(sockets=[listening])

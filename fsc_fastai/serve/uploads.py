@@ -56,7 +56,8 @@ class Uploads:
         try:
             with anyio.move_on_after(limits.patience) as clock: form = await self._parsed(request, pieces())
             if clock.cancelled_caught: raise Refused('the upload took too long', 408)
-            yield form
+            try: yield form
+            finally: await form.close()  # a thread that is left with them stops at the next image
         finally: self.held -= mine
 
     async def _parsed(self, request: Request, pieces: AsyncIterator[bytes]) -> FormData:

@@ -83,6 +83,7 @@ def test_the_address_is_printed_when_the_port_is_open(tmp_path, monkeypatch, cap
         assert address == f'http://127.0.0.1:{sockets[0].getsockname()[1]}'
         socket.create_connection(sockets[0].getsockname()).close()
         seen.append(sockets[0])
+        raise KeyboardInterrupt  # as Ctrl-C does: no traceback
     monkeypatch.setattr('uvicorn.Server.run', run)
     fsc_serve(str(folder), port=0)
     with seen[0], pytest.raises(CliError, match='OSError.*in use'): fsc_serve(str(folder), port=seen[0].getsockname()[1])
