@@ -5,7 +5,7 @@ of the pseudo-seen episode is the explanation-guided one: LFT-LRP.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.nn.utils import skip_init
 from ..models.batch_norm import quick_second_derivative
 from ..models.layers import evaluating, pool_vectors
 from ..models.transformation import FeatureWiseTransformation, add_ft, remove_ft
+from .global_classifier import class_numbers, mean_over_ranks
 from .model import ModelCallback
 from .pseudo_unseen import Every, PseudoUnseen, world_size
 from .second_order import Gradients, gradient, second_order_step, sums, with_gradient
@@ -46,11 +47,6 @@ class FTCallback(ModelCallback):
         names: list[str] | None = None, # Normalisation layers to follow; None: `residual_norms`
     ):
         self.gamma, self.beta, self.names = gamma, beta, names
-
-    @property
-    def idle(self) -> bool:
-        "Is this `lr_find`, where nothing is to be learned?"
-        return hasattr(self.learn, 'lr_finder')
 
     def before_fit(self):
         self._leave()  # an error may have ended the last fit in the middle of a step
@@ -204,22 +200,12 @@ class LFTCallback(FTCallback):
     def _auxiliary(self, weights: list[nn.Parameter], scale: Tensor | None) -> tuple[Tensor | float, Gradients, Gradients]:
         "The auxiliary loss, and its gradients by the model's weights and by its classifier's"
         if self.aux_head is None: return 0., [None] * len(weights), []
-        labels = [self._class_numbers(y) for y in (self.xb[1], self.yb[0])]
+        labels = [class_numbers(y, self.aux_head.out_features, 'LFTCallback: aux', 'train with aux=False')
+                  for y in (self.xb[1], self.yb[0])]
         scores = self.aux_head(pool_vectors(self._maps.as_subclass(Tensor)))
         loss = 0.9**(20 * self.epoch // self.n_epoch) * F.cross_entropy(scores, torch.cat(labels))
         grads = gradient(loss, [*weights, *self.aux_parameters], scale, retain_graph=True)
         return loss.detach(), grads[:len(weights)], grads[len(weights):]
-
-    def _class_numbers(self, y: Tensor) -> Tensor:
-        "Labels within the episode to those among all classes"
-        classes, known = getattr(y, 'classes', None), self.aux_head.out_features
-        if not classes:
-            raise ValueError('LFTCallback: the auxiliary classification needs labels that carry the classes of their episode, as '
-                             'those of EpisodeDataLoaders do. Found plain labels: train with aux=False')
-        if max(classes) >= known:
-            raise ValueError(f'LFTCallback: aux knows {known} classes, an episode has number {max(classes)}: '
-                             'pass aux=the number of all classes')
-        return torch.tensor(classes).to(y.device, non_blocking=True)[y.as_subclass(Tensor)]
 
     def _unseen_losses(self, fast: list[Tensor]) -> Iterator[Tensor]:
         "The loss of each pseudo-unseen episode of this step under the fast weights, shares of their mean"
@@ -242,7 +228,7 @@ class LFTCallback(FTCallback):
         kept, self._kept = self._kept, []
         if not kept: return
         grads = kept[0] if len(kept) == 1 else [torch.stack(parts).mean(0) for parts in zip(*kept, strict=True)]
-        if world_size() > 1: grads = _mean_over_ranks(grads)
+        grads = mean_over_ranks(grads)
         params = [*self.ft_parameters, *self.aux_parameters]
         for p, g in zip(params, grads, strict=True): p.grad = g
         for group in self.ft_opt.param_groups[1:]: group['lr'] = self.opt.hypers[-1]['lr']
@@ -285,9 +271,3 @@ def _classifier(model: nn.Module, n_classes: int) -> nn.Linear:
     head = skip_init(nn.Linear, n_features, n_classes, device=p.device, dtype=p.dtype)
     for p in head.parameters(): nn.init.zeros_(p)
     return head
-
-
-def _mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    flat = torch.cat([t.flatten() for t in tensors])
-    torch.distributed.all_reduce(flat)
-    return [part.view_as(t) for part, t in zip((flat / world_size()).split([t.numel() for t in tensors]), tensors, strict=True)]

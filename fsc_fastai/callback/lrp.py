@@ -14,7 +14,7 @@ from ..explain.heads import head_of
 from ..explain.lrp import LRP, checked_relevance
 from ..explain.start import Over, relevance_weights
 from ..models.cross_attention import CrossAttentionNet
-from .model import ModelCallback
+from .model import ModelCallback, scores_of, single_output
 
 __all__ = ['LRPGuidedCallback', 'StepLoss']
 
@@ -94,8 +94,8 @@ class LRPGuidedCallback(ModelCallback):
         self._leave()
         model, self._watch = self.raw_model, (watch := ExitStack())
         watch.enter_context(_watching(model, self._seen))
-        # called however the forward pass ends: an error leaves nothing on the model
-        watch.callback(model.register_forward_hook(lambda *_: watch.close(), always_call=True).remove)
+        # called however the forward pass ends: an error leaves nothing on the model. A pass in eval mode is another callback's
+        watch.callback(model.register_forward_hook(lambda m, *_: watch.close() if m.training else None, always_call=True).remove)
 
     def after_pred(self):
         "Steps 1 to 4 of section III"
@@ -123,7 +123,7 @@ class LRPGuidedCallback(ModelCallback):
 
     def after_loss(self):
         if self._guided is None: return
-        plain, guided = self.learn.loss_grad, self.learn.loss_func(_single(self._guided), *self.learn.yb)
+        plain, guided = self.learn.loss_grad, self.learn.loss_func(single_output(self._guided), *self.learn.yb)
         self._guided = None
         xi, lam = self.weights
         # with ξ = 0 the backward pass leaves the plain loss out
@@ -135,8 +135,7 @@ class LRPGuidedCallback(ModelCallback):
     @property
     def weights(self) -> tuple[float, float]:
         "ξ and λ for this episode: the given ones, or the published ones of its method and shot"
-        scores = self.learn.pred if isinstance(self.learn.pred, Tensor) else self.learn.pred[0]
-        one_shot = self.learn.xb[1].shape[0] <= scores.shape[1]
+        one_shot = self.learn.xb[1].shape[0] <= scores_of(self.learn.pred).shape[1]
         xi, lam = (0., 1.) if isinstance(self.raw_model, CrossAttentionNet) else (1., .5 if one_shot else 1.)
         return xi if self.xi is None else self.xi, lam if self.lam is None else self.lam
 
@@ -160,6 +159,7 @@ def _watching(model: Any, seen: dict[str, Any]) -> Iterator[None]:
     keeps_trace = head_of(model) is not None and hasattr(model, 'classify_with_trace')
 
     def classify(f_p: Any) -> Tensor:
+        if not model.training: return inner(f_p)
         seen.setdefault('f_p', f_p)
         if not keeps_trace or f_p is not seen['f_p']: return inner(f_p)
         seen['traced'] = model.classify_with_trace(f_p)
@@ -175,9 +175,3 @@ def _watching(model: Any, seen: dict[str, Any]) -> Iterator[None]:
     finally:
         model.__dict__.pop('classify', None)
         model.__dict__.pop('training_output', None)
-
-
-def _single(output: Any) -> Any:
-    "Scores, or a tuple of them, in single precision, which is what mixed precision gives the loss"
-    if isinstance(output, Tensor): return output if output.dtype == torch.float64 else output.float()
-    return tuple(_single(o) for o in output)

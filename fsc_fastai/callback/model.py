@@ -5,8 +5,25 @@ from typing import Any
 
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
+from torch import Tensor
 
-__all__ = ['ModelCallback']
+from ..models.layers import single
+
+__all__ = ['ModelCallback', 'scores_of', 'single_output']
+
+
+def scores_of(
+    output: Any, # Of a model: scores, or in training a tuple that starts with them
+) -> Tensor:
+    "The scores, `(n_query, n_way)` or at every position `(n_query, n_way, H, W)`"
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def single_output(
+    output: Any, # Of a model: scores, or in training a tuple that starts with them
+) -> Any:
+    "The same in single precision at least, which is what mixed precision gives the loss"
+    return single(output) if isinstance(output, Tensor) else tuple(single_output(o) for o in output)
 
 
 class ModelCallback(Callback):
@@ -17,6 +34,11 @@ class ModelCallback(Callback):
     def raw_model(self) -> Any:
         "The model without the wrapper of distributed training"
         return get_model(self.learn.model)
+
+    @property
+    def idle(self) -> bool:
+        "Is this `lr_find`, where nothing is to be learned?"
+        return hasattr(self.learn, 'lr_finder')
 
     def refuse_compiled(self,
         why: str, # What a compiled model does to this callback

@@ -1,0 +1,109 @@
+"Classification of an episode's images among all classes of the training domain, beside the model"
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.layers import full_precision, plain, pool_vectors, single
+from .pseudo_unseen import world_size
+
+__all__ = ['GlobalClassifier', 'class_numbers', 'mean_over_ranks']
+
+
+def class_numbers(
+    y: Tensor, # Labels within an episode, with its `classes`
+    n_classes: int, # Classes of the training domain
+    who: str, # What errors say of who asks
+    remedy: str, # What to do where the labels do not tell
+) -> Tensor:
+    "Labels within the training domain. Raises `ValueError` for labels without classes, and for classes beyond `n_classes`"
+    classes = getattr(y, 'classes', None)
+    if not classes:
+        raise ValueError(f'{who} needs labels that carry the classes of their episode, as those of EpisodeDataLoaders do. '
+                         f'Found plain labels: {remedy}')
+    if max(classes) >= n_classes:
+        raise ValueError(f'{who} knows {n_classes} classes, an episode has number {max(classes)}: pass the number of all classes')
+    return torch.tensor(classes).to(y.device, non_blocking=True)[plain(y)]
+
+
+def mean_over_ranks(
+    tensors: Sequence[Tensor], # Alike in shape in all processes
+) -> list[Tensor]:
+    "The mean of each over the processes that train together"
+    if world_size() < 2: return list(tensors)
+    flat = torch.cat([t.flatten() for t in tensors])
+    torch.distributed.all_reduce(flat)
+    return [part.view_as(t) for part, t in zip((flat / world_size()).split([t.numel() for t in tensors]), tensors, strict=True)]
+
+
+class GlobalClassifier:
+    """A linear layer on pooled features of all training classes, with an optimizer of its own (Adam).
+
+    The model learns through it as it is, and it learns of the model's features as they are: neither the model nor its optimizer
+    knows of it. It is alike in every process and draws nothing from the random number generators.
+    """
+    def __init__(self,
+        model: Any, # Few-shot model; its `encoder` has `num_features`
+        n_classes: int, # Classes of the training domain
+        lr: float = 1e-3, # Learning rate, where a step is given none
+        seed: int = 0, # Of the weights at the start, which are torch's usual ones
+    ):
+        p = next(model.parameters())
+        n_features = model.encoder.num_features
+        start = torch.rand(n_classes, n_features + 1, generator=torch.Generator().manual_seed(seed)).to(p)
+        weight, bias = ((2 * start - 1) / n_features**.5).split([n_features, 1], 1)
+        self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(bias[:, 0].clone())
+        self.n_classes, self.opt = n_classes, torch.optim.Adam([self.weight, self.bias], lr)
+        self.kept: list[list[Tensor]] = []
+
+    def loss(self,
+        maps: Tensor, # Feature maps `(n, C, H, W)`
+        y: Tensor, # Labels `(n,)` within the training domain
+    ) -> Tensor:
+        "Cross entropy, for the gradient by the maps alone"
+        return self._loss(maps, y, self.weight.detach(), self.bias.detach())
+
+    def _loss(self, maps: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with full_precision(maps): return F.cross_entropy(F.linear(single(pool_vectors(plain(maps))), weight, bias), y)
+
+    def learn(self, maps: Tensor, y: Tensor) -> None:
+        "Keep the gradient of the cross entropy by the classifier until `step`"
+        loss = self._loss(maps.detach(), y, self.weight, self.bias)
+        self.kept.append(list(torch.autograd.grad(loss, [self.weight, self.bias])))
+
+    def drop(self) -> None:
+        "Forget what was kept: mixed precision found an overflow"
+        self.kept = []
+
+    def step(self, lr: float) -> None:
+        "Descend the mean of what was kept since the last step, over all processes"
+        kept, self.kept = self.kept, []
+        if not kept: return
+        grads = mean_over_ranks([torch.stack(parts).mean(0) for parts in zip(*kept, strict=True)])
+        for p, g in zip((self.weight, self.bias), grads, strict=True): p.grad = g
+        for group in self.opt.param_groups: group['lr'] = lr
+        self.opt.step()
+        self.opt.zero_grad()
+
+    def to(self, device: torch.device) -> None:
+        "Move the weights and the state of the optimizer"
+        for p in (self.weight, self.bias): p.data = p.data.to(device)
+        self.opt.load_state_dict(self.opt.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        "Weights and optimizer"
+        return dict(weight=self.weight.detach(), bias=self.bias.detach(), opt=self.opt.state_dict())
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Go on from what `state_dict` returned. Raises `ValueError` for another number of classes or features"
+        if state['weight'].shape != self.weight.shape:
+            raise ValueError(f'The saved classifier has the shape {tuple(state["weight"].shape)} (classes, features), this one '
+                             f'{tuple(self.weight.shape)}')
+        self.weight.copy_(state['weight'])
+        self.bias.copy_(state['bias'])
+        self.opt.load_state_dict(state['opt'])
