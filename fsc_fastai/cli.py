@@ -151,6 +151,7 @@ def fsc_reproduce(
         named = [] if domains in ('glyphs', 'all') else domains.split(',')
         command = f'fsc_reproduce {table} --preset {preset} --seeds {seeds} --shots {shots}'
         if data: command += f' --data {data.name} --seen {seen}' + (f' --domains {domains}' if named else '')
+        if methods != ','.join(METHODS): command += f' --methods {methods}'
         source = folder_data(data, seen, named or known, PRESETS[preset].left_out) if data else None
         report = run_table(table, PRESETS[preset], source, out, seeds, [int(shot) for shot in shots.split(',')], command,
                            methods.split(','), train=not finished)

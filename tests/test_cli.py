@@ -46,6 +46,9 @@ def test_explain_writes_a_picture(trained):
     (lambda root: cli.fsc_explain(root/'out'/'learner.pkl', root/'hues'/'novel'), 'IMAGE'),
     (lambda root: cli.fsc_reproduce('table2', preset='huge'), 'demo'),
     (lambda root: cli.fsc_reproduce('table5', preset='tiny', out=root), 'table4'),
+    (lambda root: cli.fsc_reproduce('table2', preset='photos', out=root), 'needs --data'),
+    (lambda root: cli.fsc_reproduce('table2', preset='tiny', methods='RN,LRN', out=root), 'no LRN; choose of RN'),
+    (lambda root: cli.fsc_reproduce('table2', preset='tiny', finished=True, out=root/'none'), 'no finished cells'),
 ])
 def test_what_the_user_can_mend_is_one_line(trained, call, named):
     with pytest.raises(CliError, match=named): call(trained)

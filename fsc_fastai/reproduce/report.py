@@ -14,6 +14,7 @@ from ..drawing import no_math
 from ..files import atomic_write
 from ..metrics import ci95
 from .cells import CONTROLS, LAMBDAS
+from .curves import plot_training
 from .paper import PUBLISHED
 
 __all__ = ['mean_and_ci', 'summarise', 'paired_effects', 'transductive_effects', 'markdown', 'write_report']
@@ -137,24 +138,31 @@ def write_report(
     folder: Path, # Where the report goes
     command: str, # The command that made it
     description: str, # Protocol and preset in a sentence
+    training: pd.DataFrame, # From `training_frame`
 ) -> Path:
     "Write `<table>.md`, `.csv` and `.png`: our accuracies, the paired effects, the paper's table; returns the Markdown file"
     summary, effects, transduction = summarise(frame), paired_effects(frame), transductive_effects(frame)
     parts = [f'# {table}: ours beside the paper', f'Made by `{command}`. {description}',
              '## Ours', "Mean accuracy in % over the seeds, ± its 95 % interval over the seeds (Student's t).",
              markdown(_wide(summary)),
-             '## What each step adds',
-             'Percentage points, paired: the same seed gives the same pre-trained encoder, first weights, training and test '
-             'episodes. An interval that holds 0 shows no effect. In brackets, for a single seed: the interval over its test '
-             'episodes, which says nothing of how another training would end.',
-             _effects_shown(effects), f'![paired differences]({table}.png)',
+             *(['## What each step adds',
+                'Percentage points, paired: the same seed gives the same pre-trained encoder, first weights, training and test '
+                'episodes. An interval that holds 0 shows no effect. In brackets, for a single seed: the interval over its test '
+                'episodes, which says nothing of how another training would end.',
+                _effects_shown(effects), f'![paired differences]({table}.png)'] if len(effects) else []),
              *(['## What transductive inference adds', 'In percentage points: the same models on the same episodes.',
                 _effects_shown(transduction)] if len(transduction) else []),
+             *(['## Has training levelled off?',
+                'Accuracy in %: in pre-training on held-out images of the base classes, in training on episodes of the '
+                'validation classes. Last third: what the best epoch of the last third has over the best before, in points.',
+                markdown(training.drop(columns='accuracies').round(1)), f'![accuracy by epoch]({table}_training.png)']
+               if len(training) else []),
              *(['## The paper', 'Sun et al. 2020, trained on miniImageNet, 2000 episodes; ± over the episodes of one model.',
                 markdown(_published(table))] if table in PUBLISHED else [])]
     for name, written in (('', summary), ('_effects', effects), ('_transductive', transduction)):
         if len(written):
             with atomic_write(folder/f'{table}{name}.csv') as part: written.to_csv(part, index=False)
     if len(effects): _plot(effects, folder/f'{table}.png')
+    if len(training): plot_training(training, folder/f'{table}_training.png')
     with atomic_write(folder/f'{table}.md') as part: part.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return folder/f'{table}.md'

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cells import METHODS, Cell, Preset, table_cells
+from .curves import training_frame
 from .data import Data, glyph_data
 from .figure import write_figure
 from .report import write_report
@@ -40,7 +41,8 @@ def run_table(
     frame = results_frame(results)
     if table == 'table4': frame = frame[~frame.transductive].copy()  # as in the paper
     frame.attrs['seen'] = ('novel', 'val')
-    return write_report(frame, table, folder, command, _unfinished(cells, wanted) + _describe(preset, cells[0].base, data))
+    description = _unfinished(cells, wanted) + _describe(preset, cells[0].base, data)
+    return write_report(frame, table, folder, command, description, training_frame(results))
 
 
 def _unfinished(cells: Sequence[Cell], wanted: Sequence[Cell]) -> str:

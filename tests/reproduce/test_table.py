@@ -12,6 +12,7 @@ from fsc_fastai.reproduce import run as runs
 from fsc_fastai.reproduce import table as tables
 from fsc_fastai.reproduce import train
 from fsc_fastai.reproduce.cells import PRESETS, Cell, table_cells
+from fsc_fastai.reproduce.curves import training_frame
 from fsc_fastai.reproduce.data import folder_data
 from fsc_fastai.reproduce.figure import statistics_effects
 from fsc_fastai.reproduce.paper import PUBLISHED, published
@@ -222,3 +223,22 @@ def test_validation_classes_are_tested_where_the_preset_says_so(glyphs, tmp_path
     assert [r['domain'] for r in result['results'] if not r['transductive']] == ['novel', *glyphs.targets, 'val']
     assert len(result['training']['validation']) == 2 and len(result['training']['pretraining']) == 1
     assert result['versions'].keys() == {'fsc_fastai', 'commit', 'torch', 'fastai'}
+    report = run_table('table2', preset, glyphs, tmp_path/'out', 1, [1], 'fsc_reproduce table2', methods=['RN'])
+    assert '| RN | 1 | 0 | validation | 2 |' in report.read_text() and report.with_name('table2_training.png').exists()
+
+
+def test_a_single_cell_is_reported(glyphs, tmp_path):
+    runs.run_cell(Cell('RN', 1, 0), TINY, glyphs, tmp_path/'glyphs'/'tiny')
+    text = run_table('table2', TINY, glyphs, tmp_path, 1, [1], 'fsc_reproduce table2', train=False).read_text()
+    assert '1 of 4 cells are there' in text and 'What each step adds' not in text and 'levelled' not in text
+
+
+def test_what_the_last_third_of_a_training_adds():
+    def result(seed, model, **training):
+        return dict(model=model, recipe=dict(arch='conv4'), cell=dict(seed=seed, shot=5, unseen=''), training=training)
+    curves = dict(pretraining=[.1, .2, .3], validation=[.5, .7, .6, .65, .72, .71])
+    frame = training_frame([result(0, 'RN', **curves), result(0, 'LRP-RN', pretraining=[.1, .2, .3], validation=[.5, .4]),
+                            dict(model='CAN', cell={}, recipe={})])
+    assert list(zip(frame.model, frame.stage, frame.epochs, frame.best)) == [
+        ('conv4', 'pretraining', 3, 3), ('RN', 'validation', 6, 5), ('LRP-RN', 'validation', 2, 1)]
+    assert frame.accuracy.tolist() == pytest.approx([30, 72, 50]) and frame.last_third.tolist() == pytest.approx([10, 2, -10])
