@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from hashlib import sha256
 from math import prod
 from typing import Any, BinaryIO
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..models import FewShotModel, create_fsc_model
+from ..models.encoder import timm_body
 from ..models.layers import evaluating
 from .checks import BundleError
 
 __all__ = ['TensorFile', 'built_model', 'laid_out']
 
 MAX_HEADER = 1 << 20
-MAX_TENSORS = 2500 # The largest models of timm have 2000
+MAX_TENSORS, MAX_MADE, MAX_STEPS = 3000, 2200, 40_000 # To build the largest of timm's takes 2500, 1700 and 32,000
+BODY = 'model.encoder.body.'
 AT_ONCE = 100 << 20 # Bytes of one tensor within the encoder, for one image
 
 
@@ -45,6 +47,8 @@ class TensorFile:
         try: self.shapes, self.sizes = self._entries()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise BundleError(f'{name} is no safetensors file: its header does not list tensors ({e!r:.80})') from e
+        if (size := len(self.head) + sum(self.sizes.values())) != self.size:
+            raise BundleError(f'{name} is incomplete or corrupt: it has {self.size:,} bytes, its header lists {size:,}')
         if len(self.shapes) > MAX_TENSORS: raise BundleError(f'{name} has {len(self.shapes)} tensors: at most {MAX_TENSORS}')
 
     def _entries(self) -> tuple[dict[str, tuple], dict[str, int]]:
@@ -55,19 +59,19 @@ class TensorFile:
 
     def check(self,
         wanted: Mapping[str, Tensor], # Tensors of the shapes and types that it must hold, by name
-        optional: set[str], # Names that may be missing
+        optional: Set[str] = frozenset(), # Names that may be missing
+        within: str = '', # Only names that begin so
     ) -> None:
         "Compare names, shapes and sizes with what is wanted. Raises `BundleError`"
-        missing, unknown = wanted.keys() - self.shapes.keys() - optional, self.shapes.keys() - wanted.keys()
+        found = {name for name in self.shapes if name.startswith(within)}
+        missing, unknown = wanted.keys() - found - optional, found - wanted.keys()
         for kind, names in (('missing', missing), ('unknown', unknown)):
             if names: raise BundleError(f'{len(names)} tensors are {kind}, such as {min(names)[:100]}')
-        for name, shape in self.shapes.items():
-            like = wanted[name]
+        for name in found:
+            like, shape = wanted[name], self.shapes[name]
             if shape != like.shape: raise BundleError(f'{name} has the shape {str(shape)[:60]}, wanted {tuple(like.shape)}')
             if self.sizes[name] != like.nbytes:
                 raise BundleError(f'{name} has {str(self.sizes[name])[:20]} bytes, wanted {like.nbytes} of {like.dtype}')
-        if (size := len(self.head) + sum(self.sizes.values())) != self.size:
-            raise BundleError(f'{self.name} is incomplete or corrupt: it has {self.size:,} bytes, its header lists {size:,}')
 
     def read(self,
         digest: str, # SHA-256 of the whole file
@@ -91,6 +95,11 @@ class _Bounded(TorchDispatchMode):
     def __init__(self, n_tensors: int, n_bytes: int):
         super().__init__()
         self.made, self.steps, self.largest = 100 + 3 * n_tensors // 2, 2000 + 40 * n_tensors, max(AT_ONCE, n_bytes)
+
+    def at_most(self, made: int, steps: int) -> _Bounded:
+        "The same with these bounds besides"
+        self.made, self.steps = min(self.made, made), min(self.steps, steps)
+        return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.steps -= 1
@@ -117,6 +126,13 @@ def built_model(
         raise _bound(e) or BundleError(f'the model can not be built: {str(e)[:500]}') from e
 
 
+def _body(config: Mapping[str, Any]) -> nn.Module:
+    of_encoder = config.get('encoder_kwargs') or {}
+    try: return timm_body(config['arch'], False, config.get('img_size', 84), config.get('in_chans', 3), **of_encoder)
+    except Exception as e:  # as in `built_model`
+        raise _bound(e) or BundleError(f'the model can not be built: {str(e)[:500]}') from e
+
+
 def _bound(e: BaseException | None) -> BundleError | None:
     "The error of `_Bounded` that led to another one"
     while e is not None and not isinstance(e, BundleError): e = e.__cause__ or e.__context__
@@ -135,10 +151,14 @@ def laid_out(
 
     Raises `BundleError` where there is no such model, and where it takes more work than the tensors of the file can need.
     """
-    # a module of the user's own need not work without memory
-    device = 'cpu' if config.get('arch') is None else 'meta'
-    with torch.device(device), _Bounded(len(file.shapes), file.size):
-        model = built_model(config, method, arch)
+    device, bounded = 'cpu', lambda: _Bounded(len(file.shapes), file.size)  # a module of the user's own may need memory
+    if config.get('arch') is not None:
+        device = 'meta'
+        with torch.device(device), bounded().at_most(MAX_MADE, MAX_STEPS): arch = _body(config)
+        # what an image takes, even without memory, is only paid for a backbone that is in the file
+        file.check({BODY + k: v for k, v in arch.state_dict().items()}, within=BODY)
+    with torch.device(device), bounded():
+        model = built_model({**config, 'arch': None}, method, arch)
         try:
             with evaluating(model): return model, model.encode(torch.zeros(1, *shape)).to('meta')
         except Exception as e:  # as above

@@ -16,7 +16,7 @@ from .as_built import as_built, blueprint
 from .layers import evaluating
 from .reference import load_encoder_weights
 
-__all__ = ['Encoder', 'ImageSize', 'Weights', 'create_encoder']
+__all__ = ['Encoder', 'ImageSize', 'Weights', 'create_encoder', 'timm_body']
 
 ImageSize = int | tuple[int, int] | list[int]
 Weights = bool | str | Path | Mapping[str, Any]
@@ -134,7 +134,13 @@ def _check_name(arch: str, pretrained: bool) -> None:
                          'pass `pretrained=` a checkpoint file or a state dict, or pre-train the encoder first')
 
 
-def _timm_model(arch: str, pretrained: bool, img_size: int | tuple[int, int], in_chans: int, **kwargs: Any) -> nn.Module:
+def timm_body(
+    arch: str, # A timm name
+    pretrained: bool, # With timm's weights?
+    img_size: int | tuple[int, int], # Of the images
+    in_chans: int, # Channels of the images
+    **kwargs: Any, # For `timm.create_model`
+) -> nn.Module:
     "The timm model of that name without its classifier, built for `img_size` if it asks for a size at all"
     size = {'img_size': img_size, 'dynamic_img_size': True, 'dynamic_img_pad': True}
     while True:
@@ -169,7 +175,7 @@ def create_encoder(
     elif isinstance(arch, nn.Module): encoder = Encoder(arch, img_size, in_chans)
     else:
         _check_name(arch, pretrained is True)
-        encoder = Encoder(_timm_model(arch, pretrained is True, img_size, in_chans, **kwargs), img_size, in_chans, arch)
+        encoder = Encoder(timm_body(arch, pretrained is True, img_size, in_chans, **kwargs), img_size, in_chans, arch)
         encoder.config = {'arch': arch, 'img_size': img_size, 'in_chans': in_chans, **kwargs}
     if not isinstance(pretrained, bool): load_encoder_weights(encoder, pretrained)
     return encoder

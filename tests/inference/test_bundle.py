@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models.resnet import ResNet
 from torch import nn
 
 from fsc_fastai.inference import BundleError, FewShotClassifier, Preprocess
@@ -179,6 +180,19 @@ def test_work_is_bounded_by_what_the_tensors_need(bundle, config, message):
     values['model'] = dict(method='proto', img_size=32) | config
     write()
     with pytest.raises(BundleError, match=message): FewShotClassifier.from_pretrained(folder)
+
+
+def test_tensors_that_are_there_for_nothing_allow_no_more_work(bundle, monkeypatch):
+    folder, values, _ = bundle
+    values['model'] = dict(method='proto', arch='resnet50', img_size=224, encoder_kwargs=dict(layers=[30] * 4))
+    monkeypatch.setattr(ResNet, 'forward_features', None)
+    junk = {f'model.{i}': torch.zeros(1) for i in range(2900)}
+    replace_tensors(folder, values, load_file(tensors_of(folder)) | junk)
+    with pytest.raises(BundleError, match='[0-9]+ tensors are missing, such as model.encoder.body'):
+        FewShotClassifier.from_pretrained(folder)
+    values['model']['encoder_kwargs'] = dict(layers=[300] * 4)
+    replace_tensors(folder, values, load_file(tensors_of(folder)))
+    with pytest.raises(BundleError, match='far more layers'): FewShotClassifier.from_pretrained(folder)
 
 
 def test_sizes_are_compared_before_work(bundle):
