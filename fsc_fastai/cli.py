@@ -11,6 +11,7 @@ from .data.loaders import EpisodeDataLoaders
 from .data.names import named_paths
 from .data.readers import read_folder
 from .demo import run_demo
+from .files import atomic_write
 from .learner import fsc_learner
 from .progress import plain_output
 from .reproduce.cells import METHODS, PRESETS
@@ -94,7 +95,8 @@ def fsc_eval(
             tested = learn.dls.as_domains(_domains(domains or ['glyphs']), **drawn)
             table = learn.evaluate(tested, n_episodes=n_episodes, seed=seed, transductive=transductive, **drawn)
         print(printable_lines(format_table(table)))
-        if csv: table.to_csv(csv, index=False)
+        if csv:
+            with atomic_write(csv) as part: table.to_csv(part, index=False)
     plain_errors(test)
 
 

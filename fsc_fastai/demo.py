@@ -11,6 +11,7 @@ from .callback.lrp import LRPGuidedCallback
 from .data.augment import episode_transforms
 from .data.glyphs import untar_glyph_domains, untar_glyphs
 from .data.loaders import EpisodeDataLoaders
+from .files import atomic_write
 from .learner import FSCLearner, fsc_learner
 from .models import ProtoNet, RelationNet
 from .progress import plain_output
@@ -67,7 +68,7 @@ def run_demo(
 
     table, pixels = learn.evaluate(n_episodes=n_episodes), pixel_learner(dls).evaluate(n_episodes=n_episodes)
     print(format_table(table, raw_pixels=list(pixels.accuracy)))
-    table.assign(raw_pixels=pixels.accuracy).to_csv(out/'results.csv', index=False)
+    with atomic_write(out/'results.csv') as part: table.assign(raw_pixels=pixels.accuracy).to_csv(part, index=False)
     plot_results({'LRP-RelationNet': table, 'raw pixels': pixels})
     save_figure(out/'results.png')
     learn.explain().plot()

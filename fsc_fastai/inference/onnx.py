@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..extras import extra
+from ..files import atomic_write
 from .classifier import FewShotClassifier
 from .heads import DeployedHead, deployed_head, free_norms
 
@@ -72,10 +73,12 @@ def to_onnx(
     _export(self.model.encoder, {'images': images}, 'features', folder/'encoder.onnx')
     _export(_ScoresOf(self.head), {'features': features, **fixed}, 'scores', folder/'head.onnx',
             any_way=_any_way(self.head, len(classes)))
-    save_file({k: v.cpu().contiguous() for k, v in fixed.items()}, folder/'support.safetensors')
+    support = save({k: v.cpu().contiguous() for k, v in fixed.items()})
+    with atomic_write(folder/'support.safetensors') as part: part.write_bytes(support)
     values = dict(classes=classes, preprocess=vars(self.preprocess), temperature=self.temperature, reject=self.reject,
                   inputs=['features', *fixed])
-    (folder/'onnx.json').write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding='utf-8')
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    with atomic_write(folder/'onnx.json') as part: part.write_text(text, encoding='utf-8')
     if check: _check(self, folder)
     return folder
 
@@ -85,9 +88,9 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Pat
     free = {'images': (0,), 'features': (0,), 'support': (0,), 'member': (0, 1) if any_way else (0,)}
     dims = [dict.fromkeys(free.get(name, ()), torch.export.Dim.DYNAMIC) for name in inputs]
     first, *others = dims  # `_ScoresOf` takes the others as *fixed
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), atomic_write(path) as part:
         warnings.simplefilter('ignore')  # of the exporter, about itself
-        torch.onnx.export(module.eval(), tuple(inputs.values()), path, input_names=list(inputs), output_names=[output],
+        torch.onnx.export(module.eval(), tuple(inputs.values()), part, input_names=list(inputs), output_names=[output],
                           dynamic_shapes=(first, tuple(others)) if others else (first,), dynamo=True, external_data=False,
                           verbose=False)
 

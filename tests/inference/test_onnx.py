@@ -50,7 +50,7 @@ def test_needs_examples_and_the_extra(tmp_path, monkeypatch):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
-        if name.startswith('onnx'): raise ImportError(name)
+        if name.startswith('onnx'): raise ModuleNotFoundError(name, name=name)
         return real(name, *args, **kwargs)
     monkeypatch.setattr(builtins, '__import__', without)
     with pytest.raises(ImportError, match=r'fsc_fastai\[onnx\]'): classifier().fit(*examples()).to_onnx(tmp_path)
