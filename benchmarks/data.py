@@ -22,7 +22,8 @@ from benchmarks.images import N_QUERY, N_SHOT, N_WAY, peer_loader, write_photos
 from benchmarks.options import DEVICE, options
 from benchmarks.timing import note, paired, report
 from fsc_fastai.data.loaders import EpisodeDataLoaders
-from fsc_fastai.models import RelationNet, create_encoder
+from fsc_fastai.encode import create_encoder
+from fsc_fastai.methods import RelationNet
 
 LIMITS = {84: 1/50, 224: 1/20}
 KEEP_MEMORY = {'MALLOC_MMAP_THRESHOLD_': str(2**30), 'MALLOC_TRIM_THRESHOLD_': str(2**32)}

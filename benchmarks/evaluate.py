@@ -27,9 +27,9 @@ from fsc_fastai.data.glyphs import untar_glyphs
 from fsc_fastai.data.loader import EpisodicDL
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.sampler import EpisodeSampler
-from fsc_fastai.evaluate import encode_images, episode_scores
-from fsc_fastai.learner import FSCLearner, fsc_learner
-from fsc_fastai.models import RelationNet
+from fsc_fastai.learner.core import FSCLearner, fsc_learner
+from fsc_fastai.learner.evaluate import encode_images, episode_scores
+from fsc_fastai.methods import RelationNet
 
 N_CLASSES, N_IMAGES, N_EPISODES, SIZE = 50, 60, 2000, 84
 PEER_LIMIT, LEAST_LIMIT = 1/20, 1.5

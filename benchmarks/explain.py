@@ -20,12 +20,13 @@ from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 from benchmarks.timing import note, paired, report
 from fsc_fastai.data.episode import EpisodeLabel
+from fsc_fastai.encode import create_encoder
+from fsc_fastai.encode.encoder import Encoder
 from fsc_fastai.explain import LRP, relevance_start, relevance_weights
 from fsc_fastai.explain.lrp import scores_and_trace
-from fsc_fastai.models import CrossAttentionNet, GNNNet, RelationNet, create_encoder
-from fsc_fastai.models.base import FewShotModel
-from fsc_fastai.models.encoder import Encoder
-from fsc_fastai.models.pairs import Pairs
+from fsc_fastai.methods import CrossAttentionNet, GNNNet, RelationNet
+from fsc_fastai.methods.base import FewShotModel
+from fsc_fastai.methods.pairs import Pairs
 
 N_WAY, N_SHOT, N_QUERY = 5, 5, 16
 

@@ -25,9 +25,10 @@ from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note, paired, report
 from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.data.episode import Episode, EpisodeLabel
-from fsc_fastai.models import RelationNet, create_encoder
-from fsc_fastai.models.base import FewShotModel
-from fsc_fastai.models.transformation import add_ft
+from fsc_fastai.encode import create_encoder
+from fsc_fastai.encode.transformation import add_ft
+from fsc_fastai.methods import RelationNet
+from fsc_fastai.methods.base import FewShotModel
 
 TIME_LIMIT, MEMORY_LIMIT = 1.15, 2.5
 N_WAY, N_SHOT, N_QUERY, N_CLASSES = 5, 5, 16, 64

@@ -26,8 +26,9 @@ from benchmarks.timing import note, paired
 from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.data.episode import Episode, EpisodeLabel
 from fsc_fastai.data.sampler import EpisodeSampler
+from fsc_fastai.encode import create_encoder
 from fsc_fastai.explain import LRP
-from fsc_fastai.models import RelationNet, create_encoder
+from fsc_fastai.methods import RelationNet
 
 PLOT = Path(__file__).parents[1]/'docs'/'scaling.png'
 SIDE, QUERIES = 32, 2

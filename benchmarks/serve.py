@@ -15,8 +15,8 @@ from PIL import Image
 
 from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import paired, report
-from fsc_fastai.inference import FewShotClassifier, Preprocess
-from fsc_fastai.models import create_fsc_model
+from fsc_fastai.deploy import FewShotClassifier, Preprocess
+from fsc_fastai.methods import create_fsc_model
 
 LIGHT, HEAVY = ('ProtoNet', 'MatchingNet', 'CrossAttentionNet'), ('GNNNet', 'RelationNet')
 METHODS = LIGHT + HEAVY

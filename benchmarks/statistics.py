@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import note
+from fsc_fastai.adapt.head import DeployedHead, deployed_head
 from fsc_fastai.data.sampler import EpisodeSampler
-from fsc_fastai.evaluate import encode_images
-from fsc_fastai.inference.heads import DeployedHead, deployed_head
-from fsc_fastai.learner import FSCLearner
-from fsc_fastai.metrics import ci95
-from fsc_fastai.models.base import one_hot
+from fsc_fastai.learner.core import FSCLearner
+from fsc_fastai.learner.evaluate import encode_images
+from fsc_fastai.learner.metrics import ci95
+from fsc_fastai.methods.base import one_hot
 from fsc_fastai.reproduce.cells import PRESETS, Cell
-from fsc_fastai.reproduce.data import glyph_data
-from fsc_fastai.reproduce.train import train_cell
+from fsc_fastai.reproduce.table_data import glyph_data
+from fsc_fastai.reproduce.training import train_cell
 
 N_WAY, N_QUERY = 5, 5
 FOLDER = Path(__file__).parents[1]/'build'/'statistics' # Of trained models, which a second call finds again

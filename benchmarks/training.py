@@ -19,7 +19,8 @@ from benchmarks.images import N_WAY
 from benchmarks.lft import ByLearner
 from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note, paired, report, seconds
-from fsc_fastai.models import RelationNet, create_encoder
+from fsc_fastai.encode import create_encoder
+from fsc_fastai.methods import RelationNet
 
 FUSED = partial(OptimWrapper, opt=partial(torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True))
 HOPELESS = 5 # Times as long as the plain step: not worth a second measurement

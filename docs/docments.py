@@ -14,7 +14,7 @@ from typing import Any
 from fastcore.docments import docments
 
 import fsc_fastai
-from fsc_fastai.learner import FSCLearner
+from fsc_fastai.learner.core import FSCLearner
 
 __all__ = ['modules', 'public_names', 'reference_docstring', 'skip_member']
 

@@ -11,16 +11,19 @@ __all__ = ['PAGES', 'write_pages']
 PAGES = (
     ('data', 'Episodes and data', 'Images, episodes, loaders and domains.', ('data.',),
      ('loaders', 'block', 'splitter', 'domains', 'glyphs', 'augment', 'episode')),
-    ('models', 'Models', 'Encode, process, classify.', ('models.',), ('base', 'factory', 'encoder', 'backbones')),
+    ('encode', 'Encode', 'Images to feature maps.', ('encode.',), ('encoder', 'backbones', 'checkpoints')),
+    ('methods', 'Methods', 'Process and classify.', ('methods.',), ('base', 'registry')),
     ('explain', 'Explanations', 'Relevance rules, the engine that applies them, explainers, heatmaps.', ('explain.',),
-     ('lrp', 'baselines', 'rules', 'composite', 'start', 'images', 'heatmaps')),
-    ('callback', 'Callbacks', 'One idea a file.', ('callback.',), ('lrp', 'lft', 'accumulate', 'resume')),
-    ('inference', 'Deployed classifier', 'Examples in, answers out.', ('inference.',),
-     ('classifier', 'learner', 'calibrate', 'explain')),
+     ('lrp', 'baselines', 'rules', 'composite', 'weights', 'to_pixels', 'heatmaps')),
+    ('adapt', 'Adaptation', 'A method beside its support, and what adapts to the support.', ('adapt.',), ('features', 'head')),
+    ('callback', 'Callbacks', 'One idea a file.', ('callback.',), ('lrp_guided', 'lft', 'accumulate', 'resume')),
+    ('deploy', 'Deployed classifier', 'Examples in, answers out.', ('deploy.',),
+     ('classifier', 'set_support', 'calibrate', 'relevance')),
     ('reproduce', 'Reproduction', "The paper's tables.", ('reproduce.',), ()),
-    ('commands', 'Commands', 'Each has `--help`.', ('cli', 'serve', 'console', 'demo'), ('cli',)),
-    ('learner', 'Learner and evaluation', '`fsc_learner`, and what is done with a learner.', ('',),
-     ('learner', 'pretrain', 'evaluate')),
+    ('commands', 'Commands', 'Each has `--help`.', ('commands.',), ('cli',)),
+    ('learner', 'Learner and evaluation', '`fsc_learner`, and what is done with a learner.', ('learner.',),
+     ('core', 'pretrain', 'evaluate')),
+    ('common', 'What all share', 'Tensors, files and drawings.', ('',), ('tensors',)),
 )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from fastai.data.transforms import get_image_files
 from fastai.learner import load_learner
 
+from fsc_fastai.commands.serve import create_app
 from fsc_fastai.data.glyphs import untar_glyphs
-from fsc_fastai.inference import FewShotClassifier
-from fsc_fastai.serve import create_app
-from tests.browser import Browser, served
+from fsc_fastai.deploy import FewShotClassifier
+from tests.commands.browser import Browser, served
 
 __all__ = ['picture']
 

@@ -9,4 +9,5 @@ with warnings.catch_warnings():
     import fastai.torch_basics  # noqa: F401
 
 # These add their methods to the learner and the classifier: whoever has one of them, unpickled too, has its methods.
-from . import distributed, evaluate, explanation, inference, statistics  # noqa: E402, F401
+from . import deploy  # noqa: E402, F401
+from .learner import channel_statistics, distributed, evaluate, explanation  # noqa: E402, F401

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from fsc_fastai.data.loaders import EpisodeDataLoaders
-from fsc_fastai.learner import fsc_learner
+from fsc_fastai.learner.core import fsc_learner
 
 SIZE = 20
 

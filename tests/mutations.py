@@ -18,22 +18,22 @@ class Mutation(NamedTuple):
     tests: str # Tests that must fail, separated by spaces
 
 
-RULES, START, HEADS = 'fsc_fastai/explain/rules.py', 'fsc_fastai/explain/start.py', 'fsc_fastai/explain/heads.py'
-BASE, CAN, GNN = 'fsc_fastai/models/base.py', 'fsc_fastai/models/cross_attention.py', 'fsc_fastai/models/graph.py'
-FT, LFT = 'fsc_fastai/models/transformation.py', 'fsc_fastai/callback/lft.py'
-SECOND, TRANSDUCTION = 'fsc_fastai/callback/second_order.py', 'fsc_fastai/transduction.py'
-BY_HAND, HEAD_TESTS = 'tests/explain/test_rules.py', 'tests/explain/test_heads.py'
+RULES, START, HEADS = 'fsc_fastai/explain/rules.py', 'fsc_fastai/explain/weights.py', 'fsc_fastai/explain/closed_form.py'
+BASE, CAN, GNN = 'fsc_fastai/methods/base.py', 'fsc_fastai/methods/cross_attention.py', 'fsc_fastai/methods/graph.py'
+FT, LFT = 'fsc_fastai/encode/transformation.py', 'fsc_fastai/callback/lft.py'
+SECOND, TRANSDUCTION = 'fsc_fastai/callback/second_order.py', 'fsc_fastai/adapt/transduction.py'
+BY_HAND, HEAD_TESTS = 'tests/explain/test_rules.py', 'tests/explain/test_closed_form.py'
 LFT_TESTS = 'tests/callback/test_lft_gradient.py'
 LRP_CAN, LRP_CAN_TESTS = 'fsc_fastai/callback/lrp_can.py', 'tests/callback/test_lrp_can.py'
-MODE, OPS, ENGINE_TESTS = 'fsc_fastai/explain/mode.py', 'fsc_fastai/explain/ops.py', 'tests/explain/test_engine.py'
+MODE, OPS, ENGINE_TESTS = 'fsc_fastai/explain/tracing.py', 'fsc_fastai/explain/ops.py', 'tests/explain/test_engine.py'
 HEATMAPS, HEATMAP_TESTS = 'fsc_fastai/explain/heatmaps.py', 'tests/explain/test_heatmaps.py'
-GRAPH_TESTS = 'tests/models/test_graph.py tests/models/test_golden.py'
-DEPLOYED, DEPLOYED_TESTS = 'fsc_fastai/inference/heads.py', 'tests/inference/test_heads.py'
-CALIBRATE, CALIBRATE_TESTS = 'fsc_fastai/inference/calibrate.py', 'tests/inference/test_calibrate.py'
-SMALL_MAPS, SMALL_MAPS_TESTS = 'fsc_fastai/models/small_maps.py', 'tests/models/test_small_maps.py'
-QUICK_GNN, QUICK_GNN_TESTS = 'fsc_fastai/models/graph_quick.py', 'tests/models/test_graph_quick.py'
-QUICK, QUICK_TESTS = 'fsc_fastai/models/relation_quick.py', 'tests/models/test_relation_quick.py'
-NORM, NORM_TESTS = 'fsc_fastai/models/batch_norm.py', 'tests/models/test_batch_norm.py'
+GRAPH_TESTS = 'tests/methods/test_graph.py tests/methods/test_golden.py'
+DEPLOYED, DEPLOYED_TESTS = 'fsc_fastai/adapt/head.py', 'tests/adapt/test_head.py'
+CALIBRATE, CALIBRATE_TESTS = 'fsc_fastai/deploy/calibrate.py', 'tests/deploy/test_calibrate.py'
+SMALL_MAPS, SMALL_MAPS_TESTS = 'fsc_fastai/kernels/small_conv.py', 'tests/kernels/test_small_conv.py'
+QUICK_GNN, QUICK_GNN_TESTS = 'fsc_fastai/methods/graph_quick.py', 'tests/methods/test_graph_quick.py'
+QUICK, QUICK_TESTS = 'fsc_fastai/methods/relation_quick.py', 'tests/methods/test_relation_quick.py'
+NORM, NORM_TESTS = 'fsc_fastai/kernels/batch_norm.py', 'tests/kernels/test_batch_norm.py'
 REPORT, TABLE_TESTS = 'fsc_fastai/reproduce/report.py', 'tests/reproduce/test_table.py'
 
 MUTATIONS = (
@@ -67,10 +67,10 @@ MUTATIONS = (
 
     # Where an explanation starts and what training makes of it, equations (2) and (7)
     Mutation('relevance of a score: odds', START, '(p + eps) / (1 - p + eps)', '(p + eps) / (1 + p + eps)',
-             'tests/explain/test_start.py'),
-    Mutation('relevance of a score: against chance', START, '((n_way - 1) *', '(n_way *', 'tests/explain/test_start.py'),
-    Mutation('weights are 1 + R/max|R|', START, 'return 1 + R /', 'return 1 - R /', 'tests/explain/test_start.py'),
-    Mutation('of the absolute relevance', START, 'R.abs().amax(', 'R.amax(', 'tests/explain/test_start.py'),
+             'tests/explain/test_weights.py'),
+    Mutation('relevance of a score: against chance', START, '((n_way - 1) *', '(n_way *', 'tests/explain/test_weights.py'),
+    Mutation('weights are 1 + R/max|R|', START, 'return 1 + R /', 'return 1 - R /', 'tests/explain/test_weights.py'),
+    Mutation('of the absolute relevance', START, 'R.abs().amax(', 'R.amax(', 'tests/explain/test_weights.py'),
 
     # Relevance passes written out
     Mutation('cosine terms', HEADS, 'terms = unit(total) * unit(support', 'terms = total * unit(support', HEAD_TESTS),
@@ -96,8 +96,8 @@ MUTATIONS = (
              ENGINE_TESTS),
     Mutation('a quotient passes relevance on to what stands below', OPS, 'if not mode.carries(args[0]): return _through(',
              'if False: return _through(', 'tests/explain/test_ops.py'),
-    Mutation('a fast path asks for hooks', 'fsc_fastai/models/as_built.py', 'bool(m._forward_hooks or', 'bool(',
-             'tests/models/test_as_built.py'),
+    Mutation('a fast path asks for hooks', 'fsc_fastai.as_built.py', 'bool(m._forward_hooks or', 'bool(',
+             'tests/methods/test_as_built.py'),
     Mutation('what is written to a view its base sees', 'fsc_fastai/explain/memory.py', '_geometry(t) != _geometry(base) or', '',
              'tests/explain/test_memory.py'),
     Mutation('a gate is a constant', OPS, 'return mode.as_gate(_pass(mode, func, args, kwargs))',
@@ -112,15 +112,15 @@ MUTATIONS = (
     Mutation('heatmaps: channels are summed', HEATMAPS, '.float().sum(-3)', '.float().amax(-3)', HEATMAP_TESTS),
 
     # Explanation-guided training, equations (8) and (9)
-    Mutation('merged loss', 'fsc_fastai/callback/lrp.py', 'lam * guided + xi * plain if xi', 'lam * guided - xi * plain if xi',
-             'tests/callback/test_lrp.py'),
-    Mutation('λ weighs the guided loss', 'fsc_fastai/callback/lrp.py', 'lam * guided + xi * plain if xi',
-             'xi * guided + lam * plain if xi', 'tests/callback/test_lrp.py'),
-    Mutation('λ of one shot', 'fsc_fastai/callback/lrp.py', '.5 if one_shot else 1.', '1. if one_shot else .5',
-             'tests/callback/test_lrp.py'),
+    Mutation('merged loss', 'fsc_fastai/callback/lrp_guided.py', 'lam * guided + xi * plain if xi', 'lam * guided - xi * plain if xi',
+             'tests/callback/test_lrp_guided.py'),
+    Mutation('λ weighs the guided loss', 'fsc_fastai/callback/lrp_guided.py', 'lam * guided + xi * plain if xi',
+             'xi * guided + lam * plain if xi', 'tests/callback/test_lrp_guided.py'),
+    Mutation('λ of one shot', 'fsc_fastai/callback/lrp_guided.py', '.5 if one_shot else 1.', '1. if one_shot else .5',
+             'tests/callback/test_lrp_guided.py'),
 
-    Mutation('LRP-CAN: ξ = 0', 'fsc_fastai/callback/lrp.py', '(0., 1.) if isinstance', '(1., 1.) if isinstance',
-             'tests/callback/test_lrp.py::test_published_weights'),
+    Mutation('LRP-CAN: ξ = 0', 'fsc_fastai/callback/lrp_guided.py', '(0., 1.) if isinstance', '(1., 1.) if isinstance',
+             'tests/callback/test_lrp_guided.py::test_published_weights'),
     Mutation('control: an order for each pair', 'fsc_fastai/callback/lrp_controls.py', 'torch.rand(w.shape[:3]).argsort(2)',
              'torch.rand(w.shape[2]).argsort(0).expand(w.shape[:3])', 'tests/callback/test_lrp_controls.py'),
     Mutation('control: every weight of an episode anywhere', 'fsc_fastai/callback/lrp_controls.py',
@@ -133,10 +133,10 @@ MUTATIONS = (
              'relevance_weights(of_terms, detach=False)', 'relevance_weights(of_terms)', LRP_CAN_TESTS),
 
     # Feature-wise transformation, Tseng et al. 2020
-    Mutation('FT: scale is around 1', FT, '(1 + scale).view(shape)', 'scale.view(shape)', 'tests/models/test_transformation.py'),
-    Mutation('FT: softplus has β = 100', FT, 'F.softplus(p, beta=100)', 'F.softplus(p)', 'tests/models/test_transformation.py'),
+    Mutation('FT: scale is around 1', FT, '(1 + scale).view(shape)', 'scale.view(shape)', 'tests/encode/test_transformation.py'),
+    Mutation('FT: softplus has β = 100', FT, 'F.softplus(p, beta=100)', 'F.softplus(p)', 'tests/encode/test_transformation.py'),
     Mutation('FT: noise is a draw a channel', FT, 'torch.randn_like(p) *', 'torch.randn(1) *',
-             'tests/models/test_transformation.py'),
+             'tests/encode/test_transformation.py'),
     Mutation('LFT: fast weights go downhill', SECOND, 'torch.sub(w, d, alpha=lr)', 'torch.add(w, d, alpha=lr)',
              'tests/callback/test_second_order.py'),
     Mutation('LFT: −lr·∂L′/∂w', SECOND, 'else -lr * u for u', 'else lr * u for u', 'tests/callback/test_second_order.py'),
@@ -147,50 +147,50 @@ MUTATIONS = (
     Mutation('LFT: mean over the domains', LFT, 'as_subclass(Tensor) / len(self.domains)', 'as_subclass(Tensor)',
              f'{LFT_TESTS}::test_all_domains_are_the_mean_of_each'),
     Mutation('accumulation is a mean', 'fsc_fastai/callback/accumulate.py', 'self.learn.loss_grad /= self.n_acc', 'pass',
-             'tests/test_learner.py::test_accumulation_equals_the_mean_gradient_of_its_episodes'),
+             'tests/learner/test_core.py::test_accumulation_equals_the_mean_gradient_of_its_episodes'),
 
     # Methods
     Mutation('class means divide by the shots', BASE, '(total / member.sum(0)[:, None])', '(total / member.sum())',
-             'tests/models/test_base.py'),
-    Mutation('a pair holds the prototype first', 'fsc_fastai/models/pairs.py',
+             'tests/methods/test_base.py'),
+    Mutation('a pair holds the prototype first', 'fsc_fastai/methods/pairs.py',
              'torch.cat(torch.broadcast_tensors(*pair_parts(self)), 2)',
-             'torch.cat(torch.broadcast_tensors(*pair_parts(self)[::-1]), 2)', 'tests/models/test_relation.py'),
-    Mutation('cosine normalises both sides', 'fsc_fastai/models/layers.py', "'nmc,nmc->nm', unit(a), unit(b)",
-             "'nmc,nmc->nm', unit(a), b", 'tests/models/test_base.py tests/models/test_proto.py'),
-    Mutation('ProtoNet: nearer is likelier', 'fsc_fastai/models/proto.py', 'return -(single(query)', 'return (single(query)',
-             'tests/models/test_proto.py'),
-    Mutation('MatchingNet: attention is summed over a class', 'fsc_fastai/models/matching.py', 'f_p.labels.log()).logsumexp(1)',
-             'f_p.labels.log()).amax(1)', 'tests/models/test_matching.py'),
-    Mutation('MatchingNet: scaled cosine', 'fsc_fastai/models/matching.py', 'F.log_softmax(self.scale * cosine',
+             'torch.cat(torch.broadcast_tensors(*pair_parts(self)[::-1]), 2)', 'tests/methods/test_relation.py'),
+    Mutation('cosine normalises both sides', 'fsc_fastai/tensors.py', "'nmc,nmc->nm', unit(a), unit(b)",
+             "'nmc,nmc->nm', unit(a), b", 'tests/methods/test_base.py tests/methods/test_proto.py'),
+    Mutation('ProtoNet: nearer is likelier', 'fsc_fastai/methods/proto.py', 'return -(single(query)', 'return (single(query)',
+             'tests/methods/test_proto.py'),
+    Mutation('MatchingNet: attention is summed over a class', 'fsc_fastai/methods/matching.py', 'f_p.labels.log()).logsumexp(1)',
+             'f_p.labels.log()).amax(1)', 'tests/methods/test_matching.py'),
+    Mutation('MatchingNet: scaled cosine', 'fsc_fastai/methods/matching.py', 'F.log_softmax(self.scale * cosine',
              'F.log_softmax(cosine',
-             'tests/models/test_matching.py'),
-    Mutation('MatchingNet: context adds to the query', 'fsc_fastai/models/matching.py', 'hidden = hidden + query',
+             'tests/methods/test_matching.py'),
+    Mutation('MatchingNet: context adds to the query', 'fsc_fastai/methods/matching.py', 'hidden = hidden + query',
              'hidden = hidden + 0',
-             'tests/models/test_matching.py'),
-    Mutation('MatchingNet: both directions add to the support', 'fsc_fastai/models/matching.py', '.unflatten(1, (2, -1)).sum(1)',
-             '.unflatten(1, (2, -1))[:, 0]', 'tests/models/test_matching.py'),
+             'tests/methods/test_matching.py'),
+    Mutation('MatchingNet: both directions add to the support', 'fsc_fastai/methods/matching.py', '.unflatten(1, (2, -1)).sum(1)',
+             '.unflatten(1, (2, -1))[:, 0]', 'tests/methods/test_matching.py'),
     Mutation('CAN: attention is 1 + softmax', CAN, 'return 1 + F.softmax(', 'return F.softmax(',
-             'tests/models/test_cross_attention.py'),
+             'tests/methods/test_cross_attention.py'),
     Mutation('CAN: temperature', CAN, 'fused / self.temperature', 'fused * self.temperature',
-             'tests/models/test_cross_attention.py'),
+             'tests/methods/test_cross_attention.py'),
     Mutation('CAN: mean correlation', CAN, "'ac,bcj->abj', a.mean(2), b", "'ac,bcj->abj', a.amax(2), b",
-             'tests/models/test_cross_attention.py'),
+             'tests/methods/test_cross_attention.py'),
     Mutation('CAN: who attends to whom', CAN, 'self.attention(s, q).unflatten(2, size), self',
-             'self.attention(s, s).unflatten(2, size), self', 'tests/models/test_cross_attention.py tests/models/test_golden.py'),
-    Mutation('CAN: mean of the correlation', CAN, "b, kernel) / n)", "b, kernel))", 'tests/models/test_cross_attention.py'),
-    Mutation('CAN: scaled cosine', CAN, 'self.scale * cosine(', 'cosine(', 'tests/models/test_golden.py'),
+             'self.attention(s, s).unflatten(2, size), self', 'tests/methods/test_cross_attention.py tests/methods/test_golden.py'),
+    Mutation('CAN: mean of the correlation', CAN, "b, kernel) / n)", "b, kernel))", 'tests/methods/test_cross_attention.py'),
+    Mutation('CAN: scaled cosine', CAN, 'self.scale * cosine(', 'cosine(', 'tests/methods/test_golden.py'),
     Mutation('CAN: cosine at every position', CAN, 'prototype, unit(f_p.query, 2))', 'prototype, single(f_p.query))',
-             'tests/models/test_golden.py'),
-    Mutation('CAN: global loss of the true way', 'fsc_fastai/models/losses.py', 'global_scores[rows, way]',
-             'global_scores[rows, 0 * way]', 'tests/models/test_losses.py'),
-    Mutation('CAN: half the episodic loss', 'fsc_fastai/models/losses.py', '+ self.episodic * super()', '+ super()',
-             'tests/models/test_losses.py'),
+             'tests/methods/test_golden.py'),
+    Mutation('CAN: global loss of the true way', 'fsc_fastai/methods/losses.py', 'global_scores[rows, way]',
+             'global_scores[rows, 0 * way]', 'tests/methods/test_losses.py'),
+    Mutation('CAN: half the episodic loss', 'fsc_fastai/methods/losses.py', '+ self.episodic * super()', '+ super()',
+             'tests/methods/test_losses.py'),
     Mutation('GNN: no self-loops', GNN, ".masked_fill(itself, float('-inf'))", '',
-             'tests/models/test_graph.py tests/models/test_golden.py'),
+             'tests/methods/test_graph.py tests/methods/test_golden.py'),
     Mutation('GNN: edges of absolute differences', GNN, '(x[:, i] - x[:, j]).abs()', '(x[:, i] - x[:, j])',
-             'tests/models/test_graph.py tests/models/test_golden.py'),
+             'tests/methods/test_graph.py tests/methods/test_golden.py'),
     Mutation('GNN: a pair counts twice in the statistics', GNN, '2 / (n_graphs * n**2)', '1 / (n_graphs * n**2)',
-             'tests/models/test_graph.py tests/models/test_golden.py'),
+             'tests/methods/test_graph.py tests/methods/test_golden.py'),
     Mutation('GNN: mean of the edges by shares', GNN, 'mean = (share * x).sum(0)', 'mean = x.mean(0)', GRAPH_TESTS),
     Mutation('GNN: variance of the edges by shares', GNN, '(share * (x - mean).square()).sum(0)',
              '(x - mean).square().mean(0)', GRAPH_TESTS),
@@ -200,9 +200,9 @@ MUTATIONS = (
     Mutation('GNN: outputs are appended', GNN, 'torch.cat([x, F.leaky_relu(new)], 2)', 'torch.cat([F.leaky_relu(new), x], 2)',
              GRAPH_TESTS),
     Mutation('GNN: queries have no label', GNN, 'F.pad(labels, (0, 0, 0, n_per_graph))',
-             'F.pad(labels, (0, 0, 0, n_per_graph), value=1.)', 'tests/models/test_graph.py tests/models/test_golden.py'),
-    Mutation('RN: loss on sigmoid scores', 'fsc_fastai/models/losses.py', 'F.mse_loss(scores.sigmoid()',
-             'F.mse_loss(scores.tanh()', 'tests/models/test_losses.py tests/models/test_golden.py tests/models/test_relation.py'),
+             'F.pad(labels, (0, 0, 0, n_per_graph), value=1.)', 'tests/methods/test_graph.py tests/methods/test_golden.py'),
+    Mutation('RN: loss on sigmoid scores', 'fsc_fastai/methods/losses.py', 'F.mse_loss(scores.sigmoid()',
+             'F.mse_loss(scores.tanh()', 'tests/methods/test_losses.py tests/methods/test_golden.py tests/methods/test_relation.py'),
 
     # The deployed classifier
     Mutation('deployed RN: a sample meets its prototype without itself', DEPLOYED, '/ (shots - without)', '/ shots',
@@ -215,18 +215,18 @@ MUTATIONS = (
              CALIBRATE_TESTS),
     Mutation('calibration: others are refused below it', CALIBRATE, '(p_other < threshold)', '(p_other >= threshold)',
              f'{CALIBRATE_TESTS}::test_what_a_threshold_does_by_hand'),
-    Mutation('images are normalised', 'fsc_fastai/inference/preprocess.py', '.sub_(mean)', '.add_(mean)',
-             'tests/inference/test_learner.py'),
+    Mutation('images are normalised', 'fsc_fastai/deploy/preprocess.py', '.sub_(mean)', '.add_(mean)',
+             'tests/deploy/test_set_support.py'),
     Mutation('16 bits become 8', 'fsc_fastai/data/images.py', '(257 if a.max() > 255', '(1 if a.max() > 255',
              'tests/data/test_images.py'),
 
     # Numbers that tables show
     Mutation('an episode: no support image among the queries', 'fsc_fastai/data/sampler.py', 'query=np.concatenate([d[shot:]',
              'query=np.concatenate([d[:query]', 'tests/data/test_sampler.py'),
-    Mutation('confusion: rows are the true classes', 'fsc_fastai/evaluate.py',
+    Mutation('confusion: rows are the true classes', 'fsc_fastai/learner/evaluate.py',
              '(classes[y.cpu()], classes[scores.argmax(1).cpu()])',
              '(classes[scores.argmax(1).cpu()], classes[y.cpu()])',
-             'tests/test_evaluate.py::test_confusion_counts_who_was_taken_for_whom'),
+             'tests/learner/test_evaluate.py::test_confusion_counts_who_was_taken_for_whom'),
     Mutation('interval over seeds: Student', REPORT, 'stats.t.ppf(0.975', 'stats.t.ppf(0.95',
              f'{TABLE_TESTS}::test_intervals_over_seeds_are_students'),
     Mutation('interval over seeds: n − 1', REPORT, 'ddof=1', 'ddof=0', f'{TABLE_TESTS}::test_intervals_over_seeds_are_students'),
@@ -234,30 +234,30 @@ MUTATIONS = (
              f'{TABLE_TESTS}::test_effects_pair_the_seeds'),
     Mutation('Figure 3: change against the baseline', 'fsc_fastai/reproduce/figure.py', 'guided[statistic] / plain[statistic]',
              'plain[statistic] / guided[statistic]', f'{TABLE_TESTS}::test_statistics_change_against_the_baseline'),
-    Mutation('the best epoch is kept', 'fsc_fastai/reproduce/train.py', 'self.metric.value <= self.best',
+    Mutation('the best epoch is kept', 'fsc_fastai/reproduce/training.py', 'self.metric.value <= self.best',
              'self.metric.value >= self.best',
-             'tests/reproduce/test_train.py::test_the_weights_of_the_best_epoch_are_kept'),
-    Mutation('transduction: published candidates', TRANSDUCTION, '(35, 70)', '(35, 75)', 'tests/test_transduction.py'),
-    Mutation('interval: √n', 'fsc_fastai/metrics.py', '/ math.sqrt(len(values))', '/ len(values)', 'tests/test_metrics.py'),
-    Mutation('interval: 1.96', 'fsc_fastai/metrics.py', '1.96 * values.std()', '1.645 * values.std()', 'tests/test_metrics.py'),
-    Mutation('interval: n − 1', 'fsc_fastai/metrics.py', 'values.std().item()', 'values.std(correction=0).item()',
-             'tests/test_metrics.py'),
-    Mutation('episodes of changing size go one by one', 'fsc_fastai/evaluate.py', 'if sampler.varies: at_once = 1',
-             'if False: pass', 'tests/test_evaluate.py::test_episodes_of_changing_size'),
-    Mutation('difference is b − a', 'fsc_fastai/evaluate.py', 'np.subtract(b[name], a[name])', 'np.subtract(a[name], b[name])',
-             'tests/test_evaluate.py::test_compare_pairs_the_episodes'),
+             'tests/reproduce/test_training.py::test_the_weights_of_the_best_epoch_are_kept'),
+    Mutation('transduction: published candidates', TRANSDUCTION, '(35, 70)', '(35, 75)', 'tests/adapt/test_transduction.py'),
+    Mutation('interval: √n', 'fsc_fastai/learner/metrics.py', '/ math.sqrt(len(values))', '/ len(values)', 'tests/learner/test_metrics.py'),
+    Mutation('interval: 1.96', 'fsc_fastai/learner/metrics.py', '1.96 * values.std()', '1.645 * values.std()', 'tests/learner/test_metrics.py'),
+    Mutation('interval: n − 1', 'fsc_fastai/learner/metrics.py', 'values.std().item()', 'values.std(correction=0).item()',
+             'tests/learner/test_metrics.py'),
+    Mutation('episodes of changing size go one by one', 'fsc_fastai/learner/evaluate.py', 'if sampler.varies: at_once = 1',
+             'if False: pass', 'tests/learner/test_evaluate.py::test_episodes_of_changing_size'),
+    Mutation('difference is b − a', 'fsc_fastai/learner/evaluate.py', 'np.subtract(b[name], a[name])', 'np.subtract(a[name], b[name])',
+             'tests/learner/test_evaluate.py::test_compare_pairs_the_episodes'),
     Mutation('transduction: the surest queries join', TRANSDUCTION, 'descending=True', 'descending=False',
-             'tests/test_transduction.py'),
+             'tests/adapt/test_transduction.py'),
     Mutation('transduction: rounds accumulate', TRANSDUCTION, 'torch.cat([f_support, f_query[chosen]])',
-             'torch.cat([f_support[:-1], f_query[chosen], f_support[-1:]])', 'tests/test_transduction.py'),
+             'torch.cat([f_support[:-1], f_query[chosen], f_support[-1:]])', 'tests/adapt/test_transduction.py'),
     Mutation('transduction: fewer queries, fewer candidates', TRANSDUCTION, 'min(1., n_query / _PUBLISHED_QUERIES)', '1.',
-             'tests/test_transduction.py'),
-    Mutation('Figure 3: quantile over positions', 'fsc_fastai/statistics.py', 'quantile(0.95, dim=2)', 'mean(dim=2)',
-             'tests/test_statistics.py'),
-    Mutation('Figure 3: 95 % − 45 %', 'fsc_fastai/statistics.py', 'high - low', 'low - high', 'tests/test_statistics.py'),
-    Mutation('Figure 3: 45 %', 'fsc_fastai/statistics.py', '[0.45, 0.95]', '[0.5, 0.95]', 'tests/test_statistics.py'),
-    Mutation('Figure 3: variance over the channels', 'fsc_fastai/statistics.py', 'correction=0', 'correction=1',
-             'tests/test_statistics.py'),
+             'tests/adapt/test_transduction.py'),
+    Mutation('Figure 3: quantile over positions', 'fsc_fastai/learner/channel_statistics.py', 'quantile(0.95, dim=2)', 'mean(dim=2)',
+             'tests/learner/test_channel_statistics.py'),
+    Mutation('Figure 3: 95 % − 45 %', 'fsc_fastai/learner/channel_statistics.py', 'high - low', 'low - high', 'tests/learner/test_channel_statistics.py'),
+    Mutation('Figure 3: 45 %', 'fsc_fastai/learner/channel_statistics.py', '[0.45, 0.95]', '[0.5, 0.95]', 'tests/learner/test_channel_statistics.py'),
+    Mutation('Figure 3: variance over the channels', 'fsc_fastai/learner/channel_statistics.py', 'correction=0', 'correction=1',
+             'tests/learner/test_channel_statistics.py'),
     Mutation('maps of 2×2: three products for four', SMALL_MAPS, 'w[2] - w[1]', 'w[2] + w[1]', SMALL_MAPS_TESTS),
     Mutation('maps of 2×2: the shared product', SMALL_MAPS, '(m[0] + m[1], m[0] + m[2])', '(m[0] + m[2], m[0] + m[1])',
              SMALL_MAPS_TESTS),
@@ -265,7 +265,7 @@ MUTATIONS = (
              'mean, var = _statistics(at_position[0] - at_position[1])', QUICK_TESTS),
     Mutation('quick RN: variances of queries add up', QUICK, 'var = var + (part', 'var = var - (part', QUICK_TESTS),
     Mutation('quick RN: shift of a batch norm', QUICK, 'norm.bias - mean * scale', 'norm.bias + mean * scale', QUICK_TESTS),
-    Mutation('quick RN: not where a subclass scores in its own way', 'fsc_fastai/models/relation.py',
+    Mutation('quick RN: not where a subclass scores in its own way', 'fsc_fastai/methods/relation.py',
              'QuickRelation(self.relation) if same', 'QuickRelation(self.relation) if True', QUICK_TESTS),
     Mutation('quick RN: one shift a pair', QUICK, 'query * scale\n', 'query * scale + shift\n', QUICK_TESTS),
     Mutation('quick GNN: edges of the query by absolute differences', QUICK_GNN, '(query[:, None] - self.support).abs()',
@@ -311,7 +311,7 @@ MUTATIONS = (
              'tests/explain/test_composite.py'),
     Mutation('guess: a layer of an unknown operation', MODE, 'if self.owner is not None:  #', 'if False:  #', ENGINE_TESTS),
     Mutation('guess: a method without process', BASE, "raise NotImplementedError(f'{type(self).__name__} needs `process",
-             "return (f'{type(self).__name__} needs `process", 'tests/models/test_base.py'),
+             "return (f'{type(self).__name__} needs `process", 'tests/methods/test_base.py'),
     Mutation('guess: a method without classify', BASE, "raise NotImplementedError(f'{type(self).__name__} needs `classify",
-             "return (f'{type(self).__name__} needs `classify", 'tests/models/test_base.py'),
+             "return (f'{type(self).__name__} needs `classify", 'tests/methods/test_base.py'),
 )

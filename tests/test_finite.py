@@ -5,14 +5,14 @@ import torch
 from fastai.callback.tracker import TerminateOnNaNCallback
 from fastai.learner import load_learner
 
-from fsc_fastai import evaluate, explanation  # noqa: F401  these add their methods to the learner
-from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.deploy import FewShotClassifier
 from fsc_fastai.explain import LRP, relevance_start
-from fsc_fastai.inference import FewShotClassifier
-from fsc_fastai.metrics import EpisodeAccuracy, episode_accuracy
-from fsc_fastai.models import create_fsc_model
-from fsc_fastai.models.base import class_means, episode_way
-from tests.inference.toys import classifier, examples, picture
+from fsc_fastai.learner import evaluate, explanation  # noqa: F401  these add their methods to the learner
+from fsc_fastai.learner.metrics import EpisodeAccuracy, episode_accuracy
+from fsc_fastai.methods import create_fsc_model
+from fsc_fastai.methods.base import class_means, episode_way
+from tests.deploy.toys import classifier, examples, picture
 from tests.learners import hue_learner
 
 

@@ -5,14 +5,14 @@ from fastai.learner import load_learner
 from torch.testing import assert_close
 
 from fsc_fastai.callback.lft import FTCallback
-from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.deploy import FewShotClassifier
+from fsc_fastai.encode import create_encoder
 from fsc_fastai.explain import LRP, explain_images, relevance_start
-from fsc_fastai.inference import FewShotClassifier
-from fsc_fastai.models import create_encoder
 from tests.callback.episodes import Episodes, build_model, gammas, learner, lft, start
-from tests.inference.toys import classifier, examples
+from tests.deploy.toys import classifier, examples
 from tests.learners import hue_learner, weights
-from tests.models.toys import METHODS, feature_episode, feature_model
+from tests.methods.toys import METHODS, feature_episode, feature_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('full_single_precision')]
 

@@ -19,9 +19,9 @@ from torch.testing import assert_close
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
-from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.callback.resume import ResumeFit
-from fsc_fastai.learner import fsc_learner
+from fsc_fastai.learner.core import fsc_learner
 from tests.learners import hue_loaders, silent, weights, write_hues
 
 CALLBACKS = ['plain', 'LRP', 'FT', 'LFT', 'LFT+LRP']

@@ -4,9 +4,10 @@ import shutil
 import pytest
 import torch
 
-from fsc_fastai import explanation, inference, statistics  # noqa: F401  these add their methods to the learner
-from fsc_fastai.evaluate import encode_images, episode_scores
-from fsc_fastai.models import RelationNet
+from fsc_fastai import deploy as inference  # noqa: F401  these add their methods to the learner
+from fsc_fastai.learner import explanation  # noqa: F401  these add their methods to the learner
+from fsc_fastai.learner.evaluate import encode_images, episode_scores
+from fsc_fastai.methods import RelationNet
 from tests.learners import hue_learner
 
 METHODS = ['relation', 'can', 'gnn', 'proto', 'matching', 'dropout']

@@ -18,8 +18,9 @@ import fsc_fastai
 
 PACKAGE = Path(fsc_fastai.__file__).parent
 MODULES = sorted('.'.join(p.relative_to(PACKAGE.parent).with_suffix('').parts) for p in PACKAGE.rglob('*.py'))
-ABOVE = {'callback', 'learner', 'evaluate', 'explanation', 'statistics', 'pretrain', 'inference', 'reproduce', 'demo', 'cli',
-         'all', 'serve', 'console', 'progress', 'results', 'metrics', 'transduction'}
+# Rooms in the order in which they may import: each only from those before it
+ROOMS = ('tensors', 'as_built', 'files', 'extras', 'briefly', 'drawing', 'kernels', 'data', 'encode', 'methods', 'explain',
+         'adapt', 'callback', 'learner', 'deploy', 'reproduce', 'commands', 'all')
 
 
 def test_version_is_that_of_settings():
@@ -55,18 +56,24 @@ def test_public_methods_are_documented(module):
             assert f.__doc__, f'{module}.{name}.{key}'
 
 
-def test_data_models_and_explain_import_nothing_above_them():
-    for room in ('data', 'models', 'explain'):
-        for path in (PACKAGE/room).glob('*.py'):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom) and (node.level >= 2 or (node.module or '').startswith('fsc_fastai')):
-                    parts = set((node.module or '').split('.')) | {alias.name for alias in node.names if not node.module}
-                    assert not parts & ABOVE, f'{path.name} imports {node.module}'
+def _imports(module):
+    "Modules of the package that a module's import statements name"
+    path = PACKAGE.parent/(module.replace('.', '/') + '.py')
+    package = module.rsplit('.', 1)[0] if path.exists() else module
+    for node in ast.walk(ast.parse((path if path.exists() else path.with_suffix('')/'__init__.py').read_text(encoding='utf-8'))):
+        if not isinstance(node, ast.ImportFrom): continue
+        base = '.'.join(package.split('.')[:len(package.split('.')) - node.level + 1]) + '.' if node.level else ''
+        for alias in node.names:
+            named = f'{base}{node.module or ""}'.rstrip('.')
+            found = f'{named}.{alias.name}' if f'{named}.{alias.name}' in MODULES else named
+            if found.startswith('fsc_fastai.'): yield found
 
 
-def test_callbacks_know_no_command_line():
-    for path in (PACKAGE/'callback').glob('*.py'):
-        assert 'cli' not in path.read_text().replace('click', ''), path.name
+@pytest.mark.parametrize('module', [m for m in MODULES if m.count('.') and not m.endswith('__init__')])
+def test_imports_run_one_way(module):
+    room = ROOMS.index(module.split('.')[1])
+    for other in _imports(module):
+        assert ROOMS.index(other.split('.')[1]) <= room, f'{module} imports {other}'
 
 
 def test_all_replaces_nothing_of_fastai():
@@ -81,7 +88,7 @@ def test_whoever_has_a_learner_has_its_methods():
     "Not those alone who import the files that the methods are in"
     code = """if True:
         from fsc_fastai.learner import FSCLearner
-        from fsc_fastai.inference.classifier import FewShotClassifier
+        from fsc_fastai.deploy.classifier import FewShotClassifier
         learner = 'evaluate confusion accuracy_by_class explain feature_statistics set_support classifier predict distrib_ctx'
         assert all(name in vars(FSCLearner) for name in learner.split())
         assert all(name in vars(FewShotClassifier) for name in 'explain calibrate to_onnx'.split())"""
@@ -108,7 +115,7 @@ def distributions(key):
     return {re.match(r'[\w-]+', o)[0].lower() for o in parser['DEFAULT'][key].split()}
 
 
-OF_EXTRAS = {'serve/': 'serve', 'inference/onnx.py': 'onnx', 'callback/distributed.py': 'distributed'}
+OF_EXTRAS = {'commands/serve/': 'serve', 'deploy/onnx.py': 'onnx', 'callback/rank_trainer.py': 'distributed'}
 "Files and folders that import what an extra installs"
 
 
@@ -134,12 +141,12 @@ def test_a_missing_extra_is_named(extra):
     missing = {name for file in files for name in imported(file) if {o.lower() for o in owners().get(name, ())}
                & (distributions(f'{extra}_requirements') - distributions('requirements'))}
     assert missing
-    use = dict(serve='import fsc_fastai.serve', distributed='fsc_fastai.learner.FSCLearner.to_distributed(None)',
+    use = dict(serve='import fsc_fastai.commands.serve', distributed='fsc_fastai.learner.FSCLearner.to_distributed(None)',
                onnx='toys.classifier().fit(*toys.examples()).to_onnx("nowhere")')[extra]
     code = f"""if True:
         import sys
         import fsc_fastai.all
-        from tests.inference import toys
+        from tests.deploy import toys
         class Missing:
             def find_spec(self, name, path=None, target=None):
                 if name.split('.')[0] in {missing}: raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)

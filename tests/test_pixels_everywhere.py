@@ -11,7 +11,7 @@ from fsc_fastai.data.block import EpisodeBlock
 from fsc_fastai.data.images import open_image
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.splitter import ClassSplitter
-from fsc_fastai.inference.preprocess import Preprocess
+from fsc_fastai.deploy.preprocess import Preprocess
 
 EPISODES = dict(n_way=2, n_shot=1, n_query=1)
 PLAIN = dict(item_tfms=[Resize(8, method='squish')], batch_tfms=[], device='cpu')

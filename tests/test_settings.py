@@ -13,20 +13,20 @@ from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
 from torch import nn
 
-from fsc_fastai import evaluate, explanation  # noqa: F401  these add their methods to the learner
-from fsc_fastai.callback.lrp import LRPGuidedCallback
 from fsc_fastai.callback.lrp_can import PublishedCANPass
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.data.augment import CenterCrop
 from fsc_fastai.data.block import EpisodeBlock
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.sampler import EpisodeSampler
 from fsc_fastai.data.splitter import ClassSplitter
+from fsc_fastai.deploy import FewShotClassifier, Preprocess
 from fsc_fastai.explain import LRP, AlphaBeta, Epsilon, Gamma, GradientXInput, ZBox
-from fsc_fastai.inference import FewShotClassifier, Preprocess
-from fsc_fastai.learner import fsc_learner
-from fsc_fastai.models import create_fsc_model
-from fsc_fastai.results import format_table, plot_results
-from tests.inference.toys import classifier, examples
+from fsc_fastai.learner import evaluate, explanation  # noqa: F401  these add their methods to the learner
+from fsc_fastai.learner.core import fsc_learner
+from fsc_fastai.learner.results import format_table, plot_results
+from fsc_fastai.methods import create_fsc_model
+from tests.deploy.toys import classifier, examples
 from tests.learners import hue_loaders, silent, write_hues
 
 EPISODES = dict(n_way=2, n_shot=1, n_query=2, n_episodes=2)

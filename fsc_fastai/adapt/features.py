@@ -69,7 +69,9 @@ class Fitted:
         "Scores of treated features"
         raise NotImplementedError
 
-    def __call__(self, query: Tensor) -> Tensor: return self.score(self.treat(query))
+    def __call__(self, query: Tensor) -> Tensor:
+        "Scores `(…, n, n_way)` of features `(…, n, d)`"
+        return self.score(self.treat(query))
 
 
 @dataclass(kw_only=True)

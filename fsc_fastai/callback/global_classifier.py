@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.layers import full_precision, plain, pool_vectors, single
+from ..tensors import full_precision, plain, pool_vectors, single
 from .pseudo_unseen import world_size
 
 __all__ = ['GlobalClassifier', 'class_numbers', 'mean_over_ranks']

@@ -18,9 +18,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import skip_init
 
-from ..models.batch_norm import quick_second_derivative
-from ..models.layers import evaluating, pool_vectors
-from ..models.transformation import FeatureWiseTransformation, add_ft, remove_ft
+from ..encode.transformation import FeatureWiseTransformation, add_ft, remove_ft
+from ..kernels.batch_norm import quick_second_derivative
+from ..tensors import evaluating, pool_vectors
 from .global_classifier import class_numbers, mean_over_ranks
 from .model import ModelCallback
 from .pseudo_unseen import Every, PseudoUnseen, world_size

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..explain.lrp import LRP
-from ..explain.start import relevance_weights
+from ..explain.weights import relevance_weights
 
 __all__ = ['ChangedWeights', 'shuffled_channels', 'shuffled', 'unweighted']
 

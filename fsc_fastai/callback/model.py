@@ -7,7 +7,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from torch import Tensor
 
-from ..models.layers import single
+from ..tensors import single
 
 __all__ = ['ModelCallback', 'scores_of', 'single_output']
 

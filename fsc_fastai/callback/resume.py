@@ -29,7 +29,7 @@ _OPTIMIZER_TYPES: list[Any] = [L, np.float64().__reduce__()[0], np.dtype,
                                *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
 # of these modules, callbacks change a training; of the next, they do not, or the schedule says how; of others that is not known
 _TRAINING = ('fsc_fastai.callback', 'fastai.callback.training', 'fastai.callback.fp16', 'fastai.callback.mixup')
-_WATCHING = ('fsc_fastai.progress', 'fastai.callback.progress', 'fastai.callback.core', 'fastai.callback.schedule',
+_WATCHING = ('fsc_fastai.learner.progress', 'fastai.callback.progress', 'fastai.callback.core', 'fastai.callback.schedule',
              'fastai.learner')
 _EPISODES = ('n_way', 'n_shot', 'n_query', 'n_episodes', 'seed', 'drop_small', 'bs')
 

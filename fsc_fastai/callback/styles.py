@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.layers import full_precision, single
+from ..tensors import full_precision, single
 
 __all__ = ['style', 'restyle', 'restyle_low', 'low_band', 'kl', 'half_way_kl', 'viewed_tokens', 'viewed_back']
 

@@ -4,11 +4,11 @@ from .composite import Composite, paper_composite
 from .engine import leak_report
 from .explainer import Explainer
 from .heatmaps import plot_heatmaps, plot_support_heatmaps, to_heatmaps
-from .images import attention_maps, explain_images
 from .lrp import LRP
 from .ops import register_op
 from .rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
-from .start import relevance_start, relevance_weights
+from .to_pixels import attention_maps, explain_images
+from .weights import relevance_start, relevance_weights
 
 __all__ = [
     'GradientXInput', 'IntegratedGradients', 'Explainer', 'Composite', 'paper_composite', 'leak_report', 'plot_heatmaps',

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from .engine import Traced, leaf, undisturbed
 from .explainer import Explainer
 from .lrp import explained_scores, features_of
-from .start import relevance_start
+from .weights import relevance_start
 
 __all__ = ['GradientXInput', 'IntegratedGradients']
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .flow import scaled, to_relevance
-from .mode import RelevanceMode, Settings
+from .tracing import RelevanceMode, Settings
 
 __all__ = ['Traced', 'trace', 'leaf', 'undisturbed', 'leak_report']
 

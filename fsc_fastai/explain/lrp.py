@@ -8,16 +8,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..models.as_built import as_built
-from ..models.base import Processed
-from ..models.graph import GNNNet
+from ..as_built import as_built
+from ..methods.base import Processed
+from ..methods.graph import GNNNet
+from .closed_form import Head, head_of
 from .composite import Composite, Selector, paper_composite
 from .engine import Traced, trace, undisturbed
 from .explainer import Explainer
-from .heads import Head, head_of
-from .mode import Form, Norm, Settings
 from .rules import Rule
-from .start import relevance_start
+from .tracing import Form, Norm, Settings
+from .weights import relevance_start
 
 __all__ = ['LRP', 'checked_relevance', 'features_of', 'with_features', 'explained_scores']
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .flow import scaled
 
 if TYPE_CHECKING:
-    from .mode import RelevanceMode
+    from .tracing import RelevanceMode
 
 __all__ = ['register_op', 'HANDLERS']
 
@@ -27,7 +27,7 @@ def register_op(
     """Decorator: `handler(mode, func, args, kwargs)` returns what the operation called one of `names` returns.
 
     The backward pass of its result must carry relevance: the verbs of `mode` build such results (the table in
-    `fsc_fastai.explain.mode`). Operands are the first of `args`, even where they were given by name. A later registration
+    `fsc_fastai.explain.tracing`). Operands are the first of `args`, even where they were given by name. A later registration
     replaces an earlier one.
     """
     def add(handler: Handler) -> Handler:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..files import atomic_write
-from ..statistics import plot_feature_statistics
+from ..learner.channel_statistics import plot_feature_statistics
 from .report import markdown, mean_and_ci
 
 __all__ = ['statistics_effects', 'write_figure']

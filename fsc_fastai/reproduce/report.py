@@ -12,7 +12,7 @@ from scipy import stats
 
 from ..drawing import no_math
 from ..files import atomic_write
-from ..metrics import ci95
+from ..learner.metrics import ci95
 from .cells import CONTROLS, LAMBDAS
 from .curves import plot_training
 from .paper import PUBLISHED

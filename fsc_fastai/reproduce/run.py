@@ -16,14 +16,14 @@ import torch
 
 from .. import __version__
 from ..data.sampler import EpisodeSampler
-from ..evaluate import encode_images, episode_scores
 from ..files import atomic_write, broken, check_made
-from ..learner import FSCLearner
-from ..models.finite import finite_scores
-from ..statistics import statistics_row
+from ..learner.channel_statistics import statistics_row
+from ..learner.core import FSCLearner
+from ..learner.evaluate import encode_images, episode_scores
+from ..methods.finite import finite_scores
 from .cells import Cell, Preset, Recipe
-from .data import Data
-from .train import train_cell, training_curves
+from .table_data import Data
+from .training import train_cell, training_curves
 
 __all__ = ['result_file', 'run_cell', 'results_frame', 'statistics_frame']
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from .cells import METHODS, Cell, Preset, table_cells
 from .curves import training_frame
-from .data import Data, glyph_data
 from .figure import write_figure
 from .report import write_report
 from .run import result_file, results_frame, run_cell, statistics_frame
+from .table_data import Data, glyph_data
 
 __all__ = ['run_table']
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from fsc_fastai.inference import FewShotClassifier, hub
+from fsc_fastai.deploy import FewShotClassifier, hub
 from tests.attacks.table import Outcome, rows
-from tests.inference.toys import classifier, examples, picture
+from tests.deploy.toys import classifier, examples, picture
 
 MEMORY_MB = 512 # Over the process before it reads
 SECONDS = 2. # Of processor time, to refuse

@@ -18,16 +18,16 @@ import torch
 from fastai.optimizer import Optimizer
 from fastai.torch_core import set_seed
 
-from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.data.glyphs import untar_glyphs
 from fsc_fastai.data.loaders import EpisodeDataLoaders
+from fsc_fastai.deploy import FewShotClassifier
 from fsc_fastai.files import save_weights
-from fsc_fastai.inference import FewShotClassifier
 from fsc_fastai.reproduce.cells import Cell, Preset, Recipe
-from fsc_fastai.reproduce.data import Data
 from fsc_fastai.reproduce.run import run_cell
-from tests.inference.toys import classifier, examples
+from fsc_fastai.reproduce.table_data import Data
+from tests.deploy.toys import classifier, examples
 from tests.learners import hue_learner, write_hues
 
 FORK = multiprocessing.get_context('fork')  # a child with the imports of this process

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fsc_fastai.serve.app import HEADERS
+from fsc_fastai.commands.serve.app import HEADERS
 from tests.attacks.images import FORMATS, bombs, encoded, flat_png, mutated
 from tests.attacks.table import Outcome, rows
-from tests.inference.toys import classifier, examples, picture
+from tests.deploy.toys import classifier, examples, picture
 
 MB, TICK = 2**20, os.sysconf('SC_CLK_TCK')
 MOST_MB, MOST_SECONDS = 512, 2.
-SERVE = 'import sys; from fsc_fastai.serve import fsc_serve; fsc_serve(sys.argv[1], port=0)'
+SERVE = 'import sys; from fsc_fastai.commands.serve import fsc_serve; fsc_serve(sys.argv[1], port=0)'
 GET = b'GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'
 
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from fsc_fastai.inference import layout
+from fsc_fastai.deploy import layout
 
 from .bundles import KINDS, attack
 

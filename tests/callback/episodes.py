@@ -9,8 +9,8 @@ from fastai.optimizer import SGD
 
 from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.data.episode import Episode, EpisodeLabel
-from fsc_fastai.learner import encoder_head_splitter
-from fsc_fastai.models import create_fsc_model
+from fsc_fastai.learner.core import encoder_head_splitter
+from fsc_fastai.methods import create_fsc_model
 from tests.learners import silent
 
 N_CLASSES, SIZE = 6, 16

@@ -10,9 +10,9 @@ from fastai.learner import Learner
 from fastai.optimizer import SGD
 
 from fsc_fastai.data.episode import Episode, EpisodeLabel
-from fsc_fastai.learner import encoder_head_splitter
-from fsc_fastai.models import create_fsc_model
-from fsc_fastai.models.reference import load_reference_state
+from fsc_fastai.encode.checkpoints import load_reference_state
+from fsc_fastai.learner.core import encoder_head_splitter
+from fsc_fastai.methods import create_fsc_model
 from tests.learners import silent
 
 from ..golden_files import golden, load, noise_module
@@ -83,7 +83,7 @@ class Step:
 
     def ours(self, name):
         "The parameter or buffer of our model with the authors' name"
-        from fsc_fastai.models.reference import _place
+        from fsc_fastai.encode.checkpoints import _place
         placed, _ = _place(self.model, {name: self.state[name]})
         return next(iter(placed))
 

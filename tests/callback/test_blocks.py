@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fsc_fastai.callback.blocks import apart, changed, style_blocks
-from fsc_fastai.models import create_fsc_model
-from fsc_fastai.models.encoder import create_encoder
+from fsc_fastai.encode.encoder import create_encoder
+from fsc_fastai.methods import create_fsc_model
 
 
 def model_of(arch, size=64, method='proto'): return create_fsc_model(method, arch, n_way=3, img_size=size)

@@ -7,10 +7,10 @@ from fastai.callback.training import GradientClip
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
-from fsc_fastai.callback.lrp import LRPGuidedCallback
-from fsc_fastai.models.transformation import ft_layers
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.encode.transformation import ft_layers
 from tests.learners import hue_learner, weights
-from tests.models.toys import norms_in
+from tests.methods.toys import norms_in
 
 from .episodes import Episodes, FirstEpisode, Seed, assert_same, build_model, gammas, learner, lft, start
 

@@ -8,8 +8,8 @@ from fastai.learner import Learner, load_learner
 
 from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.callback.resume import ResumeFit
-from fsc_fastai.learner import FSCLearner
-from fsc_fastai.models.transformation import ft_layers
+from fsc_fastai.encode.transformation import ft_layers
+from fsc_fastai.learner.core import FSCLearner
 from tests.learners import hue_learner, weights
 
 from .episodes import Episodes, assert_same, build_model, learner, lft

@@ -2,10 +2,10 @@
 import pytest
 import torch
 
-from fsc_fastai.callback.lrp import LRPGuidedCallback
 from fsc_fastai.callback.lrp_controls import ChangedWeights, shuffled, shuffled_channels, unweighted
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.explain.lrp import LRP
-from fsc_fastai.explain.start import relevance_weights
+from fsc_fastai.explain.weights import relevance_weights
 from tests.callback.episodes import Episodes, build_model, learner
 
 W = torch.rand(4, 3, 8, 2, 2, generator=torch.Generator().manual_seed(0))

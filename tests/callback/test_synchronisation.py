@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
-from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from tests.learners import hue_learner, hue_loaders, write_hues
 
 aten = torch.ops.aten

@@ -7,7 +7,7 @@ from PIL import Image
 from fsc_fastai.data import domains
 from fsc_fastai.data.domains import DOMAINS, domain_items, prepare_domain
 from fsc_fastai.data.readers import read_images
-from fsc_fastai.evaluate import PROTOCOLS
+from fsc_fastai.learner.evaluate import PROTOCOLS
 from tests.data.test_domains import listed, numbered, touch
 from tests.learners import hue_loaders
 

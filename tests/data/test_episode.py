@@ -5,7 +5,7 @@ import torch
 from fastai.torch_core import TensorImage, to_detach, to_device
 
 from fsc_fastai.data.episode import Episode, EpisodeLabel, EpisodeSplit
-from fsc_fastai.models.base import episode_way
+from fsc_fastai.methods.base import episode_way
 
 CLASSES = (7, 3, 9)
 

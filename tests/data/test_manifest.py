@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fsc_fastai.data.manifest import check_manifest, images_hash, shared_images, write_manifest
-from fsc_fastai.evaluate import compare
+from fsc_fastai.learner.evaluate import compare
 from tests.data.trees import write_splits, write_tree
 from tests.learners import hue_learner, write_hues
 

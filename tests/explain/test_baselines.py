@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from fsc_fastai.explain import LRP, Explainer, GradientXInput, IntegratedGradients, relevance_start
 
-from ..models.toys import METHODS, feature_episode, feature_model
+from ..methods.toys import METHODS, feature_episode, feature_model
 
 EXPLAINERS = pytest.mark.parametrize('explainer', [GradientXInput(), IntegratedGradients(3)], ids=['gradient', 'integrated'])
 

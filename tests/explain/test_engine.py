@@ -16,8 +16,8 @@ from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 from fsc_fastai.explain import LRP, Composite, Epsilon, Flat, ZBox, leak_report, paper_composite, register_op
 from fsc_fastai.explain.engine import trace
-from fsc_fastai.explain.mode import Settings
 from fsc_fastai.explain.ops import HANDLERS
+from fsc_fastai.explain.tracing import Settings
 
 from .nets import images, random_cnn
 
@@ -250,7 +250,7 @@ def test_timm_networks_run_unmodified(arch, recwarn):
 
 
 def test_an_unknown_operation_warns_once(monkeypatch):
-    monkeypatch.setattr('fsc_fastai.explain.mode._WARNED', set())
+    monkeypatch.setattr('fsc_fastai.explain.tracing._WARNED', set())
     x = torch.rand(2, 3).double()
     with pytest.warns(UserWarning, match="'cumprod'.*register_op") as seen:
         for _ in range(2): relevance(lambda x: x.cumprod(1), x)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fsc_fastai.encode import create_encoder
 from fsc_fastai.explain import LRP, relevance_start, relevance_weights
-from fsc_fastai.models import create_encoder
-from fsc_fastai.models.graph import GraphNodes
-from fsc_fastai.models.layers import unit
-from fsc_fastai.models.pairs import Pairs
+from fsc_fastai.methods.graph import GraphNodes
+from fsc_fastai.methods.pairs import Pairs
+from fsc_fastai.tensors import unit
 
 from ..golden_files import fill_module, golden, load
-from ..models.test_golden import cross_attention_net, files, gnn, loaded, published_order, relation_net
+from ..methods.test_golden import cross_attention_net, files, gnn, loaded, published_order, relation_net
 
 TOLERANCE = {'rtol': 1e-3, 'atol': 1e-4}
 ENGINE = pytest.mark.parametrize('engine', [False, True], ids=['written out', 'engine'])

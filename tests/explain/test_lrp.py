@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from fsc_fastai.explain import LRP, AlphaBeta, Composite, relevance_start
 from fsc_fastai.explain.lrp import explained_scores, features_of, with_features
 
-from ..models.toys import METHODS, feature_episode, feature_model
+from ..methods.toys import METHODS, feature_episode, feature_model
 from .nets import images, random_cnn
 
 

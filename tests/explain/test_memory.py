@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from fsc_fastai.callback.lrp import LRPGuidedCallback
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, explain_images, plot_heatmaps
 from fsc_fastai.explain.engine import trace
-from fsc_fastai.explain.mode import Settings
-from fsc_fastai.models import create_fsc_model
+from fsc_fastai.explain.tracing import Settings
+from fsc_fastai.methods import create_fsc_model
 
 from ..callback.episodes import build_model, learner
-from ..models.toys import METHODS, feature_episode, feature_model
+from ..methods.toys import METHODS, feature_episode, feature_model
 from .nets import images, random_cnn
 
 EXPLAINERS = [LRP(), LRP(engine=True), GradientXInput(), IntegratedGradients(2)]

@@ -4,9 +4,9 @@ import torch
 from torch.testing import assert_close
 
 from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, explain_images
-from fsc_fastai.models import create_fsc_model
+from fsc_fastai.methods import create_fsc_model
 
-from ..models.toys import METHODS, feature_episode, feature_model
+from ..methods.toys import METHODS, feature_episode, feature_model
 from .test_engine import state
 
 EXPLAINERS = pytest.mark.parametrize('explainer', [LRP(), LRP(engine=True), GradientXInput(), IntegratedGradients(2)],

@@ -1,6 +1,6 @@
 "Few and small glyphs to run tables on"
 from fsc_fastai.data.glyphs import untar_glyph_domains, untar_glyphs
-from fsc_fastai.reproduce.data import Data
+from fsc_fastai.reproduce.table_data import Data
 
 
 def small_glyphs(path) -> Data:

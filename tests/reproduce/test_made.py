@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fsc_fastai.callback.resume import ResumeFit
-from fsc_fastai.reproduce import train as trains
+from fsc_fastai.reproduce import training as trains
 from fsc_fastai.reproduce.cells import Cell, Preset, Recipe
-from fsc_fastai.reproduce.data import folder_data
 from fsc_fastai.reproduce.run import run_cell
+from fsc_fastai.reproduce.table_data import folder_data
 from tests.learners import SIZE, write_hues
 
 RECIPE = Recipe(size=SIZE, pretrain_epochs=1, epochs=1, n_episodes=2, n_query=2)

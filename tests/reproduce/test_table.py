@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 
 from fsc_fastai.explain.baselines import GradientXInput
-from fsc_fastai.learner import FSCLearner
+from fsc_fastai.learner.core import FSCLearner
 from fsc_fastai.reproduce import run as runs
 from fsc_fastai.reproduce import table as tables
-from fsc_fastai.reproduce import train
+from fsc_fastai.reproduce import training as train
 from fsc_fastai.reproduce.cells import PRESETS, Cell, table_cells
 from fsc_fastai.reproduce.curves import training_frame
-from fsc_fastai.reproduce.data import folder_data
 from fsc_fastai.reproduce.figure import statistics_effects
 from fsc_fastai.reproduce.paper import PUBLISHED, published
 from fsc_fastai.reproduce.report import mean_and_ci, paired_effects, summarise, transductive_effects
 from fsc_fastai.reproduce.table import run_table
+from fsc_fastai.reproduce.table_data import folder_data
 from tests.reproduce.small import small_glyphs
 
 TINY = PRESETS['tiny']

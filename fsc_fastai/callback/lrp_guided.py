@@ -1,0 +1,177 @@
+"Explanation-guided training (Sun et al. 2020, section III)"
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, get_args
+
+import torch
+from fastai.callback.fp16 import MixedPrecision
+from fastai.learner import Metric
+from torch import Tensor, nn
+
+from ..explain.closed_form import head_of
+from ..explain.lrp import LRP, checked_relevance
+from ..explain.weights import Over, relevance_weights
+from ..methods.cross_attention import CrossAttentionNet
+from .model import ModelCallback, scores_of, single_output
+
+__all__ = ['LRPGuidedCallback', 'StepLoss']
+
+Explainer = Callable[[nn.Module, Any], Tensor]
+SecondPass = Callable[[Any, Any], Any]
+
+
+class StepLoss(Metric):
+    "Mean of a part of the training loss over the epoch: a column of the recorder beside the metrics"
+    def __init__(self, name: str): # Of the column
+        self._name, self.total, self.count = name, torch.zeros(()), 0
+
+    @property
+    def name(self) -> str: return self._name
+
+    @property
+    def value(self) -> Tensor | None: return self.total / self.count if self.count else None
+
+    def add(self, loss: Tensor) -> None:
+        "Count the loss of one more step"
+        self.total, self.count = self.total.to(loss.device) + loss.detach().as_subclass(Tensor), self.count + 1
+
+    def start_epoch(self) -> None:
+        "Forget the epoch before"
+        self.total, self.count = torch.zeros(()), 0
+
+    # the recorder resets and accumulates in validation, where nothing is explained
+    def reset(self) -> None: pass
+    def accumulate(self, learn) -> None: pass
+
+
+class LRPGuidedCallback(ModelCallback):
+    """Train with L = ξ·L(y, p) + λ·L(y, p_lrp), where p_lrp = classify(w ⊙ f_p) and w = 1 + R/max|R| (equations 7 to 9).
+
+    For any model whose forward pass calls `classify(f_p)`, or `training_output(f_p)`. Defaults of ξ and λ are the published
+    ones: cross attention 0 and 1; all others 1 and 0.5 for one shot, 1 and 1 for more. Both losses are columns of the
+    recorder (`plain_loss`, `guided_loss`) and, step by step, in `losses`. It does nothing in validation, under `lr_find` and
+    for predictions. Raises `TypeError` for a model without `classify`, and `ValueError` for a compiled model (but its encoder
+    may be compiled).
+    """
+    # within autocast, before the gradient accumulation divides the loss and before the loss is scaled
+    order = MixedPrecision.order - 5
+    _stateattrs = ('losses', '_seen', '_guided', '_watch')
+    losses: list[tuple[Tensor, Tensor]] = [] # Plain and guided loss of each step of the last fit
+    _seen: dict[str, Any] = {} # by the first pass
+    _guided: Any = None # output of the second pass
+    _watch: ExitStack | None = None # of the first pass, while it runs
+
+    def __init__(self,
+        xi: float | None = None, # ξ, weight of the plain loss; default: by method
+        lam: float | None = None, # λ, weight of the explanation-guided loss; default: by method and shot
+        explainer: Explainer | None = None, # `explainer(model, f_p)` to the relevance of f_p's features; default: `LRP()`
+        over: Over = 'channels', # The maximum of |R| is taken over 'channels', or over the whole 'map'
+        second_pass: SecondPass | None = None, # `second_pass(model, f_p)` in the place of classify(w ⊙ f_p): `PublishedCANPass()`
+    ):
+        if over not in get_args(Over): raise ValueError(f'over={over!r}: choose from {get_args(Over)}')
+        if second_pass is not None and explainer is not None:
+            raise ValueError('LRPGuidedCallback: second_pass explains and weights by itself, give either it or an explainer')
+        self.xi, self.lam, self.explainer, self.over = xi, lam, LRP() if explainer is None else explainer, over
+        self.second_pass = second_pass
+
+    def before_fit(self):
+        self._leave()  # an error may have ended the last fit in the middle of a step
+        self._drop_columns()
+        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        if not self.run: return
+        self.refuse_compiled('keeps its processed features out of reach', spared='encoder')
+        if not callable(getattr(self.raw_model, 'classify', None)):
+            raise TypeError(f'LRPGuidedCallback needs a model with `classify(f_p)`, found {type(self.raw_model).__name__}')
+        self.losses = []
+        self.learn.metrics = self.learn.metrics + [StepLoss('plain_loss'), StepLoss('guided_loss')]
+
+    def before_train(self):
+        for m in self._columns(): m.start_epoch()
+
+    def before_batch(self):
+        self._leave()
+        model, self._watch = self.raw_model, (watch := ExitStack())
+        watch.enter_context(_watching(model, self._seen))
+        # called however the forward pass ends: an error leaves nothing on the model. A pass in eval mode is another callback's
+        watch.callback(model.register_forward_hook(lambda m, *_: watch.close() if m.training else None, always_call=True).remove)
+
+    def after_pred(self):
+        "Steps 1 to 4 of section III"
+        model, f_p = self.raw_model, self._seen.get('f_p')
+        if f_p is None:
+            raise TypeError(f'LRPGuidedCallback: the forward pass of {type(model).__name__} called neither '
+                            '`training_output(f_p)` nor `classify(f_p)`, so there are no processed features to explain')
+        plain = self.learn.pred
+        seen = plain if isinstance(plain, Tensor) else plain[0]
+        if seen.is_cpu and not seen.isfinite().all():  # the loss says that the training diverges; there is nothing to explain
+            self._seen.clear()
+            return
+        guided = (self.second_pass or self._weighted_pass)(model, f_p)
+        scores = guided if isinstance(guided, Tensor) else guided[0]
+        # what a method gives its loss besides the scores is that of the first pass
+        self._guided = scores if isinstance(plain, Tensor) else (scores, *plain[1:])
+        self._seen.clear()
+
+    def _weighted_pass(self, model: Any, f_p: Any) -> Any:
+        "classify(w ⊙ f_p), equations (7) and (8)"
+        traced = {'traced': self._seen['traced']} if isinstance(self.explainer, LRP) and 'traced' in self._seen else {}
+        w = relevance_weights(checked_relevance(self.explainer(model, f_p, **traced), f_p, self.explainer), self.over)
+        scores_only = getattr(model, 'scores_only', False)
+        return (model.classify if scores_only else getattr(model, 'training_output', model.classify))(w * f_p)
+
+    def after_loss(self):
+        if self._guided is None: return
+        plain, guided = self.learn.loss_grad, self.learn.loss_func(single_output(self._guided), *self.learn.yb)
+        self._guided = None
+        xi, lam = self.weights
+        # with ξ = 0 the backward pass leaves the plain loss out
+        self.learn.loss_grad = lam * guided + xi * plain if xi else lam * guided
+        self.learn.loss = self.learn.loss_grad.clone()
+        self.losses.append((plain.detach(), guided.detach()))
+        for m, loss in zip(self._columns(), self.losses[-1], strict=True): m.add(loss)
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        "ξ and λ for this episode: the given ones, or the published ones of its method and shot"
+        one_shot = self.learn.xb[1].shape[0] <= scores_of(self.learn.pred).shape[1]
+        xi, lam = (0., 1.) if isinstance(self.raw_model, CrossAttentionNet) else (1., .5 if one_shot else 1.)
+        return xi if self.xi is None else self.xi, lam if self.lam is None else self.lam
+
+    def after_cancel_batch(self): self._leave()
+    def after_fit(self): self._drop_columns()
+
+    def _leave(self) -> None:
+        if self._watch is not None: self._watch.close()
+        self._seen, self._guided, self._watch = {}, None, None
+
+    def _columns(self) -> list[StepLoss]: return [m for m in self.learn.metrics if isinstance(m, StepLoss)]
+
+    def _drop_columns(self) -> None:
+        self.learn.metrics = [m for m in self.learn.metrics if not isinstance(m, StepLoss)]
+
+
+@contextmanager
+def _watching(model: Any, seen: dict[str, Any]) -> Iterator[None]:
+    "Inside, the processed features that `model` classifies come into `seen`, with the trace of the pass where it keeps one"
+    outer, inner = getattr(model, 'training_output', None), model.classify
+    keeps_trace = head_of(model) is not None and hasattr(model, 'classify_with_trace')
+
+    def classify(f_p: Any) -> Tensor:
+        if not model.training: return inner(f_p)
+        seen.setdefault('f_p', f_p)
+        if not keeps_trace or f_p is not seen['f_p']: return inner(f_p)
+        seen['traced'] = model.classify_with_trace(f_p)
+        return seen['traced'][0]
+
+    def training_output(f_p: Any) -> Any:
+        seen.setdefault('f_p', f_p)
+        return outer(f_p)  # type: ignore[misc]
+
+    model.classify = classify
+    if outer is not None: model.training_output = training_output
+    try: yield
+    finally:
+        model.__dict__.pop('classify', None)
+        model.__dict__.pop('training_output', None)

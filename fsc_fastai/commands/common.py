@@ -1,0 +1,91 @@
+"What the commands share: errors as one line, text that leaves the terminal alone, learners from files and folders"
+from __future__ import annotations
+
+import sys
+import unicodedata
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from fastai.learner import load_learner
+from fastai.torch_core import default_device
+from fastcore.script import CliError
+
+from ..deploy import learner_from_bundle
+from ..deploy.hub import HUB
+from ..learner.core import FSCLearner
+
+__all__ = ['plain_errors', 'printable', 'printable_lines', 'is_bundle', 'chosen_device', 'learner_from']
+
+STEERING = {'LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI'} # Turn the direction of what follows
+
+
+def printable(
+    text: Any, # A name from a file or a folder
+) -> str:
+    "As text without what steers a terminal or breaks a line; such characters as `\\u001b`, which JSON understands too"
+    steers = lambda c: unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') or unicodedata.bidirectional(c) in STEERING
+    return ''.join(f'\\u{ord(c):04x}' if steers(c) else c for c in str(text))
+
+
+def printable_lines(
+    text: Any, # Of several lines
+) -> str:
+    "`printable`, but for the ends of the lines"
+    return '\n'.join(map(printable, str(text).split('\n')))
+
+
+def plain_errors(
+    f: Callable[[], Any], # What a command does
+) -> Any:
+    "Run `f` and return its result; what the user can mend is a line on the terminal, not a traceback"
+    try: return f()
+    except (ValueError, TypeError, OSError) as e: raise CliError(printable_lines(f'{type(e).__name__}: {e}')) from e
+
+
+def is_bundle(
+    source: str | Path, # A file or a folder
+) -> bool:
+    "Is this the folder of a saved classifier, or one on a hub, and no pickle?"
+    return str(source).startswith(HUB) or Path(source).is_dir()
+
+
+def chosen_device(
+    name: str | None = None, # `cpu`, `cuda`, `cuda:1`, `mps`, …; None: fastai's default, a GPU if there is one
+) -> torch.device:
+    "The device of this name. Raises `ValueError` where this machine has none"
+    try: return torch.empty(0, device=default_device() if name is None else name).device
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f'nothing can be computed on device {name!r} here ({str(e).splitlines()[0]}): cpu always can') from e
+
+
+def learner_from(
+    source: str | Path, # What `fsc_train` or `learn.export` wrote, or the folder of a saved classifier
+    device: str | None = 'cpu', # As in `chosen_device`
+) -> FSCLearner:
+    """The learner in a file, a pickle, of which the error stream is told that it executes what it holds; or of a bundle.
+
+    Raises `FileNotFoundError` where there is neither, and `ValueError` for a file with something else in it.
+    """
+    place = chosen_device(device)
+    learn = learner_from_bundle(source) if is_bundle(source) else _unpickled(Path(source))
+    learn.model.to(place)
+    learn.dls.to(place)
+    return learn
+
+
+def _unpickled(file: Path) -> FSCLearner:
+    if not file.is_file(): raise FileNotFoundError(f'no learner in {file}: a file that fsc_train or learn.export wrote is needed')
+    print(f'{printable(file)} is a pickle: loading it executes what its writer put into it. The folder of a saved classifier '
+          '(learn.export(bundle=…), fsc_train --bundle, fsc_deploy) does the same here, and executes nothing', file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='load_learner')  # which says the same to those who write Python
+        try: learn = load_learner(file)
+        except (UnpicklingError, EOFError, RuntimeError, AttributeError) as e:
+            raise ValueError(f'{file} holds no learner ({e}): a file that fsc_train or learn.export wrote is needed') from e
+    if not isinstance(learn, FSCLearner):
+        raise ValueError(f'{file} holds a {type(learn).__name__}, not a learner of this library')
+    return learn

@@ -1,0 +1,139 @@
+"The page that all visitors share: its classes, its forms, its answers, as HTML"
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from threading import Lock
+from typing import Any
+
+import fastcore.xml as ft
+import torch
+from PIL import Image
+from starlette.datastructures import FormData
+
+from ...data.size import sides
+from ...deploy import FewShotClassifier
+from ...deploy.relevance import Explanation
+from .limits import Limits, Refused
+from .uploads import files_of, images_of, text_of
+
+__all__ = ['Page']
+
+STYLE = '''
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0; color: #1d2530; background: #f4f6f8 }
+main { max-width: 60rem; margin: auto; padding: 1rem }
+section { background: white; border: 1px solid #d8dee6; border-radius: .6rem; padding: 1rem; margin: 1rem 0 }
+h1, h2 { margin: .2rem 0 .6rem } h1 { font-size: 1.5rem } h2 { font-size: 1.1rem }
+.row { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center; margin: .5rem 0 }
+.row > strong { min-width: 7rem } .row > span { width: 6rem; overflow-wrap: anywhere }
+.answer { display: flex; gap: 1.2rem; flex-wrap: wrap; border-top: 1px solid #d8dee6; padding: .8rem 0 }
+img { border-radius: .3rem; image-rendering: auto } .big { width: 168px; height: 168px } .small { width: 48px; height: 48px }
+input, button { font: inherit; padding: .35rem .6rem; border: 1px solid #aab4c0; border-radius: .35rem; background: white }
+input[type=file] { border-style: dashed; background: #f4f6f8; padding: 1rem; flex: 1 1 14rem; min-width: 0; max-width: 100% }
+button { background: #1f6feb; color: white; border: 0; cursor: pointer } button.quiet { background: #e6eaef; color: #1d2530 }
+progress { width: 12rem } .error { background: #fdecea; border-color: #e0796d } small { color: #5b6673 }
+'''
+
+
+def _data_uri(im: Image.Image) -> str:
+    buffer = io.BytesIO()
+    im.save(buffer, 'PNG')
+    return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def _class_row(label: Any, thumbnails: list[Image.Image], n: int) -> Any:
+    pictures = [ft.Img(src=_data_uri(im), cls='small', alt=f'example of {label}') for im in thumbnails]
+    remove = ft.Form(ft.Input(type='hidden', name='name', value=str(label)), ft.Button('Remove', cls='quiet'), method='post',
+                     action='/remove', enctype='multipart/form-data')
+    return ft.Div(ft.Strong(str(label)), *pictures, ft.Small(f'{n} example' + 's' * (n > 1)), remove, cls='row')
+
+
+def _answer(found: Explanation) -> Any:
+    "One query with its label, the probabilities and the heatmap"
+    answer = found.prediction
+    bars = [ft.Div(ft.Span(str(c)), ft.Progress(value=f'{p:.4f}', max='1'), ft.Small(f'{p:.1%}'), cls='row')
+            for c, p in sorted(answer.probabilities.items(), key=lambda o: -o[1])[:10]]
+    title = 'none of these classes' if answer.label is None else str(answer.label)
+    return ft.Div(ft.Img(src=_data_uri(found.image), cls='big', alt='query'),
+                  ft.Img(src=_data_uri(found.heatmap()), cls='big', alt=f'what speaks for {answer.nearest}'),
+                  ft.Div(ft.H2(title), *bars, ft.Small(f'red speaks for {answer.nearest}, blue against it')), cls='answer')
+
+
+class Page:
+    "A classifier, and the page that shows it. What is done to it is done in threads, the page itself is always at hand"
+    def __init__(self,
+        classifier: FewShotClassifier, # With or without examples
+        limits: Limits, # What is accepted
+    ):
+        self.classifier, self.limits, self.lock = classifier, limits, Lock()
+        self._show_classes()
+
+    def html(self,
+        answers: list | None = None, # As `classify` gives them
+        error: str = '', # What a visitor can mend
+    ) -> str:
+        "The whole page"
+        files = ft.Input(type='file', name='files', multiple=True, accept='image/*', required=True)
+        parts = [
+            ft.H1('Few-shot classifier'),
+            ft.Section(error, cls='error', role='alert') if error else '',
+            ft.Section(ft.H2('Classes'), self.classes, ft.Form(
+                ft.Div(ft.Input(name='name', placeholder='Name of a class', maxlength='64', required=True), files,
+                       ft.Button('Add examples'), cls='row'), method='post', action='/add', enctype='multipart/form-data')),
+            ft.Section(ft.H2('Which class is it?'), ft.Form(ft.Div(files, ft.Button('Classify'), cls='row'), method='post',
+                       action='/classify', enctype='multipart/form-data'), *(answers or [])),
+            ft.Small('Drop images onto the dashed fields, or click them to choose.')]
+        return ft.to_xml(ft.Html(ft.Head(ft.Title('Few-shot classifier'), ft.Meta(charset='utf-8'), ft.Style(STYLE),
+                                         ft.Meta(name='viewport', content='width=device-width, initial-scale=1')),
+                                 ft.Body(ft.Main(*parts)), lang='en'))
+
+    def _show_classes(self) -> None:
+        "Draw the examples anew, once for all visitors"
+        known = self.classifier
+        rows = [_class_row(c, known.thumbnails(c)[:8], n) for c, n in known.shots_.items()]
+        self.classes = ft.Safe(''.join(map(ft.to_xml, rows or [ft.P('None yet: two at least are needed.')])))
+
+    def _images(self, form: FormData) -> Iterator[Image.Image]:
+        wanted = self.classifier.preprocess
+        return images_of(files_of(form, self.limits), self.limits, max(sides(wanted.resize)), wanted.orient)
+
+    def add(self,
+        form: FormData, # With a `name` and `files`
+    ) -> list:
+        "Examples of a class. Raises `Refused` for names and images that are not accepted; nothing is added then"
+        name = text_of(form, 'name').strip()
+        if not 0 < len(name) <= 64 or not name.isprintable(): raise Refused('a class needs a name of 1 to 64 characters')
+        # only the small squares that the model sees are kept of images while the others are decoded
+        pixels = torch.stack([self.classifier.preprocess.pixels(im) for im in self._images(form)])
+        with self.lock:
+            shots = self.classifier.shots_
+            label = int(name) if name.isdecimal() and any(isinstance(c, int) for c in shots) else name
+            if label not in shots and len(shots) >= self.limits.classes: raise Refused(f'at most {self.limits.classes} classes')
+            if shots.get(label, 0) + len(pixels) > self.limits.examples:
+                raise Refused(f'at most {self.limits.examples} examples a class')
+            self.classifier.add_pixels(pixels, label)
+            self._show_classes()
+        return []
+
+    def remove(self,
+        form: FormData, # With a `name`
+    ) -> list:
+        "Forget a class. Raises `ValueError` for one that is not there"
+        name = text_of(form, 'name')
+        with self.lock:
+            if not self.classifier.shots_: raise Refused('there are no classes yet')
+            self.classifier.remove_class(next((c for c in self.classifier.support.classes if str(c) == name), name))
+            self._show_classes()
+        return []
+
+    def classify(self,
+        form: FormData, # With `files`
+    ) -> list:
+        "An answer for each image. Raises `Refused` for images that are not accepted, `ValueError` for too few classes"
+        return [self._answer(im) for im in self._images(form)]
+
+    def _answer(self, im: Image.Image) -> Any:
+        with self.lock: found = self.classifier.explain(im)  # type: ignore[attr-defined]
+        return _answer(found)

@@ -1,0 +1,13 @@
+"The deployed classifier: examples in, answers out; saved as plain data"
+from . import calibrate, onnx  # noqa: F401  these add their methods to classifier and learner
+from . import relevance as explain
+from . import set_support as learner
+from .calibrate import Calibration
+from .checks import BundleError
+from .classifier import FewShotClassifier, NotFittedError, Prediction
+from .preprocess import Preprocess
+from .relevance import Explanation
+from .set_support import learner_from_bundle
+
+__all__ = ['FewShotClassifier', 'Prediction', 'NotFittedError', 'Preprocess', 'Calibration', 'Explanation', 'BundleError',
+           'learner_from_bundle']

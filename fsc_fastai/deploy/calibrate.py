@@ -1,0 +1,108 @@
+"Probabilities that mean what they say, and a threshold for \"none of these\", from episodes of held-out classes"
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastcore.basics import patch
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from ..adapt.head import DeployedHead, deployed_head
+from ..data.sampler import EpisodeIndices, EpisodeSampler, check_whole
+from ..methods.finite import finite_scores
+from .classifier import FewShotClassifier
+from .support import labelled_items
+
+__all__ = ['Calibration']
+
+
+@dataclass(frozen=True)
+class Calibration:
+    "What `calibrate` found, over all its episodes"
+    temperature: float # Scores are divided by it before they become probabilities
+    threshold: float # Below this probability an image is none of the classes
+    accepted: float # Share of the images of known classes above the threshold
+    refused: float # Share of the images of other classes below it
+    auroc: float # How well the probability tells known from other classes at any threshold; 0.5 is chance
+    accuracy: float # Of the images of known classes, before any is refused
+
+
+@patch
+@torch.no_grad()
+def calibrate(
+    self: FewShotClassifier,
+    items: Any, # Images of classes held out from training, or a folder with a folder of images per class
+    labels: Sequence[Any] | None = None, # Class of each; None: the names of the folders
+    *,
+    keep: float = 0.95, # Share of the images of known classes that the threshold lets pass
+    n_episodes: int = 100, # Episodes to draw
+    n_way: int | None = None, # Known classes an episode; None: as many as there are in use
+    n_shot: int | None = None, # Examples a class; None: the median of those in use
+    n_query: int = 5, # Other images of each known and each unknown class
+    seed: int = 0, # Of the episodes
+) -> Calibration:
+    """Set `temperature` and `reject` by what they would have done in episodes like the case in use.
+
+    Each episode has `n_way` known classes and up to as many others, whose images should be refused. The temperature minimises
+    the cross entropy of the known ones (Guo et al. 2017, section 4.2).
+    Raises `ValueError` for fewer than `n_way` + 1 classes, for classes with fewer than `n_shot` + `n_query` images, and for
+    scores that are not finite.
+    """
+    if not 0 < keep < 1: raise ValueError(f'keep={keep}: wanted a share between 0 and 1')
+    items, named = labelled_items(items, labels)
+    vocab = sorted(set(named)) # type: ignore[type-var]
+    check_whole('n_episodes', n_episodes, least=1)
+    if n_way is None: n_way = len(self.support.classes) if self.fitted else int(np.max(self.model.n_way))
+    check_whole('n_way', n_way, least=1)  # a threshold is for one number of classes: with more, all probabilities are lower
+    if n_shot is None: n_shot = median_low(self.shots_.values()) if self.fitted else 5
+    if len(vocab) <= n_way:
+        raise ValueError(f'{n_way} known classes and another one at least are needed, found {len(vocab)} in all: '
+                         'bring images of more classes, or set n_way')
+    sampler = EpisodeSampler([vocab.index(o) for o in named], min(2 * n_way, len(vocab)), n_shot, n_query, seed, vocab=vocab)
+    head = deployed_head(self.model)
+    if problem := head.problem(n_way): raise ValueError(problem)
+    features = torch.cat([head.compact(self.encode(o)) for o in self.preprocess.batches(items)])
+    tested = [_episode_scores(head, features, sampler.episode(k), n_way) for k in range(n_episodes)]
+    known, other = (finite_scores(torch.cat(scores), 'the episodes').cpu().double() for scores in zip(*tested))
+    target = torch.arange(n_way).repeat_interleave(n_query).repeat(n_episodes)
+    self.temperature = _best_temperature(known, target)
+    found = _measured(known, other, target, self.temperature, keep)
+    self.reject = found.threshold
+    return found
+
+
+def _episode_scores(
+    head: DeployedHead, features: Tensor, episode: EpisodeIndices, n_way: int,
+) -> tuple[Tensor, Tensor]:
+    "Scores of an episode's queries, of its first `n_way` classes and of the others, against the first `n_way` classes"
+    n_shot, n_query = (len(idxs) // len(episode.classes) for idxs in (episode.support, episode.query))
+    member = torch.eye(n_way).repeat_interleave(n_shot, 0).to(features)
+    head.fit(features[episode.support[:n_way * n_shot]], member)
+    return head(features[episode.query]).split([n_way * n_query, (len(episode.classes) - n_way) * n_query])
+
+
+def _best_temperature(scores: Tensor, target: Tensor) -> float:
+    "The temperature of the least cross entropy"
+    # as in Platt's scaling the labels count as not quite certain: else a perfect separation would ask for temperature 0
+    doubt = scores.shape[1] / (len(target) + 2)
+    loss = lambda log_t: F.cross_entropy(scores / math.exp(log_t), target, label_smoothing=min(doubt, .5)).item()
+    return math.exp(minimize_scalar(loss, bounds=(-6, 9), method='bounded').x)
+
+
+def _measured(known: Tensor, other: Tensor, target: Tensor, temperature: float, keep: float) -> Calibration:
+    "What this temperature, with the threshold that lets pass the share `keep`, does on these scores"
+    p_known, p_other = ((scores / temperature).softmax(1).amax(1).numpy() for scores in (known, other))
+    threshold = float(np.quantile(p_known, 1 - keep))
+    is_known = np.repeat([1, 0], [len(p_known), len(p_other)])
+    return Calibration(temperature, threshold, accepted=float((p_known >= threshold).mean()),
+                       refused=float((p_other < threshold).mean()),
+                       auroc=float(roc_auc_score(is_known, np.concatenate([p_known, p_other]))),
+                       accuracy=(known.argmax(1) == target).double().mean().item())

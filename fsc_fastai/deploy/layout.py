@@ -1,0 +1,165 @@
+"The tensors of a saved classifier: what they must look like, and reading them. Sizes are compared before work is done"
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Set
+from hashlib import sha256
+from math import prod
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..encode.encoder import timm_body
+from ..methods import FewShotModel, create_fsc_model
+from ..tensors import evaluating
+from .checks import BundleError
+
+__all__ = ['TensorFile', 'built_model', 'laid_out']
+
+MAX_HEADER = 1 << 20
+MAX_TENSORS, MAX_MADE, MAX_STEPS = 3000, 2200, 40_000 # To build the largest of timm's takes 2500, 1700 and 32,000
+BODY = 'model.encoder.body.'
+AT_ONCE = 100 << 20 # Bytes of one tensor within the encoder, for one image
+
+
+class TensorFile:
+    """A safetensors file that is read once, from beginning to end: nobody can swap what was checked for something else.
+
+    At first its header is read. Raises `BundleError` for what is no such file.
+    """
+    def __init__(self,
+        file: BinaryIO, # At its beginning
+        name: str, # For errors
+    ):
+        self.file, self.name = file, name
+        self.size = file.seek(0, 2)
+        file.seek(0)
+        self.head = file.read(8)
+        length = int.from_bytes(self.head, 'little')
+        if not 2 <= length <= min(MAX_HEADER, self.size - 8):
+            raise BundleError(f'{name} is no safetensors file: its header would have {length:,} bytes')
+        self.head += file.read(length)
+        try: self.shapes, self.sizes = self._entries()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+            raise BundleError(f'{name} is no safetensors file: its header does not list tensors ({e!r:.80})') from e
+        if (size := len(self.head) + sum(self.sizes.values())) != self.size:
+            raise BundleError(f'{name} is incomplete or corrupt: it has {self.size:,} bytes, its header lists {size:,}')
+        if len(self.shapes) > MAX_TENSORS: raise BundleError(f'{name} has {len(self.shapes)} tensors: at most {MAX_TENSORS}')
+
+    def _entries(self) -> tuple[dict[str, tuple], dict[str, int]]:
+        values = json.loads(self.head[8:])
+        values.pop('__metadata__', None)
+        shapes = {k: tuple(v['shape']) for k, v in values.items()}
+        return shapes, {k: end - begin for k, (begin, end) in ((k, v['data_offsets']) for k, v in values.items())}
+
+    def check(self,
+        wanted: Mapping[str, Tensor], # Tensors of the shapes and types that it must hold, by name
+        optional: Set[str] = frozenset(), # Names that may be missing
+        within: str = '', # Only names that begin so
+    ) -> None:
+        "Compare names, shapes and sizes with what is wanted. Raises `BundleError`"
+        found = {name for name in self.shapes if name.startswith(within)}
+        missing, unknown = wanted.keys() - found - optional, found - wanted.keys()
+        for kind, names in (('missing', missing), ('unknown', unknown)):
+            if names: raise BundleError(f'{len(names)} tensors are {kind}, such as {min(names)[:100]}')
+        for name in found:
+            like, shape = wanted[name], self.shapes[name]
+            if shape != like.shape: raise BundleError(f'{name} has the shape {str(shape)[:60]}, wanted {tuple(like.shape)}')
+            if self.sizes[name] != like.nbytes:
+                raise BundleError(f'{name} has {str(self.sizes[name])[:20]} bytes, wanted {like.nbytes} of {like.dtype}')
+
+    def read(self,
+        digest: str, # SHA-256 of the whole file
+        wanted: Mapping[str, Tensor], # As in `check`, which comes first
+    ) -> dict[str, Tensor]:
+        "All tensors, if their content is what was saved and makes sense. Raises `BundleError`"
+        data = self.head + self.file.read(self.size - len(self.head))
+        if sha256(data).hexdigest() != digest:
+            raise BundleError(f'{self.name} is corrupt: its content is not what was saved')
+        try: tensors = load(data)
+        except SafetensorError as e: raise BundleError(f'{self.name} is no safetensors file: {str(e)[:200]}') from e
+        for name, tensor in tensors.items():
+            if tensor.dtype != wanted[name].dtype: raise BundleError(f'{name} is {tensor.dtype}, wanted {wanted[name].dtype}')
+            if not tensor.isfinite().all(): raise BundleError(f'{name} holds numbers that are not finite')
+            if name.endswith('running_var') and (tensor < 0).any(): raise BundleError(f'{name} holds variances below 0')
+        return tensors
+
+
+class _Bounded(TorchDispatchMode):
+    "Ends with `BundleError` what takes more steps or larger tensors than a model of so many tensors and bytes needs"
+    def __init__(self, n_tensors: int, n_bytes: int):
+        super().__init__()
+        self.made, self.steps, self.largest = 100 + 3 * n_tensors // 2, 2000 + 40 * n_tensors, max(AT_ONCE, n_bytes)
+
+    def at_most(self, made: int, steps: int) -> _Bounded:
+        "The same with these bounds besides"
+        self.made, self.steps = min(self.made, made), min(self.steps, steps)
+        return self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.steps -= 1
+        self.made -= func is torch.ops.aten.empty.memory_format
+        if min(self.steps, self.made) < 0: raise BundleError('model: it would have far more layers than there are tensors for it')
+        # in place nothing changes in a tensor without memory; initialisation is half of the work
+        if func._schema.name.endswith('_') and args and isinstance(args[0], Tensor) and args[0].is_meta: return args[0]
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and (size := prod(out.shape) * out.element_size()) > self.largest:
+            raise BundleError(f'model, preprocess: one image would take a tensor of {size >> 20} MB inside the model: '
+                              f'at most {self.largest >> 20}')
+        return out
+
+
+def built_model(
+    config: Mapping[str, Any], # Checked
+    method: type[FewShotModel], # Its method
+    arch: nn.Module | None = None, # The backbone, where the configuration names none
+) -> FewShotModel:
+    "The model of a configuration, without its weights. Raises `BundleError` where it can not be built"
+    if config.get('arch') is None: config = {**config, 'arch': copy.deepcopy(arch)}
+    try: return create_fsc_model(**{**config, 'method': method})
+    except Exception as e:  # a configuration from outside can break a backbone in any way
+        raise _bound(e) or BundleError(f'the model can not be built: {str(e)[:500]}') from e
+
+
+def _body(config: Mapping[str, Any]) -> nn.Module:
+    of_encoder = config.get('encoder_kwargs') or {}
+    try: return timm_body(config['arch'], False, config.get('img_size', 84), config.get('in_chans', 3), **of_encoder)
+    except Exception as e:  # as in `built_model`
+        raise _bound(e) or BundleError(f'the model can not be built: {str(e)[:500]}') from e
+
+
+def _bound(e: BaseException | None) -> BundleError | None:
+    "The error of `_Bounded` that led to another one"
+    while e is not None and not isinstance(e, BundleError): e = e.__cause__ or e.__context__
+    return e
+
+
+@torch.no_grad()
+def laid_out(
+    config: Mapping[str, Any], # Checked
+    method: type[FewShotModel], # Its method
+    arch: nn.Module | None, # The backbone, where the configuration names none
+    shape: tuple[int, int, int], # (channels, height, width) of the images that it will see
+    file: TensorFile, # Of the model: what it holds bounds the work
+) -> tuple[FewShotModel, Tensor]:
+    """The model without memory for its weights, and a feature map of one image `(1, C, H, W)`, likewise.
+
+    Raises `BundleError` where there is no such model, and where it takes more work than the tensors of the file can need.
+    """
+    device, bounded = 'cpu', lambda: _Bounded(len(file.shapes), file.size)  # a module of the user's own may need memory
+    if config.get('arch') is not None:
+        device = 'meta'
+        with torch.device(device), bounded().at_most(MAX_MADE, MAX_STEPS): arch = _body(config)
+        # what an image takes, even without memory, is only paid for a backbone that is in the file
+        file.check({BODY + k: v for k, v in arch.state_dict().items()}, within=BODY)
+    with torch.device(device), bounded():
+        model = built_model({**config, 'arch': None}, method, arch)
+        try:
+            with evaluating(model): return model, model.encode(torch.zeros(1, *shape)).to('meta')
+        except Exception as e:  # as above
+            raise _bound(e) or BundleError(f'preprocess: the model takes no images of {shape}: {str(e)[:500]}') from e

@@ -1,0 +1,136 @@
+"From the scores to the pixels of query and support images, for every query and class"
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..briefly import brief_repr
+from ..methods.base import class_means
+from ..methods.cross_attention import CrossAttentionNet
+from ..methods.finite import finite_scores
+from ..methods.pairs import LabelledPairs, Pairs
+from ..tensors import plain
+from .engine import Traced, undisturbed
+from .explainer import Explainer
+from .lrp import LRP, checked_relevance, features_of
+
+__all__ = ['ImageRelevance', 'explain_images', 'attention_maps']
+
+
+class ImageRelevance(NamedTuple):
+    "Relevance of an episode's images for every query and class, on the device of the images; detached"
+    query: Tensor # `(n_query, n_way, channels, height, width)`
+    support: Tensor | None # `(n_query, n_way, n_support, channels, height, width)`, or None if not wanted
+    scores: Tensor # `(n_query, n_way)`
+    def __repr__(self) -> str: return brief_repr(self)
+
+
+def explain_images(
+    model: Any, # A few-shot model: `encode`, `process`, `classify`
+    support_x: Tensor, # Images `(n_support, 3, height, width)`
+    support_y: Tensor, # Their labels `(n_support,)`
+    query_x: Tensor, # Images `(n_query, 3, height, width)`
+    explainer: Any = None, # `LRP()` (default), `GradientXInput()`, `IntegratedGradients()`, or a callable `(model, f_p)`
+    support: bool = True, # Explain the support images too? Their maps are n_query·n_way as many
+    sum_channels: bool = False, # Sum over the colours, for a third of the memory: `channels` is 1
+    chunk: int = 64, # Maps that pass back through the encoder at once
+) -> ImageRelevance:
+    """Relevance of the pixels of query and support images, for every (query, class).
+
+    `explainer` explains the classifier; what reaches the feature maps goes on through the encoder by its rules, or by those of
+    `LRP()` where it is another callable. The encoder runs on a few images at a time. The model stays as it is.
+    Raises `ValueError` in training mode, where the batch norms of the encoder mix the images, and for scores that are not finite.
+    """
+    if model.training: raise ValueError('explain_images in training mode, where batch norm mixes the images: call model.eval()')
+    explainer = LRP() if explainer is None else explainer
+    rules = explainer if isinstance(explainer, Explainer) else LRP()
+    images = plain(support_x).detach(), plain(query_x).detach()
+    with undisturbed(query_x.device, model), torch.no_grad():
+        f_p = model.process(_encode(model, images[0], chunk), support_y, _encode(model, images[1], chunk))
+        scores = finite_scores(model.classify(f_p).detach(), 'these images')
+    parts = [_to_pixels(model, [f * x for x in images], support_y, explainer, rules, scores, support, chunk)
+             for f in rules.fractions]
+    def pixels(i: int) -> Tensor:
+        R = rules.finish(images[i], torch.stack([part[i] for part in parts]).mean(0))
+        return R.sum(-3, keepdim=True) if sum_channels else R
+    # support images have maps for every pair, query images for every class
+    return ImageRelevance(pixels(1).transpose(0, 1), pixels(0).unflatten(0, scores.shape) if support else None, scores)
+
+
+def _encode(model: Any, x: Tensor, chunk: int) -> Tensor:
+    return torch.cat([model.encode(part) for part in x.split(chunk)])
+
+
+def _to_pixels(
+    model: Any, images: list[Tensor], support_y: Tensor, explainer: Any, rules: Any, scores: Tensor, support: bool, chunk: int,
+) -> list[Tensor]:
+    "What arrives at support images `(n_query·n_way, n_support, ...)` and at query images `(n_way, n_query, ...)`"
+    with undisturbed(scores.device, model), torch.no_grad(): f_support, f_query = (_encode(model, x, chunk) for x in images)
+    run, start = _classifier(model, f_support, support_y, f_query, explainer, rules, scores)
+    to_support, to_query = [], []
+    for q in range(scores.shape[0]):
+        R_support, R_query = run.relevance(start(q), keep=True)
+        to_query.append(R_query[:, q])
+        if support: to_support.append(R_support)
+    query = _through_encoder(model, images[1], torch.stack(to_query, 1), rules, chunk)
+    return [_through_encoder(model, images[0], torch.cat(to_support), rules, chunk) if support else query[:0], query]
+
+
+def _classifier(
+    model: Any, f_support: Tensor, support_y: Tensor, f_query: Tensor, explainer: Any, rules: Any, scores: Tensor,
+) -> tuple[Traced, Callable[[int], Tensor]]:
+    "A run from feature maps, and its starts for the classes of query q"
+    f_p = model.process(f_support, support_y, f_query)
+    if explainer is rules and not (isinstance(rules, LRP) and isinstance(f_p, (Pairs, LabelledPairs))):
+        R = torch.diag_embed(rules.start_of(scores))
+        run = rules.trace(lambda s, q: model.classify(model.process(s, support_y, q)), f_support, f_query, model=model)
+        return run, lambda q: _only(R[q].unsqueeze(1), q, len(R), 1)
+    # pairs hold all that the classifier sees of support and query, so that its own pass, which is faster, can explain them
+    R = checked_relevance(explainer(model, f_p), f_p, explainer)
+    of_class = f_p.labels.T if isinstance(f_p, LabelledPairs) else torch.eye(scores.shape[1], device=R.device)
+    if R.shape[:2] != (len(scores), of_class.shape[1]):
+        raise ValueError(f'{explainer!r} explains the features of {type(f_p).__name__} for all classes at once, not for each: '
+                         'use LRP(), GradientXInput() or IntegratedGradients() for images')
+    run = rules.trace(lambda s, q: features_of(model.process(s, support_y, q)), f_support, f_query, model=model)
+    classes = of_class.reshape(*of_class.shape, *[1] * (R.ndim - 2)).to(R.dtype)
+    return run, lambda q: _only((classes * R[q]).unsqueeze(1), q, len(R), 1)
+
+
+def _only(R: Tensor, q: int, n_query: int, dim: int) -> Tensor:
+    "`R` of query q, and zeros for the other queries, along `dim`"
+    full = R.new_zeros(*R.shape[:dim], n_query, *R.shape[dim + 1:])
+    full.select(dim, q).copy_(R.squeeze(dim))
+    return full
+
+
+def _through_encoder(model: Any, x: Tensor, flow: Tensor, rules: Any, chunk: int) -> Tensor:
+    "What arrives at the images, from what arrived at their maps `(n_starts, n_images, C, H, W)`, a few maps at a time"
+    of_images = []
+    n_images = max(1, chunk // flow.shape[0])
+    for part, R in zip(x.split(n_images), flow.split(n_images, 1), strict=True):
+        run = rules.trace(model.encode, part, model=model, deep=True)
+        of_images.append(torch.cat([run.relevance(r, keep=True)[0] for r in R.split(max(1, chunk // len(part)))]))
+    return torch.cat(of_images, 1)
+
+
+@torch.no_grad()
+def attention_maps(
+    model: CrossAttentionNet, # Has an attention module
+    support_x: Tensor, # Images `(n_support, 3, height, width)`
+    support_y: Tensor, # Their labels `(n_support,)`
+    query_x: Tensor, # Images `(n_query, 3, height, width)`
+) -> tuple[Tensor, Tensor]:
+    """The attention of a cross attention network: of the queries `(n_query, n_way, H, W)`, of the classes in the same shape.
+
+    Raises `TypeError` for a model without.
+    """
+    if not isinstance(model, CrossAttentionNet):
+        raise TypeError(f'attention maps need a CrossAttentionNet, found {type(model).__name__}')
+    with undisturbed(query_x.device, model), torch.no_grad():
+        maps = [F.adaptive_avg_pool2d(model.encode(plain(x)), model.map_size) for x in (support_x, query_x)]
+        of_class, of_query = model.attention(class_means(maps[0], support_y), maps[1])
+    return of_query, of_class.transpose(0, 1)

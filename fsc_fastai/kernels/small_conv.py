@@ -1,0 +1,225 @@
+"""Convolutions on maps of a few positions, as relation modules have them, as one matrix product for each tap of the kernel.
+
+On a CPU that halves their time: most taps of a 3×3 kernel on a 3×3 map meet the padding for some position, and the products leave
+those out. The convolution, its gradient by the input and its gradient by the weight are a family of bilinear functions, each
+of which is differentiated by the other two, so that all are differentiable as often as wanted and keep nothing but their inputs.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.grad import conv2d_input
+from torch.overrides import has_torch_function
+
+from ..as_built import as_built, blueprint
+
+__all__ = ['SmallConv2d', 'TurnedKernel', 'conv_small', 'conv_small_input']
+
+LARGEST = 4 # Side of a map for which matrix products win
+FEWEST = 16 # Maps for which it pays to rearrange the kernel
+
+Pair = tuple[int, int]
+
+
+def conv_small(
+    x: Tensor, # Maps `(n, n_in, H, W)`
+    weight: Tensor, # `(n_out, n_in, height, width)`
+    bias: Tensor | None = None, # `(n_out,)`
+    padding: Any = 0, # One number, or one for each side
+) -> Tensor:
+    "`F.conv2d` with stride 1, by matrix products where these are faster"
+    if not _worthwhile(x, weight): return F.conv2d(x, weight, bias, padding=padding)
+    y = _Conv.apply(x, weight, _pair(padding))
+    return y if bias is None else y + bias[:, None, None]
+
+
+def conv_small_input(
+    size: torch.Size, # Of the input `(n, n_in, H, W)`
+    weight: Tensor, # `(n_out, n_in, height, width)`
+    g: Tensor, # What arrives at the output `(n, n_out, H', W')`
+    padding: Any = 0, # One number, or one for each side
+) -> Tensor:
+    "`torch.nn.grad.conv2d_input`: the transposed convolution, by matrix products where these are faster"
+    if not _worthwhile(g, weight, size): return conv2d_input(size, weight, g, padding=padding)
+    return _Transposed.apply(g, weight, _pair(padding))
+
+
+class SmallConv2d(nn.Conv2d):
+    "A convolution with stride 1 by `conv_small`"
+    def __init__(self,
+        n_in: int, # Channels in
+        n_out: int, # Channels out
+        kernel_size: int, # Its side
+        padding: int = 0, # On every side
+    ):
+        super().__init__(n_in, n_out, kernel_size, padding=padding)
+        self.blueprint = blueprint(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "Maps `(n, n_in, H, W)` to `(n, n_out, H', W')`"
+        if not as_built(self, SmallConv2d): return super().forward(x)
+        return conv_small(x, self.weight, self.bias, self.padding)
+
+
+def _pair(padding: Any) -> Pair: return (padding, padding) if isinstance(padding, int) else tuple(padding)
+
+
+def _worthwhile(x: Tensor, weight: Tensor, size: torch.Size | None = None) -> bool:
+    # whatever replaces operations (relevance, compilers, autocast) has to meet an ordinary convolution
+    if has_torch_function((x, weight)) or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'): return False
+    precise = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+    return precise and x.device.type == 'cpu' and len(x) >= FEWEST and max((size or x.shape)[-2:]) <= LARGEST
+
+
+class _Conv(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding = padding
+        return _convolved(x, weight, padding)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        x, weight = ctx.saved_tensors
+        to_x = _Transposed.apply(g, weight, ctx.padding) if ctx.needs_input_grad[0] else None
+        to_weight = _WeightGradient.apply(x, g, ctx.padding) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, None
+
+
+class _Transposed(Function):
+    "The gradient of a convolution by its input"
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, weight: Tensor, padding: Pair) -> Tensor:
+        ctx.save_for_backward(g, weight)
+        ctx.padding = padding
+        return _transposed(g, weight, padding)
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> tuple:
+        g, weight = ctx.saved_tensors
+        to_g = _Conv.apply(x, weight, ctx.padding) if ctx.needs_input_grad[0] else None
+        to_weight = _WeightGradient.apply(x, g, ctx.padding) if ctx.needs_input_grad[1] else None
+        return to_g, to_weight, None
+
+
+class _WeightGradient(Function):
+    "The gradient of a convolution by its weight"
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor, padding: Pair) -> Tensor:
+        ctx.save_for_backward(x, g)
+        ctx.padding = padding
+        return _weight_gradient(x, g, padding)
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple:
+        x, g = ctx.saved_tensors
+        to_x = _Transposed.apply(g, weight, ctx.padding) if ctx.needs_input_grad[0] else None
+        to_g = _Conv.apply(x, weight, ctx.padding) if ctx.needs_input_grad[1] else None
+        return to_x, to_g, None
+
+
+class _Tap(NamedTuple):
+    "An entry of the kernel with the positions that meet there"
+    kernel: Pair
+    of_x: tuple[slice, slice]
+    of_y: tuple[slice, slice]
+
+
+def _taps(x: Any, y: Any, kernel: Any, padding: Pair) -> Iterator[_Tap]:
+    "The taps of a kernel between maps of the sides `x` and `y` that meet any position"
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            down, right = i - padding[0], j - padding[1]
+            rows, columns = _overlap(y[0], x[0], down), _overlap(y[1], x[1], right)
+            if rows.start == rows.stop or columns.start == columns.stop: continue
+            of_x = slice(rows.start + down, rows.stop + down), slice(columns.start + right, columns.stop + right)
+            yield _Tap((i, j), of_x, (rows, columns))
+
+
+def _overlap(n_y: int, n_x: int, offset: int) -> slice:
+    start = max(0, -offset)
+    return slice(start, max(start, min(n_y, n_x - offset)))
+
+
+def _turned(t: Tensor) -> Tensor:
+    "Maps `(n, C, H, W)` to `(H, W, n, C)`, a kernel `(n_out, n_in, height, width)` to `(height, width, n_out, n_in)`; and back"
+    return t.permute(2, 3, 0, 1).contiguous()
+
+
+def _add_product(out: Tensor, maps: Tensor, matrix: Tensor) -> None:
+    # one large product: a product for each position, as matmul chooses, is several times slower on two threads
+    out += (maps.flatten(0, 2) @ matrix).view_as(out)
+
+
+def _convolved(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
+    "y at each position = Σ over the taps of w·x at the position that meets it there"
+    return _turned(_convolved_turned(_turned(x), _turned(weight.transpose(0, 1)), padding))
+
+
+def _convolved_turned(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
+    sides = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[:2], padding, weight.shape[:2], strict=True)]
+    y = x.new_zeros(*sides, x.shape[2], weight.shape[3])
+    for tap in _taps(x.shape, sides, weight.shape, padding): _add_product(y[tap.of_y], x[tap.of_x], weight[tap.kernel])
+    return y
+
+
+def _transposed(g: Tensor, weight: Tensor, padding: Pair) -> Tensor:
+    "x at each position = Σ over the taps of wᵀ·g at the position that meets it there"
+    sides = [n - 2 * p + k - 1 for n, p, k in zip(g.shape[2:], padding, weight.shape[2:], strict=True)]
+    g, weight = _turned(g), _turned(weight)
+    x = g.new_zeros(*sides, g.shape[2], weight.shape[3])
+    for tap in _taps(sides, g.shape, weight.shape, padding): _add_product(x[tap.of_x], g[tap.of_y], weight[tap.kernel])
+    return _turned(x)
+
+
+def _weight_gradient(x: Tensor, g: Tensor, padding: Pair) -> Tensor:
+    "w of each tap = Σ over the positions that meet there of g·x"
+    kernel = [n + 2 * p - m + 1 for n, p, m in zip(x.shape[2:], padding, g.shape[2:], strict=True)]
+    x, g = _turned(x), _turned(g)
+    weight = x.new_zeros(*kernel, g.shape[3], x.shape[3])
+    for tap in _taps(x.shape, g.shape, kernel, padding):
+        torch.mm(g[tap.of_y].flatten(0, 2).T, x[tap.of_x].flatten(0, 2), out=weight[tap.kernel])
+    return _turned(weight)
+
+
+class TurnedKernel:
+    """The weights of a convolution, rearranged once for many maps `(H, W, n, n_in)`, positions first; without gradients.
+
+    On a map of 2×2 a 3×3 kernel with padding 1 takes 9 matrix products instead of 16. Along one axis
+
+        y₀ = w₁x₀ + w₂x₁ = w₁(x₀ + x₁) + (w₂ − w₁)x₁
+        y₁ = w₀x₀ + w₁x₁ = w₁(x₀ + x₁) + (w₀ − w₁)x₀
+
+    which takes three products, the first of them shared (Karatsuba's trick), and so along the other.
+    """
+    def __init__(self,
+        weight: Tensor, # `(n_out, n_in, height, width)`
+        bias: Tensor | None = None, # `(n_out,)`
+        padding: Any = 0, # One number, or one for each side; the stride is 1
+    ):
+        self.padding, self.bias = _pair(padding), bias
+        self.weight = _turned(weight.transpose(0, 1))
+        self.of_2x2 = None if self.weight.shape[:2] != (3, 3) or self.padding != (1, 1) else _along_both(
+            self.weight, lambda w: (w[1], w[2] - w[1], w[0] - w[1])).flatten(0, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        "Maps `(H, W, n, n_in)` to `(H', W', n, n_out)`"
+        x = x.contiguous()
+        y = (_convolved_turned(x, self.weight, self.padding) if self.of_2x2 is None or x.shape[:2] != (2, 2)
+             else _convolved_2x2(x, self.of_2x2))
+        return y if self.bias is None else y + self.bias
+
+
+def _convolved_2x2(x: Tensor, weight: Tensor) -> Tensor:
+    products = torch.bmm(_along_both(x, lambda x: (x[0] + x[1], x[1], x[0])).flatten(0, 1), weight)
+    return _along_both(products.unflatten(0, (3, 3)), lambda m: (m[0] + m[1], m[0] + m[2]))
+
+
+def _along_both(t: Tensor, f: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
+    "What `f` makes of the entries along the first axis, then along the second"
+    return torch.stack(f(torch.stack(f(t)).transpose(0, 1))).transpose(0, 1)

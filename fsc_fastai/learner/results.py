@@ -1,0 +1,60 @@
+"The results of `learn.evaluate` for people: a table for the terminal, a figure, a picture file"
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from ..data.sampler import Count, as_range, count_text
+from ..drawing import no_math
+
+__all__ = ['format_table', 'plot_results', 'save_figure']
+
+
+def _chance(way: Count) -> float:
+    "What guessing gets right in percent, on average over the ways that episodes draw"
+    low, high = as_range('way', way)
+    return float((100 / np.arange(low, high + 1)).mean())
+
+
+def format_table(
+    table: pd.DataFrame, # From `learn.evaluate`
+    **columns: list, # Other accuracies between 0 and 1 to show beside it, by name: one for each domain
+) -> str:
+    "The table for a terminal: percentages, chance level, and other `columns` beside it"
+    shown = table[['domain', 'way', 'shot', 'n_episodes', 'n_query', 'protocol']].copy()
+    shown['accuracy %'] = [f'{100*acc:.2f} ± {100*ci:.2f}' for acc, ci in zip(table.accuracy, table.ci95)]
+    shown['chance %'] = [f'{_chance(way):.0f}' for way in table.way]
+    for name in ('way', 'shot', 'n_query'): shown[name] = table[name].map(count_text)
+    for name, accuracies in columns.items(): shown[f'{name.replace("_", " ")} %'] = [f'{100*acc:.2f}' for acc in accuracies]
+    return shown.to_string(index=False)
+
+
+def plot_results(
+    tables: dict[str, pd.DataFrame], # Tables of `learn.evaluate` by name, over the same domains
+    ax: plt.Axes | None = None, # Where to draw; None: a figure of its own
+) -> plt.Axes:
+    "Accuracy by domain as bars with their 95 % intervals, the chance level dashed. Raises `ValueError` without a table"
+    if not tables: raise ValueError('no tables to plot: give {name: learn.evaluate(...)}')
+    ax = ax or plt.subplots(figsize=(9, 4), layout='constrained')[1]
+    width, first = 0.8 / len(tables), next(iter(tables.values()))
+    for i, (name, table) in enumerate(tables.items()):
+        at = [j + i*width for j in range(len(table))]
+        ax.bar(at, 100*table.accuracy, width, yerr=100*table.ci95, label=no_math(name), capsize=2)
+    ax.axhline(_chance(first.way.iloc[0]), ls='--', c='grey', label='chance')
+    ax.set_xticks([j + 0.4 - width/2 for j in range(len(first))], list(map(no_math, first.domain)))
+    ax.set_ylabel('accuracy (%)')
+    ax.set_title(f'{count_text(first.way.iloc[0])}-way {count_text(first["shot"].iloc[0])}-shot, {first.protocol.iloc[0]}')
+    ax.legend()
+    return ax
+
+
+def save_figure(
+    path: Path, # The ending says the format: png, pdf, svg, …
+) -> None:
+    "Write the current figure of matplotlib and close it"
+    figure = plt.gcf()
+    figure.savefig(path, dpi=110, bbox_inches='tight')
+    plt.close(figure)

@@ -1,0 +1,118 @@
+"CrossAttentionNet: support and query highlight in each other what they share (Hou et al. 2019)"
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..encode.encoder import Encoder
+from ..tensors import cosine, full_precision, single, unit
+from .base import FewShotModel, Processed, class_means
+from .losses import CrossAttentionLoss
+
+__all__ = ['CrossAttentionNet', 'CrossAttention', 'Attended']
+
+
+@dataclass
+class Attended(Processed):
+    "Each query and each class prototype after they attended to one another; `features` is the query's side"
+    support: Tensor # `(n_query, n_way, C, H, W)`
+    query: Tensor # `(n_query, n_way, C, H, W)`
+
+    @property
+    def features(self) -> Tensor: # type: ignore[override]
+        "The attended queries `(n_query, n_way, C, H, W)`"
+        return self.query
+
+    def with_features(self, features: Tensor) -> Attended:
+        "The same support with other queries"
+        return replace(self, query=features)
+
+
+class CrossAttention(nn.Module):
+    """Residual attention maps from the correlation of two feature maps (Hou et al. 2019, section 3.2).
+
+    The correlation of all position pairs is never materialised: the fusion takes its mean over one side, and then its
+    weighted mean over the other, and both are products with a mean feature.
+    """
+    def __init__(self,
+        n_positions: int, # H·W of the maps
+        temperature: float = 0.025, # Of the softmax over positions, equation (4)
+    ):
+        super().__init__()
+        self.temperature = temperature
+        n_inner = max(n_positions // 6, 1)
+        self.shrink = nn.Conv2d(n_positions, n_inner, 1)
+        self.norm = nn.BatchNorm2d(n_inner)
+        self.expand = nn.Conv2d(n_inner, n_positions, 1)
+        for conv in (self.shrink, self.expand): nn.init.kaiming_normal_(conv.weight, mode='fan_out')
+
+    def attention(self,
+        a: Tensor, # Unit features `(n_a, C, H·W)` to be attended
+        b: Tensor, # Unit features `(n_b, C, H·W)` that attend
+    ) -> Tensor:
+        "1 + softmax over the positions of `a`, for each pair: `(n_a, n_b, H·W)`"
+        n = a.shape[2]
+        correlation = torch.einsum('ac,bcj->abj', a.mean(2), b)
+        x = correlation.reshape(-1, n, 1, 1).to(self.shrink.weight.dtype)
+        kernel = single(self.expand(F.relu(self.norm(self.shrink(x))))).reshape(correlation.shape)
+        fused = torch.einsum('aci,abc->abi', a, torch.einsum('bcj,abj->abc', b, kernel) / n)
+        return 1 + F.softmax(fused / self.temperature, -1)
+
+    def forward(self,
+        support: Tensor, # Prototypes `(n_way, C, H, W)`
+        query: Tensor, # Queries `(n_query, C, H, W)`
+    ) -> tuple[Tensor, Tensor]:
+        "Attention of the supports `(n_way, n_query, H, W)` and of the queries `(n_query, n_way, H, W)`"
+        size = support.shape[-2:]
+        with full_precision(support):
+            s, q = unit(support.flatten(2), 1), unit(query.flatten(2), 1)
+            return self.attention(s, q).unflatten(2, size), self.attention(q, s).unflatten(2, size)
+
+
+class CrossAttentionNet(FewShotModel):
+    """CAN (Hou et al. 2019; Table I of Sun et al. 2020): the cross attention module, then cosine similarity.
+
+    In training it scores every position, and with `n_classes` a global classifier scores the classes of the training domain.
+    Maps of another size than in training are pooled to the trained size, whose positions the attention module knows.
+    """
+    def __init__(self,
+        encoder: Encoder, # Images to feature maps, with `out_shape`
+        n_way: int = 5, # Not needed: any way is classified
+        n_classes: int = 0, # Classes of the training domain, for the global classifier; 0: without
+        scale: float = 7., # Of the cosine
+        temperature: float = 0.025, # Of the attention
+    ):
+        super().__init__(encoder, n_way, n_classes)
+        c, h, w = encoder.out_shape
+        self.scale, self.map_size = scale, (h, w)
+        self.attention = CrossAttention(h * w, temperature)
+        self.classifier = nn.Conv2d(c, n_classes, 1) if n_classes else None
+
+    def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Attended:
+        "Prototypes and queries, each weighted by its attention for the other"
+        support, query = self._trained_size(class_means(f_support, support_y)), self._trained_size(f_query)
+        a_support, a_query = self.attention(support, query)
+        return Attended(support[None] * a_support.transpose(0, 1)[:, :, None].to(support.dtype),
+                        query[:, None] * a_query[:, :, None].to(query.dtype))
+
+    def _trained_size(self, f: Tensor) -> Tensor:
+        return f if tuple(f.shape[-2:]) == self.map_size else F.adaptive_avg_pool2d(f, self.map_size)
+
+    def classify(self, f_p: Attended) -> Tensor:
+        "Scaled cosine of the spatial means `(n_query, n_way)`"
+        return self.scale * cosine(f_p.query.mean((-2, -1)), f_p.support.mean((-2, -1)))
+
+    def training_output(self, f_p: Attended) -> Tensor | tuple[Tensor, Tensor]:
+        "Scores at every position `(n_query, n_way, H, W)`, and with a classifier the global `(n_query, n_way, n_classes, H, W)`"
+        with full_precision(f_p.query):
+            prototype = unit(f_p.support.mean((-2, -1)))
+            scores = self.scale * torch.einsum('qwc,qwchv->qwhv', prototype, unit(f_p.query, 2))
+        if self.classifier is None: return scores
+        return scores, self.classifier(f_p.query.flatten(0, 1)).unflatten(0, f_p.query.shape[:2])
+
+    def default_loss(self) -> nn.Module:
+        "Dense global cross entropy + half the episodic one"
+        return CrossAttentionLoss()

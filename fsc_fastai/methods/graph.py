@@ -1,0 +1,232 @@
+"GNNNet: an episode as a graph, whose network passes the labels from support to query (Garcia and Bruna 2018)"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..as_built import as_built, blueprint
+from ..encode.encoder import Encoder
+from ..tensors import Pool, pool_vectors, vector_size
+from .base import FewShotModel, Processed, episode_way, one_hot
+from .graph_quick import QuickGraph
+
+__all__ = ['GNNNet', 'GraphNodes', 'GraphNet', 'GraphLayer', 'Adjacency', 'EdgeNorm', 'GraphLayerTrace']
+
+
+@dataclass
+class GraphNodes(Processed):
+    """Graphs of one episode: each holds the support in its order, then one query of each class where they come class-major.
+
+    Query j is in graph j % n_graphs, as its (j // n_graphs)-th query. Where the queries do not fill the graphs,
+    the first ones fill the gaps; their scores there are dropped.
+    """
+    features: Tensor # `(n_graphs, n_nodes, 128)`
+    labels: Tensor # One-hot for the support, 0 for queries: `(n_graphs, n_nodes, n_way)`
+    n_query: int # Queries of the episode
+
+    @property
+    def n_per_graph(self) -> int:
+        "Query nodes of a graph, its last ones"
+        return -(-self.n_query // self.features.shape[0])
+
+
+class GraphLayerTrace(NamedTuple):
+    """What a `GraphLayer` computed: `fc(gathered)`, normed, is its output; `gathered` = (x, adjacency @ x).
+
+    For relevance the adjacency counts as a constant; batch norm and the leaky ReLU after it pass relevance on.
+    """
+    x: Tensor # Input nodes `(n_graphs, n_nodes, n_in)`
+    adjacency: Tensor # `(n_graphs, n_nodes, n_nodes)`, rows sum to 1
+    gathered: Tensor # Input of `fc` `(n_graphs, n_nodes, 2·n_in)`: the identity's part, then the adjacency's
+
+
+class EdgeNorm(nn.BatchNorm2d):
+    "Batch norm of rows, of which each may stand for several equal ones; without running statistics unless some are set"
+    def __init__(self,
+        num_features: int, # C
+    ):
+        super().__init__(num_features, track_running_stats=False)
+
+    @staticmethod
+    def statistics(
+        x: Tensor, # `(..., C)`
+        share: Tensor | None, # Share of each row in the whole `(n, 1)`, in sum 1; None: all alike
+    ) -> tuple[Tensor, Tensor]:
+        "Mean and variance `(C,)`"
+        if share is None:
+            var, mean = torch.var_mean(x.flatten(0, -2), 0, correction=0)
+            return mean, var
+        mean = (share * x).sum(0)
+        return mean, (share * (x - mean).square()).sum(0)
+
+    def forward(self, x: Tensor, share: Tensor | None) -> Tensor: # type: ignore[override]
+        "Rows `(..., C)` to normalised rows"
+        mean: Any = self.running_mean # None unless a deployed head has set it
+        var: Any = self.running_var
+        if mean is None and share is None:
+            return F.batch_norm(x.flatten(0, -2), None, None, self.weight, self.bias, True, eps=self.eps).view_as(x)
+        if mean is None: mean, var = self.statistics(x, share)
+        return (x - mean) * ((var + self.eps).rsqrt() * self.weight) + self.bias
+
+
+class Adjacency(nn.Module):
+    """Edge weights from the absolute differences of the nodes: 1×1 convolutions, softmax over the other nodes.
+
+    As |a − b| = |b − a|, on a CPU every unordered pair of nodes is computed once and counts twice in the batch norms; a node and
+    itself differ by 0 in every graph, which one row stands for. That halves the work of the graph network. On a GPU what counts
+    is the number of operations, and all pairs need fewer.
+    """
+    def __init__(self,
+        n_in: int, # Features of a node
+        width: int, # Of the last hidden layers; the first two are twice as wide
+    ):
+        super().__init__()
+        sizes = (n_in, 2 * width, 2 * width, width, width)
+        self.hidden = nn.Sequential(*[layer for a, b in pairwise(sizes) for layer in (
+            nn.Conv2d(a, b, 1), EdgeNorm(b), nn.LeakyReLU())])
+        self.last = nn.Conv2d(width, 1, 1)
+        self.blueprint = blueprint(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "Nodes `(n_graphs, n_nodes, n_in)` to weights `(n_graphs, n_nodes, n_nodes)`, without self-loops"
+        all_pairs = torch.compiler.is_exporting() or not x.is_cpu
+        weight = self._of_ordered_pairs(x) if all_pairs else self._of_pairs(x)
+        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        return weight.masked_fill(itself, float('-inf')).softmax(-1)
+
+    def _of_pairs(self, x: Tensor) -> Tensor:
+        "Edge weights before the softmax"
+        n_graphs, n, _ = x.shape
+        i, j = torch.triu_indices(n, n, 1, device=x.device)
+        z = torch.cat([(x[:, i] - x[:, j]).abs().flatten(0, 1), x.new_zeros(1, x.shape[2])])
+        share = x.new_full((z.shape[0], 1), 2 / (n_graphs * n**2))
+        share[-1] = 1 / n
+        weight = self._layers(z, share)[:-1].unflatten(0, (n_graphs, -1))
+        both_ways = torch.zeros(n, n, dtype=torch.long, device=x.device)
+        both_ways[i, j] = both_ways[j, i] = torch.arange(i.shape[0], device=x.device)
+        return weight[:, both_ways]
+
+    def _of_ordered_pairs(self, x: Tensor) -> Tensor:
+        "The same by operations that every pair goes through, for any number of nodes in an exported graph"
+        return self._layers((x[:, :, None] - x[:, None]).abs(), None)
+
+    def _layers(self, z: Tensor, share: Tensor | None) -> Tensor:
+        "Differences `(..., n_in)` to edge weights `(...)`"
+        each_row = _each_row if as_built(self, Adjacency) else _each_row_by_module
+        for conv, norm, activation in zip(self.hidden[::3], self.hidden[1::3], self.hidden[2::3]):
+            z = activation(norm(each_row(conv, z), share))
+        return each_row(self.last, z)[..., 0]
+
+
+def _each_row(conv: Any, x: Tensor) -> Tensor:
+    "A 1×1 convolution on rows `(..., n_in)`"
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def _each_row_by_module(conv: Any, x: Tensor) -> Tensor:
+    "The same by whatever stands in its place"
+    return conv(x.reshape(-1, x.shape[-1], 1, 1)).flatten(1).unflatten(0, x.shape[:-1])
+
+
+class GraphLayer(nn.Module):
+    "Graph convolution over two operators: the identity and a learned adjacency"
+    def __init__(self,
+        n_in: int, # Features of a node in
+        n_out: int, # Features of a node out
+        width: int, # Of the adjacency's layers
+        norm: bool = True, # Batch norm on batch statistics at the end?
+    ):
+        super().__init__()
+        self.adjacency = Adjacency(n_in, width)
+        self.fc = nn.Linear(2 * n_in, n_out)
+        self.norm = nn.BatchNorm1d(n_out, track_running_stats=False) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, GraphLayerTrace]:
+        "Nodes `(n_graphs, n_nodes, n_in)` to `(n_graphs, n_nodes, n_out)`, and the trace"
+        adjacency = self.adjacency(x)
+        gathered = torch.cat([x, (adjacency @ x).to(x.dtype)], 2)
+        out = self.norm(self.fc(gathered).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return out, GraphLayerTrace(x, adjacency, gathered)
+
+
+class GraphNet(nn.Module):
+    "Graph layers whose outputs are appended to the nodes (Garcia and Bruna 2018, section 4)"
+    def __init__(self,
+        n_in: int, # Features of a node, with its label
+        n_out: int, # Scores of a node
+        width: int = 96, # Of the adjacency's layers; hidden layers append half of it
+        n_hidden: int = 2, # Layers before the last one
+    ):
+        super().__init__()
+        self.layers = nn.ModuleList([GraphLayer(n_in + i * (width // 2), width // 2, width) for i in range(n_hidden)])
+        self.last = GraphLayer(n_in + n_hidden * (width // 2), n_out, width, norm=False)
+        self.blueprint = blueprint(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[GraphLayerTrace, ...]]:
+        "Nodes `(n_graphs, n_nodes, n_in)` to scores `(n_graphs, n_nodes, n_out)` of every node, and each layer's trace in order"
+        trace = []
+        for layer in self.layers:
+            new, seen = layer(x)
+            x = torch.cat([x, F.leaky_relu(new)], 2)
+            trace.append(seen)
+        scores, seen = self.last(x)
+        return scores, (*trace, seen)
+
+
+class GNNNet(FewShotModel):
+    """Graph network (Garcia and Bruna 2018; Table I of Sun et al. 2020): fc layer and labels appended, then the GNN.
+
+    Scores `(n_query, n_way)`, for any shot and any number of queries; the way is fixed by training (`ValueError` otherwise).
+    Its batch norms use the statistics of the episode always, as published: a score depends on the other queries of the batch.
+    """
+    any_way = False
+
+    def __init__(self,
+        encoder: Encoder, # Images to feature maps, with `out_shape`
+        n_way: int = 5, # Classes of every episode, in training and after
+        n_classes: int = 0, # Not needed
+        n_features: int = 128, # Of a node, without its label
+        width: int = 96, # Of the graph network
+        pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
+    ):
+        super().__init__(encoder, n_way, n_classes)
+        self.pool, self.vector_size = pool, vector_size(encoder.out_shape, pool)
+        self.fc = nn.Sequential(nn.Linear(self.vector_size, n_features),
+                                nn.BatchNorm1d(n_features, track_running_stats=False))
+        self.gnn = GraphNet(n_features + n_way, n_way, width)
+
+    def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> GraphNodes:
+        "Nodes of as many graphs as hold all queries, one query of each class in a graph"
+        way, n_support, n_query = episode_way(support_y), f_support.shape[0], f_query.shape[0]
+        if way != self.n_way:
+            raise ValueError(f'This GNNNet classifies {self.n_way}-way episodes, found {way}-way: its label width is fixed by '
+                             f'training. Train with n_way={way}, or use a method without this limit (RelationNet, ProtoNet)')
+        z = self.fc(torch.cat([pool_vectors(f, self.pool, self.vector_size) for f in (f_support, f_query)]))
+        n_graphs = max(1, -(-n_query // way))
+        n_per_graph = -(-n_query // n_graphs)
+        member = torch.arange(n_graphs * n_per_graph, device=z.device).view(n_per_graph, n_graphs).T % max(1, n_query)
+        features = torch.cat([z[:n_support].expand(n_graphs, -1, -1), z[n_support:][member]], 1)
+        labels = one_hot(support_y, z.dtype).expand(n_graphs, -1, -1)
+        return GraphNodes(features, F.pad(labels, (0, 0, 0, n_per_graph)), n_query)
+
+    def classify_with_trace(self, f_p: GraphNodes) -> tuple[Tensor, tuple[GraphLayerTrace, ...]]:
+        "`classify`, and the trace of each graph layer (node scores are `n_way` wide; the queries are the last nodes of a graph)"
+        scores, trace = self.gnn(torch.cat([f_p.features, f_p.labels.to(f_p.features.dtype)], 2))
+        return scores[:, -f_p.n_per_graph:].transpose(0, 1).flatten(0, 1)[:f_p.n_query], trace
+
+    def classify(self, f_p: GraphNodes) -> Tensor:
+        "Scores `(n_query, n_way)` of the query nodes"
+        return self.classify_with_trace(f_p)[0]
+
+    def quick(self,
+        support: Tensor, # Nodes `(n_support, n_features + n_way)`
+    ) -> QuickGraph | None:
+        "The graph network with a graph for each query; None where it scores in another way, or by statistics of the batch"
+        same = as_built(self, GNNNet, 'process', 'classify', 'classify_with_trace', 'forward_head', gnn=GraphNet)
+        fixed = all(getattr(part, 'running_mean', 0) is not None for part in self.gnn.modules())
+        return QuickGraph(self.gnn, support) if same and fixed else None

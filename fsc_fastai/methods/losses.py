@@ -1,0 +1,68 @@
+"Losses of the few-shot methods, for scores `(n_query, n_way)` and what `training_output` adds to them"
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..tensors import plain, single
+
+__all__ = ['EpisodeCrossEntropy', 'SigmoidMSE', 'CrossAttentionLoss']
+
+
+class EpisodeCrossEntropy(nn.Module):
+    "Cross entropy of scores `(n_query, n_way)`, or of scores at every position `(n_query, n_way, H, W)`, averaged"
+    reduction = 'mean' # 'none' while fastai asks for the loss of every query
+
+    def forward(self, scores: Tensor, query_y: Tensor) -> Tensor:
+        "`query_y` `(n_query,)`: labels within the episode"
+        target = plain(query_y)
+        if scores.ndim > 2: target = target.view(-1, *[1] * (scores.ndim - 2)).expand(-1, *scores.shape[2:])
+        return F.cross_entropy(single(scores), target, reduction=self.reduction)
+
+    def activation(self, scores: Tensor) -> Tensor:
+        "Scores to probabilities, in the same shape; fastai's `get_preds` asks for them"
+        return scores.softmax(1)
+
+    def decodes(self, scores: Tensor) -> Tensor:
+        "Scores to the likeliest class `(n_query,)`"
+        return scores.argmax(1)
+
+
+class SigmoidMSE(EpisodeCrossEntropy):
+    "Mean squared error between sigmoid scores and 1 or 0, the relation network's own loss (Sung et al. 2018, equation (2))"
+    def forward(self, scores: Tensor, query_y: Tensor) -> Tensor:
+        "`query_y` `(n_query,)`: labels within the episode"
+        scores = single(scores)
+        return F.mse_loss(scores.sigmoid(), F.one_hot(plain(query_y), scores.shape[1]).to(scores.dtype),
+                          reduction=self.reduction)
+
+
+class CrossAttentionLoss(EpisodeCrossEntropy):
+    """Dense global cross entropy + `episodic` · dense cross entropy of the episode (Hou et al. 2019, section 3.3).
+
+    Takes plain scores (evaluation), or per-position scores with global scores of every way (training): the true way counts.
+    """
+    def __init__(self, episodic: float = 0.5): # Weight of the episodic term beside the global one
+        super().__init__()
+        self.episodic = episodic
+
+    def forward(self, output: Tensor | tuple[Tensor, Tensor], query_y: Tensor) -> Tensor: # type: ignore[override]
+        "`query_y` `(n_query,)` with its `classes`, the episode's classes among those of the training domain"
+        if isinstance(output, Tensor): return super().forward(output, query_y)
+        scores, global_scores = output
+        way, label = plain(query_y), _global_labels(query_y, global_scores.shape[2])
+        rows = torch.arange(way.shape[0], device=way.device)
+        return super().forward(global_scores[rows, way], label) + self.episodic * super().forward(scores, way)
+
+
+def _global_labels(query_y: Tensor, n_classes: int) -> Tensor:
+    "Labels within the training domain, from labels within the episode and the `classes` that they carry"
+    classes: tuple[int, ...] | None = getattr(query_y, 'classes', None)
+    if not classes:
+        raise ValueError('The global loss needs labels that carry the classes of their episode (an EpisodeLabel, as episodic '
+                         'loaders give): found plain labels. Build the model with n_classes=0 to train without this loss')
+    if max(classes) >= n_classes:
+        raise ValueError(f'The model knows {n_classes} classes of the training domain, an episode has number {max(classes)}: '
+                         'build it with n_classes of the loader that it trains on')
+    return torch.tensor(classes).to(query_y.device, non_blocking=True)[plain(query_y)]

@@ -1,0 +1,44 @@
+"ProtoNet: the class whose mean feature is nearest (Snell et al. 2017)"
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from ..encode.encoder import Encoder
+from ..tensors import Pool, cosine, full_precision, pool_vectors, single, vector_size
+from .base import FewShotModel, class_means
+from .pairs import Pairs, pair_parts
+
+__all__ = ['ProtoNet']
+
+Distance = Literal['euclidean', 'cosine']
+
+
+class ProtoNet(FewShotModel):
+    """Prototypical network (Snell et al. 2017, equation (2)).
+
+    Scores `(n_query, n_way)` are negative squared distances to the class means, or scaled cosines.
+    """
+    def __init__(self,
+        encoder: Encoder, # Images to feature maps, with `out_shape`
+        n_way: int = 5, # Not needed: any way is classified
+        n_classes: int = 0, # Not needed
+        distance: Distance = 'euclidean', # 'euclidean' (squared, negative) or 'cosine'
+        scale: float = 10., # Of the cosine
+        pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
+    ):
+        super().__init__(encoder, n_way, n_classes)
+        if distance not in get_args(Distance): raise ValueError(f'distance={distance!r}: choose from {get_args(Distance)}')
+        vector_size(encoder.out_shape, pool)
+        self.distance, self.scale, self.pool = distance, scale, pool
+
+    def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Pairs:
+        "Class prototypes and queries as vectors"
+        return Pairs(class_means(pool_vectors(f_support, self.pool), support_y), pool_vectors(f_query, self.pool))
+
+    def classify(self, f_p: Pairs | Tensor) -> Tensor:
+        "Scores `(n_query, n_way)` of `Pairs`, or of dense pairs `(n_query, n_way, 2C)`"
+        support, query = pair_parts(f_p)
+        if self.distance == 'cosine': return self.scale * cosine(query, support)
+        with full_precision(query): return -(single(query) - single(support)).square().sum(-1)

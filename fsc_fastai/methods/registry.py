@@ -1,0 +1,90 @@
+"Few-shot models by name, and from the configuration that they carry"
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..encode.encoder import Encoder, ImageSize, Weights, create_encoder
+from .base import FewShotModel
+from .cross_attention import CrossAttentionNet
+from .graph import GNNNet
+from .matching import MatchingNet
+from .proto import ProtoNet
+from .relation import RelationNet
+
+__all__ = ['create_fsc_model', 'register_method', 'list_methods', 'get_method']
+
+_methods: dict[str, type[FewShotModel]] = {}
+
+
+def register_method(
+    cls: type[FewShotModel], # The method
+    *names: str, # What it is called, besides the name of its class
+) -> type[FewShotModel]:
+    "Make a method known by name"
+    for name in (cls.__name__, *names): _methods[name.lower()] = cls
+    return cls
+
+
+register_method(RelationNet, 'relation', 'rn')
+register_method(CrossAttentionNet, 'cross_attention', 'can')
+register_method(GNNNet, 'gnn')
+register_method(ProtoNet, 'proto')
+register_method(MatchingNet, 'matching')
+
+
+def list_methods() -> list[str]:
+    "The names that `create_fsc_model` knows, in lower case; any case is understood"
+    return sorted(_methods)
+
+
+def get_method(method: str | type[FewShotModel]) -> type[FewShotModel]:
+    """The class of a method, given by name or as the class itself.
+
+    Raises `ValueError` for an unknown name and `TypeError` for another class.
+    """
+    if isinstance(method, str):
+        if method.lower() in _methods: return _methods[method.lower()]
+        near = difflib.get_close_matches(method.lower(), _methods, 3, 0.4) or list_methods()
+        raise ValueError(f'No method is called {method!r}. Nearest names: {", ".join(near)}; `register_method` adds your own')
+    if isinstance(method, type) and issubclass(method, FewShotModel): return method
+    raise TypeError(f'A method is a name or a subclass of FewShotModel, found {method!r}')
+
+
+def create_fsc_model(
+    method: str | type[FewShotModel], # Class or name (`list_methods()`)
+    arch: str | nn.Module, # Backbone: a timm name, or a module from images to maps
+    n_way: int | tuple[int, int] = 5, # Classes of a training episode, or (lowest, highest)
+    n_classes: int = 0, # Classes of the training domain, for methods with a global classifier
+    img_size: ImageSize = 84, # Side of the training images, or (height, width)
+    pretrained: Weights = False, # True: timm's weights; or a checkpoint file or a state dict with those of the encoder
+    in_chans: int = 3, # Channels of the images
+    encoder_kwargs: Mapping[str, Any] | None = None, # For `create_encoder`
+    **kwargs: Any, # For the method
+) -> FewShotModel:
+    """A few-shot model, images of one episode to scores `(n_query, n_way)`.
+
+    Its `config` is a dictionary of plain values: `create_fsc_model(**model.config)` builds the same model, without weights.
+    Raises `ValueError` for unknown names (nearest names offered) and for an image size that the backbone cannot encode.
+    """
+    cls = get_method(method)
+    if arch is None:
+        raise ValueError('This configuration is of a model around a module of your own: pass `arch=` that module')
+    encoder = create_encoder(arch, pretrained, img_size, in_chans, **(encoder_kwargs or {}))
+    model = cls(encoder, n_way=n_way, n_classes=n_classes, **kwargs)
+    model.config = _config(cls, encoder, n_way=model.n_way, n_classes=n_classes, **kwargs)
+    return model
+
+
+def _config(cls: type[FewShotModel], encoder: Encoder, **kwargs: Any) -> dict[str, Any]:
+    "The arguments that build a model again, as plain values"
+    of_encoder = dict(encoder.config or {'arch': None, 'img_size': encoder.img_size, 'in_chans': encoder.in_chans})
+    outer = {k: of_encoder.pop(k) for k in ('arch', 'img_size', 'in_chans')}
+    config = {'method': cls.__name__, **outer, 'encoder_kwargs': of_encoder, **kwargs}
+    try: return json.loads(json.dumps(config))
+    except TypeError as e:
+        raise TypeError(f'Arguments of a model must be plain values (numbers, strings, lists), to be saved with it: {e}') from e

@@ -1,0 +1,167 @@
+"RelationNet: a small convolutional net learns how alike a class prototype and a query are (Sung et al. 2018)"
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..as_built import as_built, blueprint
+from ..encode.encoder import Encoder
+from ..kernels.small_conv import SmallConv2d, conv_small
+from .base import FewShotModel, class_means
+from .losses import EpisodeCrossEntropy, SigmoidMSE
+from .pairs import Pairs
+from .relation_quick import QuickRelation
+
+__all__ = ['RelationNet', 'RelationModule', 'RelationBlock', 'RelationTrace', 'BlockTrace']
+
+RelationLoss = Literal['ce', 'mse']
+
+
+class BlockTrace(NamedTuple):
+    """What a `RelationBlock` computed, over all n_query·n_way pairs, query-major.
+
+    The ReLU was open where `active > 0`; `F.max_unpool2d(r, where, 2, output_size=active.shape)` sends what reached the
+    pool's output back to the positions it came from.
+    """
+    x: Any # Input of `conv`: a map `(n, C, H, W)`, or `Pairs` for the separable first layer
+    active: Tensor # Output of the ReLU, input of the pool
+    pooled: Tensor # Output of the pool
+    where: Tensor # Indices of the pool
+
+
+class RelationTrace(NamedTuple):
+    "The activations that a layer-by-layer relevance pass over `RelationModule` needs, each attached to the graph of its pass"
+    layer1: BlockTrace
+    layer2: BlockTrace
+    flat: Tensor # Input of `fc1` `(n, features)`: `layer2.pooled`, brought to the trained size if it differs
+    hidden: Tensor # Input of `fc2` `(n, hidden)`: after the ReLU
+
+
+class KeepingPool(nn.MaxPool2d):
+    "Max-pool by 2 that keeps a map of 1×1; returns the indices too"
+    def __init__(self, ceil_mode: bool): # Round sizes up always, not only where they would reach 0?
+        super().__init__(2, ceil_mode=ceil_mode, return_indices=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return F.max_pool2d(x, 2, ceil_mode=self.ceil_mode or min(x.shape[-2:]) < 2, return_indices=True)
+
+
+class RelationBlock(nn.Module):
+    "Convolution 3×3, batch norm on batch statistics always, ReLU, max-pool by 2"
+    def __init__(self,
+        n_in: int, # Channels in
+        n_out: int, # Channels out
+        padding: int, # Of the convolution
+        ceil_mode: bool, # Of the pool
+    ):
+        super().__init__()
+        self.conv = SmallConv2d(n_in, n_out, 3, padding=padding)
+        self.norm = nn.BatchNorm2d(n_out, track_running_stats=False)
+        self.relu = nn.ReLU()
+        self.pool = KeepingPool(ceil_mode)
+
+    def forward(self, x: Tensor | Pairs) -> BlockTrace:
+        "Maps `(n, n_in, H, W)`, or pairs of maps whose concatenation has `n_in` channels"
+        if isinstance(x, Pairs) and not as_built(self, RelationBlock, conv=SmallConv2d): x = x.features.flatten(0, 1)
+        z = self._conv_pairs(x) if isinstance(x, Pairs) else self.conv(x)
+        active = self.relu(self.norm(z))
+        return BlockTrace(x, active, *self.pool(active))
+
+    def _conv_pairs(self, pairs: Pairs) -> Tensor:
+        # conv(cat(a, b)) = conv_a(a) + conv_b(b): n_way + n_query maps to convolve instead of n_way·n_query pairs
+        w_support, w_query = self.conv.weight.chunk(2, 1)
+        support = conv_small(pairs.support, w_support, self.conv.bias, self.conv.padding)
+        query = conv_small(pairs.query, w_query, padding=self.conv.padding)
+        return (support[None] + query[:, None]).flatten(0, 1)
+
+
+class RelationModule(nn.Module):
+    """Two blocks and two linear layers: a pair of maps to its relation score (Sung et al. 2018, Figure 2).
+
+    Maps of another size than in training are brought to the trained size before the linear layers.
+    """
+    def __init__(self,
+        out_shape: tuple[int, int, int], # (C, H, W) of the encoder's maps
+        hidden: int = 8, # Width between the linear layers
+    ):
+        super().__init__()
+        c, h, w = out_shape
+        padding = int(min(h, w) < 10)
+        # rounding down, two pools reduce a side below 4 to nothing
+        ceil_mode = min(h, w) < 4
+        self.layer1 = RelationBlock(2 * c, c, padding, ceil_mode)
+        self.layer2 = RelationBlock(c, c, padding, ceil_mode)
+        self.map_size = (self._shrunk(h, padding, ceil_mode), self._shrunk(w, padding, ceil_mode))
+        self.fc1 = nn.Linear(c * self.map_size[0] * self.map_size[1], hidden)
+        self.fc2 = nn.Linear(hidden, 1)
+        self.blueprint = blueprint(self)
+
+    @staticmethod
+    def _shrunk(side: int, padding: int, ceil_mode: bool) -> int:
+        for _ in range(2): side = max((side - 2 + 2 * padding + ceil_mode) // 2, 1)
+        return side
+
+    def forward(self, pairs: Pairs | Tensor) -> tuple[Tensor, RelationTrace]:
+        "`Pairs` of maps, or dense pairs `(n_query, n_way, 2C, H, W)`, to scores `(n_query, n_way)` and the trace"
+        problem = self.problem(pairs.query if isinstance(pairs, Pairs) else pairs)
+        if problem: raise ValueError(problem)
+        n_query, n_way = ((pairs.query.shape[0], pairs.support.shape[0]) if isinstance(pairs, Pairs) else pairs.shape[:2])
+        layer1 = self.layer1(pairs if isinstance(pairs, Pairs) else pairs.flatten(0, 1))
+        layer2 = self.layer2(layer1.pooled)
+        same = tuple(layer2.pooled.shape[-2:]) == self.map_size
+        flat = (layer2.pooled if same else F.adaptive_avg_pool2d(layer2.pooled, self.map_size)).flatten(1)
+        hidden = F.relu(self.fc1(flat))
+        return self.fc2(hidden).view(n_query, n_way), RelationTrace(layer1, layer2, flat, hidden)
+
+    def problem(self, maps: Tensor) -> str | None:
+        "Why maps `(…, H, W)` of this size can not be classified, or None"
+        h, w = maps.shape[-2:]
+        return (f'A relation module trained on maps of 10×10 or more needs 8×8 at least, found {h}×{w}: '
+                'use larger images, or train at this size') if not self.layer1.conv.padding[0] and min(h, w) < 8 else None
+
+
+class RelationNet(FewShotModel):
+    """RelationNet (Sung et al. 2018; Table I of Sun et al. 2020): pairwise concatenation, then the relation module.
+
+    Scores `(n_query, n_way)` are the relation module's outputs before the sigmoid. Its batch norms use the statistics of the
+    episode always, as published: a score depends on the other queries of the batch.
+    """
+    def __init__(self,
+        encoder: Encoder, # Images to feature maps, with `out_shape`
+        n_way: int = 5, # Not needed: any way is classified
+        n_classes: int = 0, # Not needed
+        hidden: int = 8, # Width between the two linear layers
+        loss: RelationLoss = 'ce', # 'ce': cross entropy; 'mse': on sigmoid scores, as published
+    ):
+        super().__init__(encoder, n_way, n_classes)
+        if loss not in get_args(RelationLoss): raise ValueError(f'loss={loss!r}: choose from {get_args(RelationLoss)}')
+        self.loss = loss
+        self.relation = RelationModule(encoder.out_shape, hidden)
+
+    def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Pairs:
+        "Class prototypes beside the queries"
+        return Pairs(class_means(f_support, support_y), f_query, encoded=True)
+
+    def classify(self, f_p: Pairs | Tensor) -> Tensor:
+        "Relation scores `(n_query, n_way)` of `Pairs`, or of dense pairs `(n_query, n_way, 2C, H, W)`"
+        return self.relation(f_p)[0]
+
+    def classify_with_trace(self, f_p: Pairs | Tensor) -> tuple[Tensor, RelationTrace]:
+        "`classify`, and the activations on the way"
+        return self.relation(f_p)
+
+    def prepared(self, f: Tensor) -> tuple[Any, Tensor]:
+        "On a CPU `QuickRelation`"
+        quick = self.quick()
+        return (quick, quick.prepare(f)) if quick is not None and quick.serves(f) else (self, f)
+
+    def quick(self) -> QuickRelation | None:
+        "The relation module for images that meet in many pairs; None for a model that scores in a way of its own"
+        same = as_built(self, RelationNet, 'process', 'classify', 'forward_head', relation=RelationModule)
+        return QuickRelation(self.relation) if same else None
+
+    def default_loss(self) -> nn.Module:
+        "Cross entropy, or the mean squared error of the publication"
+        return SigmoidMSE() if self.loss == 'mse' else EpisodeCrossEntropy()

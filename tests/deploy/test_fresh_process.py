@@ -1,0 +1,70 @@
+"Each artefact answers in a process that knows nothing of its making as it did before"
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fsc_fastai.deploy import FewShotClassifier
+from tests.learners import hue_learner
+
+SCRIPT = '''
+import json, sys, warnings
+warnings.filterwarnings('ignore')
+folder, found = sys.argv[1], {}
+
+import numpy as np, onnxruntime
+from PIL import Image
+from safetensors.numpy import load_file
+plain = json.load(open(f'{folder}/onnx/onnx.json'))
+how = plain['preprocess']
+pixels = np.asarray(Image.open(f'{folder}/new.png').resize((how['resize'],) * 2, Image.Resampling.BILINEAR), float)
+start = (how['resize'] - how['size']) // 2
+pixels = pixels[start:start + how['size'], start:start + how['size']] / 255
+x = ((pixels - how['mean']) / how['std']).transpose(2, 0, 1)[None].astype(np.float32)
+features, = onnxruntime.InferenceSession(f'{folder}/onnx/encoder.onnx').run(None, {'images': x})
+scores, = onnxruntime.InferenceSession(f'{folder}/onnx/head.onnx').run(
+    None, {'features': features, **load_file(f'{folder}/onnx/support.safetensors')})
+p = np.exp((scores - scores.max()) / plain['temperature'])
+found['onnx'] = (p / p.sum())[0].tolist()
+assert 'torch' not in sys.modules and 'fsc_fastai' not in sys.modules
+
+from fastai.learner import load_learner
+learn = load_learner(f'{folder}/learner.pkl')
+found['export'] = learn.predict(f'{folder}/new.png')[2].tolist()
+found['callbacks'] = [type(cb).__name__ for cb in learn.cbs]
+found['images'] = len(learn.dls.train.dataset)
+
+from fsc_fastai.deploy import FewShotClassifier
+found['bundle'] = FewShotClassifier.from_pretrained(f'{folder}/bundle').predict_proba([f'{folder}/new.png'])[0].tolist()
+print(json.dumps(found))
+'''
+
+
+@pytest.fixture(scope='module')
+def answers(tmp_path_factory):
+    "What this process answers, and what another one does"
+    folder = tmp_path_factory.mktemp('artefacts')
+    learn = hue_learner(folder/'hues')
+    learn.fit(1)
+    learn.set_support(folder/'hues'/'novel').export('learner.pkl')
+    known = FewShotClassifier.from_learner(learn).fit(folder/'hues'/'novel')
+    known.save(folder/'bundle')
+    known.to_onnx(folder/'onnx', check=False)
+    new = next((folder/'hues'/'novel'/'novel1').iterdir()).rename(folder/'new.png')
+    ran = subprocess.run([sys.executable, '-c', SCRIPT, folder], capture_output=True, text=True, cwd=folder,
+                         env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert ran.returncode == 0, ran.stderr
+    return known.predict_proba([new])[0], json.loads(ran.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize('artefact', ['bundle', 'export', 'onnx'])
+def test_the_answer_is_the_same(answers, artefact):
+    here, there = answers
+    assert np.allclose(there[artefact], here, rtol=0, atol=1e-5)
+
+
+def test_an_exported_learner_has_no_training_images(answers):
+    assert answers[1]['images'] == 0 and 'ProgressCallback' not in answers[1]['callbacks']

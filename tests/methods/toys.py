@@ -1,0 +1,39 @@
+"Small models and episodes for the tests of this folder"
+import torch
+from torch import nn
+
+from fsc_fastai.data.episode import EpisodeLabel
+from fsc_fastai.encode.encoder import Encoder
+from fsc_fastai.methods import create_fsc_model
+
+METHODS = ['relation', 'can', 'gnn', 'proto', 'matching']
+
+
+def feature_encoder(channels, size):
+    "An encoder that takes feature maps for images, so that a method can be tested on maps"
+    return Encoder(nn.Identity(), size, channels)
+
+
+def feature_model(method, channels=6, size=5, seed=0, **kwargs):
+    "A method on feature maps, in evaluation mode"
+    torch.manual_seed(seed)
+    return create_fsc_model(method, nn.Identity(), img_size=size, in_chans=channels, **kwargs).eval()
+
+
+def feature_episode(n_way=5, n_shot=2, n_query=3, channels=6, size=5, seed=1, classes=None):
+    "Maps of an episode, class-major: `(support_x, support_y, query_x, query_y)`"
+    g = torch.Generator().manual_seed(seed)
+    classes = tuple(range(n_way)) if classes is None else classes
+    def labels(n): return EpisodeLabel(torch.arange(n_way).repeat_interleave(n), classes=classes)
+    def maps(n): return torch.randn(n_way * n, channels, size, size, generator=g).abs()
+    return maps(n_shot), labels(n_shot), maps(n_query), labels(n_query)
+
+
+def norms_in(graph, seen=None):
+    "Names of the nodes of batch norms in an autograd graph"
+    seen = set() if seen is None else seen
+    if graph is None or graph in seen: return []
+    seen.add(graph)
+    name = type(graph).__name__
+    found = [n for up, _ in graph.next_functions for n in norms_in(up, seen)]
+    return [*found, name] if 'BatchNorm' in name or 'Normalised' in name else found
