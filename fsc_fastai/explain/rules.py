@@ -122,12 +122,17 @@ class AlphaBeta:
     of_input: ClassVar[bool] = False
 
     def __post_init__(self):
-        beta = self.alpha - 1 if self.beta is None else self.beta
-        if not (self.alpha >= 1 and math.isclose(self.alpha - beta, 1, abs_tol=1e-6)):
-            raise ValueError(f'α={self.alpha}, β={beta}: wanted α ≥ 1 and β = α − 1, else relevance is not conserved')
+        if not (self.alpha >= 1 and math.isclose(self.alpha - self.share_of_negative, 1, abs_tol=1e-6)):
+            raise ValueError(f'α={self.alpha}, β={self.share_of_negative}: wanted α ≥ 1 and β = α − 1, else relevance is not '
+                             'conserved')
+
+    @property
+    def share_of_negative(self) -> float:
+        "β"
+        return self.alpha - 1 if self.beta is None else self.beta
 
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
-        beta = self.alpha - 1 if self.beta is None else self.beta
+        beta = self.share_of_negative
         pos, neg = _pos(layer.weight), _neg(layer.weight)
         c = _by_sign(layer, x, R, pos, neg, bias=_pos(layer.bias))
         if not beta: return c if self.alpha == 1 else self.alpha * c
