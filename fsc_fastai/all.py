@@ -2,10 +2,14 @@
 from fastai.vision.all import *
 
 from .callback.accumulate import *
+from .callback.ata import *
 from .callback.lft import *
 from .callback.lrp_guided import *
 from .callback.lrp_can import *
 from .callback.resume import *
+from .callback.styleadv import *
+from .callback.svasp import *
+from .callback.wave_san import *
 from .data.augment import *
 from .data.block import *
 from .data.domains import *

@@ -1,10 +1,11 @@
-"""Every callback with every precision, method and way to train: {plain, LRP, FT, LFT, LFT + LRP} × {fp32, bf16, fp16} × {RN, CAN,
-GNN, ProtoNet} × {fit, fine_tune, accumulate, clip, resume, export}.
+"""Every callback with every precision, method and way to train: {plain, FT, LFT, each later training method alone and with LFT,
+all with LRP} × {fp32, bf16, fp16} × {RN, CAN, GNN, ProtoNet} × {fit, fine_tune, accumulate, clip, resume, export}.
 
 fastai's own mixed precision knows CUDA alone, so on the CPU bf16 is torch's autocast, entered and left where fastai's callback
 does; fp16 with its loss scaling is for a GPU, where all cells are run once more.
 """
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -18,15 +19,25 @@ from torch import nn
 from torch.testing import assert_close
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
+from fsc_fastai.callback.ata import ATACallback
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.callback.resume import ResumeFit
+from fsc_fastai.callback.styleadv import StyleAdvCallback
+from fsc_fastai.callback.svasp import SVasPCallback
+from fsc_fastai.callback.wave_san import WaveSANCallback
 from fsc_fastai.learner.core import fsc_learner
 from tests.learners import hue_loaders, silent, weights, write_hues
 
-CALLBACKS = ['plain', 'LRP', 'FT', 'LFT', 'LFT+LRP']
+BLOCKS = ['encoder.body']
+LATER = {'StyleAdv': lambda: StyleAdvCallback(blocks=BLOCKS),
+         'SVasP': lambda: SVasPCallback(blocks=BLOCKS),
+         'ATA': lambda: ATACallback(p_plain=0., sizes=(1, 3)),
+         'wave-SAN': lambda: WaveSANCallback(blocks=BLOCKS)}
+"The later training methods: a line each"
+CALLBACKS = ['plain', 'LRP', 'FT', 'LFT', 'LFT+LRP', *(name + other for name in LATER for other in ('', '+LRP', '+LFT'))]
 METHODS = ['relation', 'can', 'gnn', 'proto']
-PLACES = ['cpu-fp32', 'cpu-bf16', *(pytest.param(f'cuda-{kind}', marks=pytest.mark.gpu) for kind in ('fp32', 'bf16', 'fp16'))]
+PLACES = ['cpu-fp32', 'cpu-bf16', 'cuda-fp32', 'cuda-bf16', 'cuda-fp16']
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 LR, N = .05, 2
 
@@ -78,9 +89,8 @@ def make(images, tmp_path) -> Callable:
         set_seed(7, reproducible=True)
         small = dict(n_way=2, n_shot=1, n_query=2, n_episodes=N, size=8, batch_tfms=[], device=place[:-5])
         loaders = lambda **kwargs: hue_loaders(images, **small, **kwargs)
-        own = {'plain': list, 'LRP': lambda: [LRPGuidedCallback()], 'FT': lambda: [FTCallback()],
-               'LFT': lambda: [LFTCallback(loaders(seed=1), ft_lr=ft_lr)],
-               'LFT+LRP': lambda: [LFTCallback(loaders(seed=1), ft_lr=ft_lr), LRPGuidedCallback()]}[callbacks]()
+        parts = {'LRP': LRPGuidedCallback, 'FT': FTCallback, 'LFT': lambda: LFTCallback(loaders(seed=1), ft_lr=ft_lr), **LATER}
+        own = [parts[name]() for name in callbacks.split('+') if name != 'plain']
         own += [Dtypes()] + ([MIXED[place]()] if place in MIXED else [])
         learn = fsc_learner(loaders(), Tiny(), method, opt_func=SGD, lr=LR, cbs=[*own, *cbs], path=tmp_path, wd=0.,
                             method_kwargs=dict(width=8, n_features=8) if method == 'gnn' else {})
@@ -194,8 +204,15 @@ def export(make, tmp_path, *cell):
 USES = [fit, fine_tune, accumulate, clip, resume, export]
 
 
-@pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('place', PLACES)
-@pytest.mark.parametrize('callbacks', CALLBACKS)
-@pytest.mark.parametrize('use', USES, ids=lambda use: use.__name__)
+def cells():
+    "All of them. Of the later methods' most are slow: each way to train has one precision and one model in the suite, in turn"
+    for (i, callbacks), (j, use) in product(enumerate(CALLBACKS), enumerate(USES)):
+        turn = PLACES[(i + j//2) % 2], METHODS[(i + j) % 4]
+        for place, method in product(PLACES, METHODS):
+            marks = [pytest.mark.gpu] if place.startswith('cuda') else []
+            if callbacks.split('+')[0] in LATER and (place, method) != turn: marks.append(pytest.mark.slow)
+            yield pytest.param(callbacks, place, method, use, marks=marks, id=f'{use.__name__}-{callbacks}-{place}-{method}')
+
+
+@pytest.mark.parametrize('callbacks, place, method, use', cells())
 def test_matrix(make, tmp_path, callbacks, place, method, use): use(make, tmp_path, callbacks, place, method)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .styles import viewed_back, viewed_tokens
 
-__all__ = ['style_blocks', 'changed', 'apart']
+__all__ = ['style_blocks', 'changed', 'apart', 'NextMaps']
 
 Change = Callable[[Tensor], Tensor]
 
@@ -87,3 +87,21 @@ def apart(
         for m, forward in zip(norms, before, strict=True):
             if forward is None: del m.forward
             else: m.forward = forward  # type: ignore[method-assign]
+
+
+class NextMaps:
+    "The encoder's feature maps in the next training pass of a model, after which nothing is left on it, however the pass ends"
+    def __init__(self,
+        model: Any, # A few-shot model
+    ):
+        self.maps: Any = None
+        self.hooks = ExitStack()
+        def keep(encoder: nn.Module, args: tuple, maps: Tensor) -> None: self.maps = maps
+        def passed(model: nn.Module, args: tuple, output: Any) -> None:
+            if model.training: self.close()
+        self.hooks.callback(model.encoder.register_forward_hook(keep).remove)
+        self.hooks.callback(model.register_forward_hook(passed, always_call=True).remove)
+
+    def close(self) -> None:
+        "Take the hooks off the model"
+        self.hooks.close()

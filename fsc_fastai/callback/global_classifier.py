@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tensors import full_precision, plain, pool_vectors, single
+from .model import ModelCallback
 from .pseudo_unseen import world_size
 
-__all__ = ['GlobalClassifier', 'class_numbers', 'mean_over_ranks']
+__all__ = ['GlobalClassifier', 'ClassifierCallback', 'class_numbers', 'mean_over_ranks']
 
 
 def class_numbers(
@@ -107,3 +108,45 @@ class GlobalClassifier:
         self.weight.copy_(state['weight'])
         self.bias.copy_(state['bias'])
         self.opt.load_state_dict(state['opt'])
+
+
+class ClassifierCallback(ModelCallback):
+    """A callback with a global classifier, which it makes in its first fit, and which outlasts a fit and goes into `state_dict`.
+
+    The classifier steps when the model does, with the learning rate of the last parameter group.
+    """
+    _stateattrs: tuple[str, ...] = ('classifier', '_saved')
+    classifier: Any = None # GlobalClassifier; None after an export, too
+    _saved: Mapping[str, Any] | None = None
+
+    def __init__(self,
+        n_classes: int | None = None, # Classes of the classifier; None: those of `dls.vocab`
+    ):
+        self.n_classes = n_classes
+
+    def before_fit(self):
+        if self.classifier is None:
+            self.classifier = GlobalClassifier(self.raw_model, len(self.dls.vocab) if self.n_classes is None else self.n_classes)
+            if self._saved is not None: self.load_state_dict(self._saved)
+        self.classifier.drop()
+
+    @property
+    def class_labels(self) -> Tensor:
+        "Labels of the support and the queries among all classes"
+        return torch.cat([class_numbers(y, self.classifier.n_classes, type(self).__name__, 'use these')
+                          for y in (self.xb[1], self.yb[0])])
+
+    def before_train(self): self.classifier.to(next(self.raw_model.parameters()).device)
+    def after_cancel_step(self): self.classifier.drop()
+    def after_step(self): self.classifier.step(self.opt.hypers[-1]['lr'])
+
+    def state_dict(self) -> dict[str, Any]:
+        "The classifier and its optimizer"
+        return dict(self._saved or {}) if self.classifier is None else self.classifier.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Go on from what `state_dict` returned; `ValueError` if it is of another number of classes or features"
+        self._saved = state or None
+        if self.classifier is None or not state: return  # until it is made
+        self.classifier.load_state_dict(state)
+        self._saved = None

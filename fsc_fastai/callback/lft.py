@@ -167,7 +167,8 @@ class LFTCallback(FTCallback):
         step.enter_context(quick_second_derivative(self.raw_model))
         step.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has no second derivative
         if self.aux_head is None: return
-        def keep_maps(encoder: nn.Module, args: tuple, maps: Tensor) -> None: self._maps = maps
+        def keep_maps(encoder: nn.Module, args: tuple, maps: Tensor) -> None:
+            if self._maps is None: self._maps = maps  # later passes of a step are on changed images
         step.callback(self.raw_model.get_submodule('encoder').register_forward_hook(keep_maps).remove)
         step.callback(setattr, self, '_maps', None)
 

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from ..tensors import full_precision, single
 
-__all__ = ['style', 'restyle', 'restyle_low', 'low_band', 'kl', 'half_way_kl', 'viewed_tokens', 'viewed_back']
+__all__ = ['Style', 'style', 'restyle', 'restyle_low', 'low_band', 'kl', 'half_way_kl', 'viewed_tokens', 'viewed_back']
+
+Style = tuple[Tensor, Tensor]
+"Mean and standard deviation of each channel of each image, both `(n, C, 1, 1)`"
 
 
 def style(
@@ -28,10 +31,12 @@ def style(
 
 def restyle(
     x: Tensor, # Feature maps `(n, C, H, W)`
-    mean: Tensor, # The new mean `(n, C, 1, 1)`
-    std: Tensor, # The new standard deviation `(n, C, 1, 1)`
+    mean: Tensor, # The new mean `(n, C, 1, 1)`, or of the first images only
+    std: Tensor, # The new standard deviation, of as many
 ) -> Tensor:
     "The maps with another style: (x − m)/s · std + mean, differentiated through their own m and s, too"
+    n = mean.shape[0]
+    if n < x.shape[0]: return torch.cat([restyle(x[:n], mean, std), x[n:]])
     with full_precision(x):
         m, s = style(x)
         return ((single(x) - m) / s * std + mean).to(x.dtype)

@@ -3,8 +3,9 @@ import json
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelValidException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import SGD
@@ -31,7 +32,6 @@ def same(ours, theirs, tol, name=''):
 
 def recorded(pattern):
     "Every golden file of a pattern, as parameters `path`"
-    import pytest
     files = golden(pattern)
     return pytest.mark.parametrize('path', files, ids=[f.stem for f in files])
 
@@ -48,7 +48,8 @@ class Step:
         self.model = create_fsc_model(method, 'resnet10', n_way=self.way, img_size=self.size)
         report = load_reference_state(self.model, self.state)
         assert not report.missing, report.missing
-        self.names = list(self.state)
+        recorded = {key.split('.', 1)[1] for key in self.arrays if key.startswith(('g.', 'after.'))} - {*report.unexpected}
+        self.ours = {name: load_reference_state(self.model, {name: self.state[name]}).loaded[0] for name in recorded}
 
     def __getitem__(self, key): return self.arrays[key]
 
@@ -81,22 +82,16 @@ class Step:
                         opt_func=partial(SGD, mom=0., wd=0.), lr=0., splitter=encoder_head_splitter)
         return silent(learn)
 
-    def ours(self, name):
-        "The parameter or buffer of our model with the authors' name"
-        from fsc_fastai.encode.checkpoints import _place
-        placed, _ = _place(self.model, {name: self.state[name]})
-        return next(iter(placed))
-
     def check_gradients(self, gradients, **extra):
         "Every recorded gradient but those of `extra`, which are given"
         for key in [k for k in self.arrays if k.startswith('g.')]:
             name = key[2:]
-            same(extra[name] if name in extra else gradients[self.ours(name)], self[key], GRADIENTS, key)
+            same(extra[name] if name in extra else gradients[self.ours[name]], self[key], GRADIENTS, key)
 
     def check_buffers(self):
         "Every recorded buffer after the step"
         state = self.model.state_dict()
-        for key in [k for k in self.arrays if k.startswith('after.')]: same(state[self.ours(key[6:])], self[key], MAPS, key)
+        for key in [k for k in self.arrays if k.startswith('after.')]: same(state[self.ours[key[6:]]], self[key], MAPS, key)
 
 
 class OneEpisode:
@@ -108,7 +103,9 @@ class OneEpisode:
 
 
 class Gradients(Callback):
-    "The gradients of the step, by name"
-    order, run_valid = 89, False
+    "The gradients of the step by name, and its loss; there is no validation"
+    order = 89
+    def before_validate(self): raise CancelValidException
     def before_step(self):
+        self.learn.total = self.loss.detach()
         self.learn.gradients = {k: p.grad.clone() for k, p in self.model.named_parameters() if p.grad is not None}

@@ -1,0 +1,80 @@
+"ATA: training on the hardest images around those of an episode (Wang and Deng 2021)"
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from fastai.callback.fp16 import MixedPrecision
+from torch import Tensor
+
+from ..tensors import evaluating, plain
+from .model import ModelCallback, single_output
+
+__all__ = ['ATACallback', 'random_kernel', 'ascended']
+
+
+def random_kernel(
+    size: int, # Side of the kernel, odd
+    like: Tensor, # Images, whose channels, device and type it has
+) -> Tensor:
+    "Weights `(C, C, size, size)` of a convolution that keeps the size of images, Xavier's normal start"
+    return torch.nn.init.xavier_normal_(like.new_empty(like.shape[1], like.shape[1], size, size))
+
+
+def ascended(
+    x: Tensor, # Images
+    loss: Callable[[Tensor], Tensor], # Of images, to be increased
+    lr: float, # Length of a step in gradients
+    steps: int, # How many
+) -> Tensor:
+    "The images after plain gradient ascent on their pixels: no sign, no projection, no clamp"
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        x = x + lr * torch.autograd.grad(loss(x), x)[0]
+    return x.detach()
+
+
+class ATACallback(ModelCallback):
+    """Train on images that are made harder: adversarial task augmentation.
+
+    Before each step all images of the episode, support and queries, go through one random convolution (unless drawn plain); then
+    their pixels ascend the episode's own loss, with the model in eval mode. The step is a usual one on what became of them, so
+    explanations, feature-wise transformations and everything else apply to it. The attack is in single precision always.
+
+    The published step length, 80 for GNN at 224 px, belongs to gradients of a mean over the pixels; the default keeps it in
+    proportion to their number. Methods with other scores may need another: 20 was published for TPN. Raises `ValueError` for
+    kernels of even size, which would move the images.
+    """
+    # LRPGuidedCallback (MixedPrecision − 5) overlooks passes in eval mode; LFT (− 4.5) is on from here; autocast is not yet
+    order = MixedPrecision.order - 4.75
+
+    def __init__(self,
+        lr: float | None = None, # Length of a step of the attack; None: 80 · pixels/224²
+        steps: int = 5, # Of the attack
+        p_plain: float = .5, # Probability that the convolution is left out; TPN was trained with 0.6
+        sizes: Sequence[int] = (1, 3, 5, 7, 11, 15), # Of the kernel: each step draws one
+    ):
+        if any(size % 2 == 0 for size in sizes): raise ValueError(f'ATACallback(sizes={sizes}): kernels need odd sizes')
+        self.lr, self.steps, self.p_plain, self.sizes = lr, steps, p_plain, sizes
+
+    def before_batch(self):
+        if self.idle: return
+        support_x, support_y, query_x = self.xb
+        n = support_x.shape[0]
+        x = self.convolved(torch.cat([plain(support_x), plain(query_x)]))
+        def loss(x: Tensor) -> Tensor:
+            return self.learn.loss_func(single_output(self.raw_model(x[:n], support_y, x[n:])), *self.yb)
+        lr = 80 * x.shape[-1] * x.shape[-2] / 224**2 if self.lr is None else self.lr
+        with evaluating(self.raw_model): x = ascended(x, loss, lr, self.steps)
+        self.learn.xb = (x[:n], support_y, x[n:])
+
+    def convolved(self, x: Tensor) -> Tensor:
+        "The images after one random convolution for all, or as they are"
+        if random.random() <= self.p_plain: return x
+        return F.conv2d(x, kernel := self.kernel(x), padding=kernel.shape[-1] // 2)
+
+    def kernel(self, x: Tensor) -> Tensor:
+        "The kernel of this step"
+        return random_kernel(random.choice(self.sizes), x)
