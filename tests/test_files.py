@@ -56,7 +56,7 @@ def test_a_full_disk_is_named(tmp_path, kind):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         with pytest.raises(OSError, match=f'{file} can not be written .*untouched: make room'):
-            if kind == 'weights': save_weights(nn.Linear(300, 300), file)
+            if kind == 'weights': save_weights(nn.Linear(300, 300), file, {})
             else:
                 with atomic_write(file) as part: WRITERS[kind](part)
 

@@ -62,7 +62,7 @@ def cross_entropy(
 @dataclass(kw_only=True)
 class Fitted:
     "What a method makes of a support: a classifier of features `(…, n, d)` with scores `(…, n, n_way)`, higher is likelier"
-    treat: Callable[[Tensor], Tensor] = field(default=lambda x: x, repr=False) # Comes before everything else
+    treat: Callable[[Tensor], Tensor] = field(default_factory=lambda: lambda x: x, repr=False) # Comes before everything else
     details: dict[str, Tensor] = field(default_factory=dict, repr=False) # Of the fitting, such as its losses
 
     def score(self, x: Tensor) -> Tensor:

@@ -104,10 +104,6 @@ class LRPGuidedCallback(ModelCallback):
             raise TypeError(f'LRPGuidedCallback: the forward pass of {type(model).__name__} called neither '
                             '`training_output(f_p)` nor `classify(f_p)`, so there are no processed features to explain')
         plain = self.learn.pred
-        seen = plain if isinstance(plain, Tensor) else plain[0]
-        if seen.is_cpu and not seen.isfinite().all():  # the loss says that the training diverges; there is nothing to explain
-            self._seen.clear()
-            return
         guided = (self.second_pass or self._weighted_pass)(model, f_p)
         scores = guided if isinstance(guided, Tensor) else guided[0]
         # what a method gives its loss besides the scores is that of the first pass

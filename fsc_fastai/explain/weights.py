@@ -18,16 +18,16 @@ def relevance_start(
     """The relevance of every class, R_c = log((K−1)(P_c + ε) / (1 − P_c + ε)) with P the softmax of the scores.
 
     Positive where a class is likelier than chance (Sun et al. 2020, equations (1) and (2)). Same shape as `scores`, detached.
-    Raises `ValueError` for a single class, which nothing speaks for or against, and on a CPU for scores that are not finite (on a
-    GPU a training step would wait for the answer).
+    An infinite score counts as the largest number; where a score is nan, so is the relevance, and who answers by it must ask.
+    Raises `ValueError` for a single class, which nothing speaks for or against.
 
     >>> relevance_start(torch.tensor([[0.7, 0.2, 0.1]]).log(), eps=0.)   # log(2·0.7/0.3), log(2·0.2/0.8), log(2·0.1/0.9)
     tensor([[ 1.5404, -0.6931, -1.5041]])
     """
     n_way = scores.shape[-1]
     if n_way < 2: raise ValueError(f'relevance needs two classes to compare, found scores of shape {tuple(scores.shape)}')
-    p = scores.detach().as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
-    if p.is_cpu and p.isnan().any(): raise ValueError('scores are not finite, so that no class is likelier than another')
+    scores = scores.detach().as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32))
+    p = scores.nan_to_num(nan=torch.nan).softmax(-1)  # an infinite score is the largest there is
     return ((n_way - 1) * (p + eps) / (1 - p + eps)).log()
 
 

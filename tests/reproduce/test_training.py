@@ -73,14 +73,18 @@ def test_training_ends_when_its_accuracy_has_levelled_off(tmp_path, opt):
 
 
 def test_a_training_that_levels_off_goes_on_where_it_was_cut_off(tmp_path):
-    def fit(epochs, state, after=-1):
+    class CutOff(Callback):
+        def before_epoch(self):
+            if self.epoch == 7: raise KeyboardInterrupt
+
+    def fit(state, after=-1, cbs=()):
         metric = Scripted(LEVELLING, after)
         set_seed(3)
         learn = hue_learner(tmp_path/'hues', metrics=[metric], cbs=LevelsOff(metric, 2))
-        learn.fit(epochs, .01, cbs=ResumeFit(tmp_path/state))
+        learn.fit(20, .01, cbs=[ResumeFit(tmp_path/state), *cbs])
         return learn
-    whole = fit(20, 'whole.pt')
-    fit(7, 'again.pt')
-    again = fit(20, 'again.pt', after=6)
+    whole = fit('whole.pt')
+    with pytest.raises(KeyboardInterrupt): fit('again.pt', cbs=[CutOff()])
+    again = fit('again.pt', after=6)
     assert again.levels_off.accuracies == whole.levels_off.accuracies == LEVELLING[:-1]
     assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
