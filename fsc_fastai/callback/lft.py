@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import to_detach, to_device
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -23,6 +22,7 @@ from ..kernels.batch_norm import quick_second_derivative
 from ..tensors import evaluating, pool_vectors
 from .global_classifier import class_numbers, mean_over_ranks
 from .model import ModelCallback
+from .order import TRANSFORMED
 from .pseudo_unseen import Every, PseudoUnseen, world_size
 from .second_order import Gradients, gradient, second_order_step, sums, with_gradient
 
@@ -35,8 +35,7 @@ class FTCallback(ModelCallback):
     The transformations are in the model from the start of a training step to its end: whatever saves, exports, validates or
     optimises the model does not meet them. Does nothing under `lr_find`. Raises `ValueError` for a compiled model.
     """
-    # after LRPGuidedCallback (MixedPrecision − 5) has merged the loss, before gradient accumulation (− 4) divides it
-    order = MixedPrecision.order - 4.5
+    order = TRANSFORMED
     _stateattrs: tuple[str, ...] = ('transformations', '_in_step')
     transformations: dict[str, FeatureWiseTransformation] = {} # made on the first batch
     _in_step: ExitStack | None = None

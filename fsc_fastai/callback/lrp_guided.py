@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, get_args
 
 import torch
-from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import Metric
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from ..explain.lrp import LRP, checked_relevance
 from ..explain.weights import Over, relevance_weights
 from ..methods.cross_attention import CrossAttentionNet
 from .model import ModelCallback, scores_of, single_output
+from .order import GUIDED
 
 __all__ = ['LRPGuidedCallback', 'StepLoss']
 
@@ -55,8 +55,7 @@ class LRPGuidedCallback(ModelCallback):
     for predictions. Raises `TypeError` for a model without `classify`, and `ValueError` for a compiled model (but its encoder
     may be compiled).
     """
-    # within autocast, before the gradient accumulation divides the loss and before the loss is scaled
-    order = MixedPrecision.order - 5
+    order = GUIDED
     _stateattrs = ('losses', '_seen', '_guided', '_watch')
     losses: list[tuple[Tensor, Tensor]] = [] # Plain and guided loss of each step of the last fit
     _seen: dict[str, Any] = {} # by the first pass

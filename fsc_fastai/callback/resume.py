@@ -20,6 +20,7 @@ from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.foundation import L
 
 from ..files import atomic_write, broken, check_made
+from .order import RESUME
 
 __all__ = ['ResumeFit', 'callbacks_with_state', 'rng_state', 'set_rng_state']
 
@@ -97,7 +98,7 @@ class ResumeFit(Callback):
     seeds, episodes, model, optimizer, callbacks. Callbacks that it can not know to matter are warned of. Raises `OSError` where
     the file can not be written.
     """
-    order = 90  # after everything that an epoch does, the scheduler and the recorder included
+    order = RESUME
 
     def __init__(self,
         file: str | os.PathLike, # Where the state lives

@@ -22,6 +22,7 @@ from ..callback.accumulate import EpisodeAccumulation
 from ..callback.lft import FTCallback, LFTCallback
 from ..callback.lrp_controls import ChangedWeights, shuffled, shuffled_channels, unweighted
 from ..callback.lrp_guided import LRPGuidedCallback
+from ..callback.order import BEST
 from ..callback.resume import ResumeFit
 from ..data.loaders import EpisodeDataLoaders
 from ..encode import create_encoder
@@ -41,7 +42,7 @@ PRETRAINING = ('arch', 'size', 'pretrain_epochs', 'pretrain_bs', 'optimizer', 's
 
 class KeepBest(Callback):
     "End the fit with the weights of the epoch that did best in validation: the paper's choice of a model, on the seen domain"
-    order = 65 # after the recorder has the accuracy
+    order = BEST
     _stateattrs = ('weights',)
 
     def __init__(self, metric: Metric): # Of the learner's: the accuracy
