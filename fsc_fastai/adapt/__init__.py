@@ -1,1 +1,27 @@
-"A method beside its support, and what adapts a model to its support"
+"A method beside its support, and what adapts a model to its support: one adaptation a file"
+from .base import Adaptation, get_adaptation, list_adaptations, register_adaptation
+from .bdcspn import BDCSPN
+from .distribution_calibration import DistributionCalibration
+from .episode_tune import EpisodeTune
+from .feature_net import FeatureNet
+from .features import FeatureMethod
+from .fine_tune import FineTune
+from .label_propagation import LabelPropagation
+from .laplacian_shot import LaplacianShot
+from .linear import LDAHead, LogisticHead, RidgeHead
+from .pa import PA
+from .pmf import PMF
+from .prototypes import TransductiveTuning, TunedPrototypes
+from .pt_map import PTMAP
+from .simple_shot import SimpleShot, SupportCentred
+from .tim import TIM, TIMADM
+from .tip_adapter import TipAdapter
+from .transduction import SelfTraining
+from .tsa import TSA
+
+__all__ = [
+    'Adaptation', 'BDCSPN', 'DistributionCalibration', 'EpisodeTune', 'FeatureMethod', 'FeatureNet', 'FineTune', 'LDAHead',
+    'LabelPropagation', 'LaplacianShot', 'LogisticHead', 'PA', 'PMF', 'PTMAP', 'RidgeHead', 'SelfTraining', 'SimpleShot',
+    'SupportCentred', 'TIM', 'TIMADM', 'TSA', 'TipAdapter', 'TransductiveTuning', 'TunedPrototypes', 'get_adaptation',
+    'list_adaptations', 'register_adaptation',
+]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .base import register_adaptation
 from .features import FeatureMethod, Fitted, Nearest, Treatment, cosines, means, nearest_one_hot
 
 __all__ = ['BDCSPN', 'rectified']
@@ -28,6 +29,7 @@ def rectified(
     return (weight_support.mT @ support + weight_query.mT @ shifted) / total[..., None]
 
 
+@register_adaptation('bdcspn')
 @dataclass(kw_only=True)
 class BDCSPN(FeatureMethod):
     "Cosine to rectified prototypes: bias of the domain and within the classes diminished (Liu et al. 2020)"

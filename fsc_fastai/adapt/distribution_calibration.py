@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .base import register_adaptation
 from .features import FeatureMethod, Fitted, distances
 from .linear import LogisticHead
 
 __all__ = ['DistributionCalibration']
 
 
+@register_adaptation('distribution_calibration')
 @dataclass(kw_only=True)
 class DistributionCalibration(FeatureMethod):
     """Logistic regression on the support and on draws from calibrated Gaussians (Yang et al. 2021, Algorithm 1).

@@ -8,6 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..methods.base import FewShotModel
+from .base import Adaptation
+from .feature_net import FeatureNet
+
 __all__ = ['FeatureMethod', 'Fitted', 'Nearest', 'Linear', 'Answers', 'Treatment', 'Similarity', 'means', 'unit', 'cosines',
            'squared_distances', 'distances', 'nearest_one_hot', 'cross_entropy']
 
@@ -102,16 +106,16 @@ class Answers(Fitted):
     "A transductive answer: scores of the very queries that took part in the fitting, and of no others"
     scores: Tensor # `(…, n_query, n_way)`
 
-    def __call__(self, query: Tensor) -> Tensor:
+    def score(self, x: Tensor) -> Tensor:
         "The scores; `ValueError` for another number of queries"
-        if query.shape[-2] != self.scores.shape[-2]:
-            raise ValueError(f'a transductive method answered {self.scores.shape[-2]} queries, found {query.shape[-2]}: '
+        if x.shape[-2] != self.scores.shape[-2]:
+            raise ValueError(f'a transductive method answered {self.scores.shape[-2]} queries, found {x.shape[-2]}: '
                              'fit it to these')
         return self.scores
 
 
 @dataclass(kw_only=True)
-class FeatureMethod:
+class FeatureMethod(Adaptation):
     """A classifier on features: a subclass is a dataclass of its settings with `adapt`, which reads like its paper's section.
 
         fitted = BDCSPN().fit(support, support_y, query)    # `query` is looked at by transductive methods only
@@ -120,10 +124,15 @@ class FeatureMethod:
     Support `(…, n_support, d)` and queries `(…, n_query, d)` in any order; shots may differ from class to class. No method sees a
     query's label. Leading dimensions are episodes of one size, each for itself.
     """
-    transductive = False # Do the queries take part in the fitting, and so in each other's answers?
-    least_shots = 1 # Examples that each class must have
+    on_images = False
     treatment: Treatment = 'un' # Features as they are ('un'), at unit length ('l2'), minus `centre` ('c'), or both ('cl2')
     centre: Tensor | None = None # Mean feature of the base classes `(d,)`; None: the mean of the support
+
+    def __call__(self,
+        model: FewShotModel, support_x: Tensor | None = None, support_y: Tensor | None = None, query_x: Tensor | None = None,
+    ) -> FeatureNet:
+        "The model's encoder with this method behind it, fitted to each support anew: the images may be left out"
+        return FeatureNet.around(model, self)
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
         "Fit to treated features, labels one-hot; `query` is None for an inductive method"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .base import register_adaptation
 from .features import Answers, FeatureMethod, Fitted
 from .linear import LogisticHead
 
@@ -39,6 +40,7 @@ def propagate(
     return torch.linalg.solve(eye - alpha * L, kept).to(query.dtype)
 
 
+@register_adaptation('label_propagation')
 @dataclass(kw_only=True)
 class LabelPropagation(FeatureMethod):
     "The answers of another method, spread among neighbouring queries"

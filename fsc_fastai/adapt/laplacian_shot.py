@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .base import register_adaptation
 from .bdcspn import rectified
 from .features import Answers, FeatureMethod, Fitted, Treatment, cosines, means, nearest_one_hot, squared_distances
 
@@ -15,6 +16,7 @@ __all__ = ['LaplacianShot']
 Rectify = Literal['easyfsl', 'original', 'no']
 
 
+@register_adaptation('laplacian_shot')
 @dataclass(kw_only=True)
 class LaplacianShot(FeatureMethod):
     """Assignments that minimise distance to prototypes plus disagreement of neighbours (Ziko et al. 2020, equation (7)).

@@ -7,11 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .base import register_adaptation
 from .features import FeatureMethod, Fitted, Linear, means
 
 __all__ = ['RidgeHead', 'LDAHead', 'LogisticHead']
 
 
+@register_adaptation('ridge')
 @dataclass(kw_only=True)
 class RidgeHead(FeatureMethod):
     "Ridge regression on one-hot targets, in closed form: W = Xᵀ(XXᵀ + αI)⁻¹Y of centred X and Y (scikit-learn's `Ridge`)"
@@ -28,6 +30,7 @@ class RidgeHead(FeatureMethod):
         return Linear(weight=W, bias=y0 - x0 @ W)
 
 
+@register_adaptation('lda')
 @dataclass(kw_only=True)
 class LDAHead(FeatureMethod):
     """Linear discriminant analysis with a shrunk covariance: xΣ⁻¹μ_k − ½μ_kΣ⁻¹μ_k, all classes equally likely beforehand.
@@ -68,6 +71,7 @@ def _ledoit_wolf(x: Tensor) -> Tensor:
     return s.clamp(1e-6, 1)[..., None, None]
 
 
+@register_adaptation('logistic')
 @dataclass(kw_only=True)
 class LogisticHead(FeatureMethod):
     """Logistic regression: min ½‖W‖² + C·Σ cross entropy, the bias not penalised (scikit-learn's `LogisticRegression`).

@@ -7,12 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .base import register_adaptation
 from .features import FeatureMethod, Fitted, Nearest, cosines, cross_entropy, means, squared_distances
 from .tuning import Adadelta, tune
 
 __all__ = ['PA']
 
 
+@register_adaptation('pa')
 @dataclass(kw_only=True)
 class PA(FeatureMethod):
     """Features W·x with W learned by cross entropy on the support, whose samples are part of their own prototypes.

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .base import register_adaptation
 from .features import FeatureMethod, Fitted, Nearest, cosines, cross_entropy, distances, means
 from .tuning import Adam, tune
 
 __all__ = ['TunedPrototypes', 'TransductiveTuning']
 
 
+@register_adaptation('tuned_prototypes')
 @dataclass(kw_only=True)
 class TunedPrototypes(FeatureMethod):
     "Class means tuned by cross entropy of scaled cosines on the support (Chen et al. 2019, Baseline++); easyfsl's Finetune"
@@ -25,6 +27,7 @@ class TunedPrototypes(FeatureMethod):
         return Nearest(prototypes=w, similarity=cosines, details={'losses': losses})
 
 
+@register_adaptation('transductive_tuning')
 @dataclass(kw_only=True)
 class TransductiveTuning(FeatureMethod):
     """Class means tuned by cross entropy on the support + entropy of the queries (Dhillon et al. 2020, equation (8)).

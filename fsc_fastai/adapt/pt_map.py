@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .base import register_adaptation
 from .features import Answers, FeatureMethod, Fitted, Treatment, means, squared_distances, unit
 
 __all__ = ['PTMAP', 'transport_plan']
@@ -34,6 +35,7 @@ def transport_plan(
     return plan
 
 
+@register_adaptation('pt_map')
 @dataclass(kw_only=True)
 class PTMAP(FeatureMethod):
     """Prototypes that move towards the queries which a transport plan gives them (Hu et al. 2021, Algorithm 1).

@@ -6,11 +6,13 @@ from typing import Literal
 
 from torch import Tensor
 
+from .base import register_adaptation
 from .features import FeatureMethod, Fitted, Nearest, Treatment, cosines, distances, means, squared_distances, unit
 
 __all__ = ['SimpleShot', 'SupportCentred']
 
 
+@register_adaptation('simple_shot')
 @dataclass(kw_only=True)
 class SimpleShot(FeatureMethod):
     """The prototype nearest to treated features (Wang et al. 2019, section 3).
@@ -27,6 +29,7 @@ class SimpleShot(FeatureMethod):
         return Nearest(prototypes=means(support, member), similarity=similarity)
 
 
+@register_adaptation('support_centred')
 @dataclass(kw_only=True)
 class SupportCentred(FeatureMethod):
     """Unit features, minus the mean of the support, at unit length again; negative squared distances (Zou et al. 2024, FLoR).

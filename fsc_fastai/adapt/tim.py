@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .base import register_adaptation
 from .features import Answers, FeatureMethod, Fitted, Nearest, Similarity, Treatment, cosines, means, squared_distances
 from .tuning import Adam, tune
 
@@ -17,6 +18,7 @@ def _entropy(p: Tensor, eps: float = 0.) -> Tensor:
     return -(p * (p + eps).log()).sum(-1)
 
 
+@register_adaptation('tim')
 @dataclass(kw_only=True)
 class TIM(FeatureMethod):
     """Prototypes tuned by a·CE(support) − b·H(mean answer) + c·mean H(answers) (Boudiaf et al. 2020, equation (3)).
@@ -53,6 +55,7 @@ class TIM(FeatureMethod):
         return Nearest(prototypes=w, similarity=similarity, details={'losses': losses})
 
 
+@register_adaptation('tim_adm')
 @dataclass(kw_only=True)
 class TIMADM(FeatureMethod):
     "TIM by alternating direction: assignments and prototypes in closed form, in turn (Boudiaf et al. 2020, Proposition 1)"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .base import register_adaptation
 from .features import FeatureMethod, Fitted, unit
 
 __all__ = ['TipAdapter', 'Cache']
@@ -29,6 +30,7 @@ class Cache(Fitted):
         return cached if self.text is None else 100 * unit(x) @ self.text.to(x) + cached
 
 
+@register_adaptation('tip_adapter')
 @dataclass(kw_only=True)
 class TipAdapter(FeatureMethod):
     """A cache of the support, summed over shots: a class with more of them gets more (Zhang et al. 2022, section 3.1).

@@ -2,14 +2,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..methods.base import FewShotModel, one_hot
 from ..methods.graph import GNNNet
+from .base import Adaptation, register_adaptation
 
-__all__ = ['CANDIDATES', 'transductive_scores', 'scale_candidates']
+__all__ = ['CANDIDATES', 'SelfTraining', 'SelfTrainedNet', 'enlarged_support', 'transductive_scores',
+           'scale_candidates']
 
 CANDIDATES = (35, 70)
 _PUBLISHED_QUERIES = 75  # the candidates were chosen for episodes of 5 × 15 queries
@@ -28,6 +32,23 @@ def scale_candidates(
     return tuple(max(1, int(n*share)) for n in candidates)
 
 
+def enlarged_support(
+    model: FewShotModel, # Any method but a GNN
+    f_support: Tensor, # Feature maps `(n_support, C, H, W)`
+    support_y: Tensor, # Labels `(n_support,)`
+    f_query: Tensor, # Feature maps `(n_query, C, H, W)`
+    candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
+) -> tuple[Tensor, Tensor]:
+    "The support with each round's most confident queries under their predicted label; rounds accumulate. Labels are one-hot"
+    member = one_hot(support_y, f_query.dtype)
+    for n in scale_candidates(f_query.shape[0], candidates):
+        confidence, label = model.forward_head(f_support, member, f_query).max(1)
+        chosen = confidence.argsort(descending=True)[:n]
+        f_support = torch.cat([f_support, f_query[chosen]])
+        member = torch.cat([member, torch.eye(member.shape[1], device=member.device, dtype=member.dtype)[label[chosen]]])
+    return f_support, member
+
+
 def transductive_scores(
     model: FewShotModel, # Any method but a GNN
     f_support: Tensor, # Feature maps `(n_support, C, H, W)`
@@ -35,19 +56,53 @@ def transductive_scores(
     f_query: Tensor, # Feature maps `(n_query, C, H, W)`
     candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
 ) -> Tensor:
-    """Scores `(n_query, n_way)` after each round's most confident queries have joined the support under their predicted label.
-
-    Rounds accumulate; one last pass scores all queries. Raises `TypeError` for a GNN, whose graphs have a fixed support.
-    """
+    "Scores `(n_query, n_way)` by the enlarged support. Raises `TypeError` for a GNN, whose graphs have a fixed support"
     if isinstance(model, GNNNet):
         raise TypeError('transductive inference changes the size of the support set, which a GNNNet learns with: '
                         'evaluate it with transductive=False')
-    member = one_hot(support_y, f_query.dtype)
-    scores = model.forward_head(f_support, member, f_query)
-    for n in scale_candidates(f_query.shape[0], candidates):
-        confidence, label = scores.max(1)
-        chosen = confidence.argsort(descending=True)[:n]
-        f_support = torch.cat([f_support, f_query[chosen]])
-        member = torch.cat([member, torch.eye(member.shape[1], device=member.device, dtype=member.dtype)[label[chosen]]])
-        scores = model.forward_head(f_support, member, f_query)
-    return scores
+    return model.forward_head(*enlarged_support(model, f_support, support_y, f_query, candidates), f_query)
+
+
+class SelfTrainedNet(FewShotModel):
+    "A model whose confident queries join the support, then are classified with all others"
+    def __init__(self,
+        model: FewShotModel, # That answers
+        candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
+    ):
+        super().__init__(model.encoder, model.n_way, model.n_classes)
+        self.base, self.candidates = model, candidates
+
+    def encode(self, x: Tensor) -> Tensor:
+        "As the model does"
+        return self.base.encode(x)
+
+    def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Any:
+        "What the model makes of the enlarged support"
+        return self.base.process(*enlarged_support(self.base, f_support, support_y, f_query, self.candidates), f_query)
+
+    def classify(self, f_p: Any) -> Tensor:
+        "Scores `(n_query, n_way)`, by the model"
+        return self.base.classify(f_p)
+
+    def forward_head(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Tensor:
+        "The last pass of the model, over the enlarged support"
+        return transductive_scores(self.base, f_support, support_y, f_query, self.candidates)
+
+
+@register_adaptation('self_training')
+@dataclass(kw_only=True)
+class SelfTraining(Adaptation):
+    """Confident queries join the support under their predicted label, in two rounds (Hou et al. 2019, section 3.4).
+
+    As the paper evaluates transductively (Sun et al. 2020, section IV-B). For any method but a GNN, whose graphs have a fixed
+    support.
+    """
+    on_images = False
+    transductive = True
+    candidates: Sequence[int] = CANDIDATES # Queries that join in each round, for 75 or more queries
+
+    def __call__(self,
+        model: FewShotModel, support_x: Tensor | None = None, support_y: Tensor | None = None, query_x: Tensor | None = None,
+    ) -> SelfTrainedNet:
+        "A model around this one; the images may be left out"
+        return SelfTrainedNet(model, self.candidates).train(model.training)

@@ -56,7 +56,8 @@ def tune(
     "The weights after `steps` steps, and the losses before each `(steps, …)`"
     state, losses = optimizer.start(w), []
     for t in range(1, steps + 1):
-        with torch.enable_grad():
+        # an explanation that traces what runs around this takes the weights for constants
+        with torch._C.DisableTorchFunction(), torch.enable_grad():
             leaf = w.detach().requires_grad_()
             value = loss(leaf)
             g, = torch.autograd.grad(value.sum(), leaf)

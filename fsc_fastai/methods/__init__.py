@@ -1,6 +1,7 @@
 "Process and classify: the few-shot methods, one a file"
 from .base import FewShotModel, Processed, class_means, episode_way
 from .cross_attention import CrossAttentionNet
+from .feat import FEAT
 from .graph import GNNNet
 from .matching import MatchingNet
 from .pairs import LabelledPairs, Pairs, pair_parts
@@ -9,7 +10,7 @@ from .registry import create_fsc_model, list_methods, register_method
 from .relation import RelationNet
 
 __all__ = [
-    'CrossAttentionNet', 'FewShotModel', 'GNNNet', 'LabelledPairs', 'MatchingNet', 'Pairs', 'Processed',
+    'FEAT', 'CrossAttentionNet', 'FewShotModel', 'GNNNet', 'LabelledPairs', 'MatchingNet', 'Pairs', 'Processed',
     'ProtoNet', 'RelationNet', 'class_means', 'create_fsc_model', 'episode_way', 'list_methods',
     'pair_parts', 'register_method',
 ]

@@ -27,11 +27,12 @@ class ProtoNet(FewShotModel):
         distance: Distance = 'euclidean', # 'euclidean' (squared, negative) or 'cosine'
         scale: float = 10., # Of the cosine
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
+        bias: float = 0., # Added to the cosine, within the scale
     ):
         super().__init__(encoder, n_way, n_classes)
         if distance not in get_args(Distance): raise ValueError(f'distance={distance!r}: choose from {get_args(Distance)}')
         vector_size(encoder.out_shape, pool)
-        self.distance, self.scale, self.pool = distance, scale, pool
+        self.distance, self.scale, self.pool, self.bias = distance, scale, pool, bias
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Pairs:
         "Class prototypes and queries as vectors"
@@ -40,5 +41,5 @@ class ProtoNet(FewShotModel):
     def classify(self, f_p: Pairs | Tensor) -> Tensor:
         "Scores `(n_query, n_way)` of `Pairs`, or of dense pairs `(n_query, n_way, 2C)`"
         support, query = pair_parts(f_p)
-        if self.distance == 'cosine': return self.scale * cosine(query, support)
+        if self.distance == 'cosine': return self.scale * (cosine(query, support) + self.bias)
         with full_precision(query): return -(single(query) - single(support)).square().sum(-1)

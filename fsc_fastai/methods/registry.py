@@ -11,6 +11,7 @@ from torch import nn
 from ..encode.encoder import Encoder, ImageSize, Weights, create_encoder
 from .base import FewShotModel
 from .cross_attention import CrossAttentionNet
+from .feat import FEAT
 from .graph import GNNNet
 from .matching import MatchingNet
 from .proto import ProtoNet
@@ -35,6 +36,7 @@ register_method(CrossAttentionNet, 'cross_attention', 'can')
 register_method(GNNNet, 'gnn')
 register_method(ProtoNet, 'proto')
 register_method(MatchingNet, 'matching')
+register_method(FEAT)
 
 
 def list_methods() -> list[str]:

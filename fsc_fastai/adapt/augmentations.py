@@ -1,0 +1,116 @@
+"Augmentations of the support, as two published adaptations have them: on normalised pixels, each with its random numbers given"
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.transforms import RandomErasing
+
+__all__ = ['brightness', 'saturation', 'contrast', 'translation', 'pmf_augment', 'gamma', 'channels', 'flip', 'rotate',
+           'channel_means', 'ata_augment']
+
+
+# Of batches `(n, C, H, W)`, a number u in 0–1 for each image `(n,)`: Hu et al. 2022 (PMF), after Zhao et al. 2020
+
+def _each(u: Tensor) -> Tensor: return u[:, None, None, None]
+
+
+def brightness(x: Tensor, u: Tensor) -> Tensor:
+    "x + u − ½"
+    return x + _each(u) - 0.5
+
+
+def saturation(x: Tensor, u: Tensor) -> Tensor:
+    "2u times as far from grey, the mean over the channels"
+    grey = x.mean(1, keepdim=True)
+    return grey + 2 * _each(u) * (x - grey)
+
+
+def contrast(x: Tensor, u: Tensor) -> Tensor:
+    "u + ½ times as far from the mean of the image"
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return mean + (_each(u) + 0.5) * (x - mean)
+
+
+def translation(
+    x: Tensor, # Images `(n, C, H, W)`
+    rows: Tensor, # Pixels down which each image is read `(n,)`
+    columns: Tensor, # And to the right
+) -> Tensor:
+    "out[r, c] = x[r + rows, c + columns], 0 outside"
+    height, width = x.shape[-2:]
+    r, c = (torch.arange(size, device=x.device) + shift[:, None] for size, shift in ((height, rows), (width, columns)))
+    inside = ((r >= 0) & (r < height))[:, :, None] & ((c >= 0) & (c < width))[:, None]
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    moved = x.permute(0, 2, 3, 1)[image, r.clamp(0, height - 1)[:, :, None], c.clamp(0, width - 1)[:, None]]
+    return (moved * inside[..., None]).permute(0, 3, 1, 2)
+
+
+def pmf_augment(
+    x: Tensor, # Images `(n, C, H, W)`
+    prob: float = 0.9, # Of augmenting the batch at all
+) -> Tensor:
+    "Flip, brightness, saturation, contrast, translation (Hu et al. 2022); whether at all, and whether to flip, for all together"
+    if torch.rand(()) >= prob: return x
+    if torch.rand(()) < 0.5: x = x.flip(-1)
+    n = len(x)
+    for change in (brightness, saturation, contrast): x = change(x, torch.rand(n, device=x.device))
+    far = [int(size / 8 + 0.5) for size in x.shape[-2:]]
+    return translation(x, *(torch.randint(-s, s + 1, (n,), device=x.device) for s in far))
+
+
+# Of one image `(C, H, W)`: Wang and Deng 2021 (ATA)
+
+def gamma(
+    x: Tensor, # An image `(C, H, W)`
+    power: float, # 1: as it is
+) -> Tensor:
+    "Scaled to 0–1 by its own least and largest value, to the power, and back; a constant image stays as it is"
+    low, high = x.amin(), x.amax()
+    size = high - low
+    return torch.where(size > 0, ((x - low) / torch.where(size > 0, size, 1.))**power * size + low, x)
+
+
+def channels(
+    x: Tensor, # An image `(C, H, W)`
+    places: Sequence[int], # Where each channel goes
+) -> Tensor:
+    "Channel i at place `places[i]`"
+    return x[torch.as_tensor(places).argsort()]
+
+
+def flip(
+    x: Tensor, # An image `(C, H, W)`
+    axis: int, # 1: upside down, 2: left and right
+) -> Tensor:
+    "Mirrored"
+    return x.flip(axis)
+
+
+def rotate(
+    x: Tensor, # An image `(C, H, W)`
+    quarters: int, # Turns by 90°
+) -> Tensor:
+    "Turned counterclockwise; an image that is not square only by 180°, as its shape must stay"
+    return torch.rot90(x, quarters if x.shape[1] == x.shape[2] else 2 * (quarters // 2), (1, 2))
+
+
+def channel_means(
+    x: Tensor, # An image `(C, H, W)`
+) -> Tensor:
+    "What an erased rectangle is filled with `(C,)`"
+    return x.mean((1, 2))
+
+
+def ata_augment(
+    x: Tensor, # An image `(C, H, W)`
+) -> Tensor:
+    "Gamma, erasing, shuffled channels, a flip, a rotation, each with its own probability (CDFSL-ATA, `finetune_ml.py`)"
+    chance = lambda p: bool(torch.rand(()) < p)
+    if chance(0.3): x = gamma(x, 1 + 0.5 * float(torch.rand(())))
+    if chance(0.5): x = RandomErasing(p=1., value=channel_means(x).tolist())(x)
+    if chance(0.3): x = channels(x, torch.randperm(len(x)).tolist())
+    if chance(0.5): x = flip(x, 1 + int(torch.randint(2, ())))
+    if chance(0.5): x = rotate(x, 1 + int(torch.randint(3, ())))
+    return x

@@ -1,0 +1,111 @@
+"A few-shot model whose classifier is a method on features, fitted to the support of each episode anew"
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..encode.encoder import Encoder
+from ..methods.base import FewShotModel, Processed, one_hot
+from ..methods.registry import register_method
+from ..tensors import Pool, pool_vectors, single
+from .base import get_adaptation
+
+__all__ = ['FeatureNet', 'Classifiable']
+
+OF_ENCODER = 'arch', 'img_size', 'in_chans', 'encoder_kwargs'
+
+
+@dataclass
+class Classifiable(Processed):
+    "Queries as treated features, with the classifier that was fitted to the support"
+    features: Tensor # `(n_query, d)`
+    fitted: Any # A `Fitted`
+
+
+class FeatureNet(FewShotModel):
+    """An encoder and a method on features: `process` fits the method to the support, `classify` asks it.
+
+        PA(steps=20)(learn.model)                                           # what an adaptation gives
+        create_fsc_model('features', 'resnet10', adaptation='ridge')        # by name
+
+    Maps are pooled to vectors. Settings that are tensors are buffers, which move and are saved with the model.
+    """
+    def __init__(self,
+        encoder: Encoder, # Images to feature maps, with `out_shape`
+        n_way: int = 5, # Not needed: any way is classified
+        n_classes: int = 0, # Not needed
+        adaptation: Any = 'simple_shot', # A method on features, or its name
+        settings: Mapping[str, Any] | None = None, # Of the named method, plain values
+        shapes: Mapping[str, Sequence[int]] | None = None, # Of its settings that are tensors, to be loaded
+        pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
+    ):
+        super().__init__(encoder, n_way, n_classes)
+        if isinstance(adaptation, str):
+            tensors = {k: torch.zeros(*shape) for k, shape in (shapes or {}).items()}
+            adaptation = get_adaptation(adaptation, **{**(settings or {}), **tensors})
+        if adaptation.on_images: raise ValueError(f'FeatureNet takes a method on features, {adaptation.name} adapts the encoder')
+        self.pool, self.adaptation = pool, adaptation
+        self.tensors = [f.name for f in fields(adaptation) if isinstance(getattr(adaptation, f.name), Tensor)]
+        for name in self.tensors: self.register_buffer(f'setting_{name}', getattr(adaptation, name))
+
+    @classmethod
+    def around(cls,
+        model: FewShotModel, # Whose encoder it shares
+        adaptation: Any, # A method on features
+    ) -> FeatureNet:
+        "With a `config`, if the model has one and the settings are plain values or tensors"
+        net = cls(cast(Encoder, model.encoder), model.n_way, adaptation=adaptation)
+        of_encoder: dict[str, Any] = getattr(model, 'config', {})
+        plain = {f.name: value for f in fields(adaptation) if (value := getattr(adaptation, f.name)) is not None
+                 and f.name not in net.tensors and value != f.default}
+        shapes = {name: list(getattr(adaptation, name).shape) for name in net.tensors}
+        try: settings = json.loads(json.dumps(plain))
+        except TypeError: return net
+        if of_encoder:
+            net.config = {'method': cls.__name__, **{k: of_encoder[k] for k in OF_ENCODER}, 'n_way': net.n_way,
+                          'adaptation': adaptation.name, 'settings': settings, 'shapes': shapes}
+        return net.train(model.training)
+
+    @property
+    def method(self) -> Any:
+        "The method on features, with its tensors where the model is"
+        return replace(self.adaptation, **{name: getattr(self, f'setting_{name}') for name in self.tensors})
+
+    def vectors(self, f: Tensor) -> Tensor:
+        "Pooled maps `(n, d)`, in single precision at least"
+        return single(pool_vectors(f, self.pool))
+
+    def fit(self, f_support: Tensor, support_y: Tensor, f_query: Tensor | None = None) -> Any:
+        "The classifier `Fitted` to maps or vectors of a support"
+        x = self.vectors(f_support)
+        return self.method.fit(x, one_hot(support_y, x.dtype), None if f_query is None else self.vectors(f_query))
+
+    def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Classifiable:
+        "Fit the method to the support, and treat the queries as it asks"
+        fitted = self.fit(f_support, support_y, f_query)
+        return Classifiable(fitted.treat(self.vectors(f_query)), fitted)
+
+    def classify(self, f_p: Classifiable) -> Tensor:
+        "Scores `(n_query, n_way)`"
+        return f_p.fitted.score(f_p.features)
+
+    def prepared(self, f: Tensor) -> tuple[FeatureNet, Tensor]:
+        "Vectors are all that it takes of maps"
+        return self, self.vectors(f)
+
+    def forward_episodes(self,
+        f_support: Tensor, # Vectors `(n_episodes, n_support, d)`
+        support_y: Tensor, # Labels `(n_support,)` of each
+        f_query: Tensor, # Vectors `(n_episodes, n_query, d)`
+    ) -> Tensor:
+        "Scores `(n_episodes, n_query, n_way)`, each episode for itself"
+        fitted = self.method.fit(f_support, one_hot(support_y, f_support.dtype), f_query)
+        return fitted(f_query)
+
+
+register_method(FeatureNet, 'features')

@@ -1,0 +1,37 @@
+"A linear classifier of the classes of one support, as fine-tuning leaves it"
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..encode.encoder import Encoder
+from ..methods.base import FewShotModel
+from ..methods.registry import register_method
+from ..tensors import Pool, pool_vectors, vector_size
+
+__all__ = ['LinearNet']
+
+
+class LinearNet(FewShotModel):
+    "Scores `(n_query, n_way)` by a linear layer of pooled features; its classes are those of the support it was tuned on"
+    any_way = False
+
+    def __init__(self,
+        encoder: Encoder, # Images to feature maps, with `out_shape`
+        n_way: int = 5, # Classes of the support
+        n_classes: int = 0, # Not needed
+        pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
+    ):
+        super().__init__(encoder, n_way, n_classes)
+        self.pool = pool
+        self.fc = nn.Linear(vector_size(encoder.out_shape, pool), n_way)
+
+    def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Tensor:
+        "Queries as vectors `(n_query, C)`: the support is in the weights"
+        return pool_vectors(f_query, self.pool)
+
+    def classify(self, f_p: Tensor) -> Tensor:
+        "Scores `(n_query, n_way)`"
+        return self.fc(f_p)
+
+
+register_method(LinearNet, 'linear')

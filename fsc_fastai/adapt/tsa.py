@@ -1,0 +1,142 @@
+"TSA, task-specific adapters: small matrices beside the convolutions of a frozen encoder (Li et al. 2022)"
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..methods.base import FewShotModel
+from ..tensors import plain
+from .aligned import AlignedProtoNet
+from .base import Adaptation, adapted_model, checked_support, register_adaptation, seeded, trainable_copy
+
+__all__ = ['TSA', 'Adapter', 'adapted_convolutions']
+
+Place = Literal['parallel', 'serial', 'no']
+
+
+class Adapter(nn.Module):
+    "Beside a convolution: y + A·x with the same stride; behind it (serial): A·y + b. A is a 1×1 matrix or a factor per channel"
+    def __init__(self,
+        conv: nn.Conv2d, # The convolution
+        serial: bool = False, # Behind it, from the identity; else beside it, from 1e-4 times the identity
+        vector: bool = False, # A factor per channel where in- and output have as many
+    ):
+        super().__init__()
+        n_in, n_out = conv.out_channels if serial else conv.in_channels, conv.out_channels
+        start = 1. if serial else 1e-4
+        like = conv.weight.detach()
+        self.stride: Any = 1 if serial else conv.stride
+        self.vector = vector and n_in == n_out
+        alpha = torch.ones(1, n_out) if self.vector else torch.eye(n_out, n_in)
+        self.alpha = nn.Parameter(start * alpha.to(like)[..., None, None])
+        self.bias = nn.Parameter(like.new_zeros(1, n_out, 1, 1)) if serial else None
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        "The adapted output, from the convolution's input and output"
+        if self.bias is not None: return self._times(y) + self.bias
+        return y + self._times(x)
+
+    def _times(self, x: Tensor) -> Tensor: return x * self.alpha if self.vector else F.conv2d(x, self.alpha, stride=self.stride)
+
+    @torch.no_grad()
+    def merge(self, conv: nn.Conv2d) -> None:
+        "Make the convolution compute what both together do: A lies in the middle of its kernel"
+        A = torch.diag_embed(self.alpha.flatten()) if self.vector else self.alpha[..., 0, 0]
+        if self.bias is None: conv.weight[:, :, 1, 1] += A
+        else:
+            conv.weight.copy_(torch.einsum('oi,ichw->ochw', A, conv.weight))
+            before = 0 if conv.bias is None else A @ conv.bias
+            conv.bias = nn.Parameter(before + self.bias.flatten())
+
+
+def adapted_convolutions(encoder: nn.Module) -> dict[str, nn.Conv2d]:
+    """The 3×3 convolutions behind the first convolution, by name: those of the residual blocks of a ResNet.
+
+    Raises `ValueError` where there is none, as in transformers.
+    """
+    convs = {name: m for name, m in encoder.named_modules() if isinstance(m, nn.Conv2d)}
+    found = {name: m for name, m in list(convs.items())[1:]
+             if (m.kernel_size, m.padding, m.dilation, m.groups) == ((3, 3), (1, 1), (1, 1), 1)}
+    if not found:
+        raise ValueError('TSA adapts 3×3 convolutions, of which this encoder has none behind its first layer: use PMF'
+                         ' or FineTune')
+    return found
+
+
+@register_adaptation('tsa')
+@dataclass(kw_only=True)
+class TSA(Adaptation):
+    """Adapters of the 3×3 convolutions and a linear alignment of the features, learned on the support (Li et al. 2022, URL).
+
+    The encoder stays frozen, its batch norms in eval mode. Loss and scores are those of `PA`; one Adadelta. The learning rates
+    are those for unseen domains; in seen ones URL takes 0.05 and 0.1. In the end adapters are merged into the convolutions, so
+    that the adapted model is as fast as the encoder.
+    """
+    steps: int = 40 # Of Adadelta
+    lr: float = 0.5 # Of the adapters
+    lr_beta: float = 1. # Of the alignment
+    adapters: Place = 'parallel' # 'serial': behind the convolutions, URL with lr 0.01; 'no': the alignment alone, as in `PA`
+    vector: bool = False # A factor per channel in the place of a matrix, URL with lr 1
+    align: bool = True # Learn the alignment
+    similarity: Literal['cosine', 'euclidean'] = 'cosine' # 'euclidean': negative squared distances, without `scale`
+    scale: float = 10. # Of the cosine
+
+    def __call__(self,
+        model: FewShotModel, support_x: Tensor, support_y: Tensor, query_x: Tensor | None = None,
+    ) -> AlignedProtoNet:
+        "An `AlignedProtoNet` around the encoder with the adapters merged into it"
+        y, x = checked_support(self, support_y), plain(support_x)
+        with seeded(0, x.device):
+            encoder = trainable_copy(model.encoder).requires_grad_(False)
+            adapted = adapted_model(AlignedProtoNet, encoder, int(y.max()) + 1, distance=self.similarity, scale=self.scale).to(x)
+            adapters = self.start(encoder)
+            self.tune(adapted, adapters, x, y)
+            for name, adapter in adapters.items(): adapter.merge(cast(nn.Conv2d, encoder.get_submodule(name)))
+        return adapted.eval().requires_grad_(False)
+
+    def start(self, encoder: nn.Module) -> dict[str, Adapter]:
+        "The adapters of an encoder before the first step, by the name of the convolution"
+        if self.adapters == 'no': return {}
+        return {name: Adapter(conv, self.adapters == 'serial', self.vector)
+                for name, conv in adapted_convolutions(encoder).items()}
+
+    def tune(self,
+        model: AlignedProtoNet, # In eval mode; its alignment is learned in place
+        adapters: dict[str, Adapter], # Learned in place
+        x: Tensor, # Images `(n_support, channels, height, width)`
+        y: Tensor, # Labels `(n_support,)`
+    ) -> Tensor:
+        "The loss of every step"
+        model.align.requires_grad_(self.align)
+        groups: list[dict[str, Any]] = []
+        if adapters: groups.append(dict(params=[p for a in adapters.values() for p in a.parameters()], lr=self.lr))
+        if self.align: groups.append(dict(params=list(model.align.parameters()), lr=self.lr_beta))
+        optimizer, losses = torch.optim.Adadelta(groups, rho=0.9, eps=1e-6), []
+        fixed = None if adapters else model.encode(x).detach()
+        for _ in range(self.steps):
+            with attached(model.encoder, adapters): f = model.encode(x) if fixed is None else fixed
+            loss = F.cross_entropy(model.forward_head(f, y, f), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses) if losses else x.new_zeros(0)
+
+
+@contextmanager
+def attached(
+    encoder: nn.Module, # Whose convolutions are adapted in the block
+    adapters: dict[str, Adapter], # By the name of the convolution
+) -> Iterator[None]:
+    "Adapters at work"
+    hooks = [encoder.get_submodule(name).register_forward_hook(lambda conv, args, out, a=adapter: a(args[0], out))
+             for name, adapter in adapters.items()]
+    try: yield
+    finally:
+        for hook in hooks: hook.remove()
