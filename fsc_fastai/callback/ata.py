@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from fastai.callback.fp16 import MixedPrecision
 from torch import Tensor
 
 from ..tensors import evaluating, plain
 from .model import ModelCallback, single_output
+from .order import ADDED
 
 __all__ = ['ATACallback', 'random_kernel', 'ascended']
 
@@ -47,8 +47,7 @@ class ATACallback(ModelCallback):
     proportion to their number. Methods with other scores may need another: 20 was published for TPN. Raises `ValueError` for
     kernels of even size, which would move the images.
     """
-    # LRPGuidedCallback (MixedPrecision − 5) overlooks passes in eval mode; LFT (− 4.5) is on from here; autocast is not yet
-    order = MixedPrecision.order - 4.75
+    order = ADDED
 
     def __init__(self,
         lr: float | None = None, # Length of a step of the attack; None: 80 · pixels/224²

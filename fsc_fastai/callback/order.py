@@ -7,7 +7,7 @@ the backward pass, where each builds on what those before it have made of it:
 |---|---|---|
 | `OTHER_WEIGHTS` | trains at weights that are not the model's own | before anybody puts anything on the model or runs it |
 | `GUIDED` | `LRPGuidedCallback` | its merged loss takes the place of the plain one, before others add to it |
-| `ADDED` | changes the images, or adds a loss | to the merged loss, as part of what is differentiated next |
+| `ADDED` | `ATACallback`, `StyleAdvCallback`, … | on the merged loss; attack before transformations and autocast are on |
 | `TRANSFORMED` | `FTCallback`, `LFTCallback` | differentiates the whole loss twice, which must not be divided or scaled by then |
 | 6 | fastai's `GradientAccumulation`, our `EpisodeAccumulation` | divides the loss |
 | 10 | fastai's `MixedPrecision` | enters autocast after all these in `before_batch`, and leaves it after them in `after_loss` |

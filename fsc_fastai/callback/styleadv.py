@@ -7,13 +7,13 @@ from functools import partial
 from typing import Literal, get_args
 
 import torch
-from fastai.callback.fp16 import MixedPrecision
 from torch import Tensor
 
 from ..tensors import evaluating, plain
 from .blocks import NextMaps, changed, style_blocks
 from .global_classifier import ClassifierCallback
 from .model import scores_of, single_output
+from .order import ADDED
 from .styles import Style, kl, restyle, style
 
 __all__ = ['StyleAdvCallback', 'START', 'attacked']
@@ -41,8 +41,7 @@ class StyleAdvCallback(ClassifierCallback):
     single precision always: many of its gradients would have no sign in half. `losses` has those of the last step.
     Raises `ValueError` for a compiled model, for blocks that have no style (of a ViT, unless `vit_view`), for plain labels.
     """
-    # LRPGuidedCallback (− 5) has merged its loss; LFT (− 4.5) differentiates, and accumulation (− 4) divides, all
-    order = MixedPrecision.order - 4.75
+    order = ADDED
     _stateattrs = (*ClassifierCallback._stateattrs, 'losses', '_styles', '_clean')
     losses: Mapping[str, Tensor] = {}
     _styles: Mapping[str, Style] = {} # of the blocks that are restyled in this step

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import to_device
 from torch import Tensor
 
 from ..tensors import plain
 from .blocks import apart, changed, style_blocks
 from .model import ModelCallback, scores_of, single_output
+from .order import ADDED
 from .pseudo_unseen import PseudoUnseen
 from .styles import half_way_kl, restyle_low
 
@@ -40,8 +40,7 @@ class WaveSANCallback(ModelCallback):
     The losses of the last step are in `losses`; the place in the partner's episodes goes into `state_dict`. Raises `ValueError`
     for a compiled model, for a backbone whose blocks have no style (a ViT), and for a partner of episodes of another shape.
     """
-    # LRPGuidedCallback (MixedPrecision − 5) has merged its loss; LFT (− 4.5) differentiates, and accumulation (− 4) divides, all
-    order = MixedPrecision.order - 4.75
+    order = ADDED
     _stateattrs = ('partner', 'partners', 'losses', '_saved')
     partner: Any = None # Loaders are not exported
     partners: PseudoUnseen | None = None # made at the start of a fit
