@@ -1,4 +1,4 @@
-"""Do what README and recipes tell a reader to do, in their order, in a new folder: `python -m tour [folder]`.
+"""Do what README, recipes and results tell a reader to do, in their order, in a new folder: `python -m tour [folder]`.
 
 What they say is run as it stands, only smaller: `SMALLER` and `OPTIONS` say how, and a change that fits nowhere is an error. Each
 command runs in a process of its own. To save ten imports of torch it is forked from one that has imported the library; the
@@ -22,7 +22,7 @@ from typing import Any
 __all__ = ['DOCUMENTS', 'SMALLER', 'OPTIONS', 'blocks', 'smaller', 'commands']
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT/'README.md', ROOT/'docs'/'recipes.md')
+DOCUMENTS = (ROOT/'README.md', ROOT/'docs'/'recipes.md', ROOT/'docs'/'results.md')
 BIN = Path(sys.executable).parent
 PORT = 8613
 
