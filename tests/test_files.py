@@ -92,12 +92,13 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
 
 def test_many_may_write_the_same_file_at_once(tmp_path):
     file = tmp_path/'state'
+    file.write_text('x' * 1000)
     def write(i):
         with atomic_write(file) as part:
             part.write_text(str(i) * 1000)
-            return file.exists() and len(set(file.read_text())) == 1
+            return len(seen := file.read_text()) == 1000 and len(set(seen)) == 1
     with ThreadPoolExecutor(8) as pool: whole = list(pool.map(write, range(8)))
-    assert len(set(file.read_text())) == 1 and len(file.read_text()) == 1000 and any(whole) and names(tmp_path) == ['state']
+    assert all(whole) and file.read_text()[:1] in '01234567' and len(set(file.read_text())) == 1 and names(tmp_path) == ['state']
 
 
 def test_a_link_is_written_through(tmp_path):
