@@ -9,7 +9,6 @@ from fasttransform.transform import Transform
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from .pages import empty_batch
 from .size import Size, as_size, sides, with_margin
 
 __all__ = ['as_grey', 'BytesToFloat', 'CenterCrop', 'InplaceNormalize', 'RandomLight', 'RandomView', 'episode_transforms']
@@ -74,11 +73,11 @@ def _few(x: Tensor) -> int:
 
 
 class BytesToFloat(_OfImages, IntToFloatTensor):
-    "fastai's `IntToFloatTensor`; on a CPU into the memory of `empty_batch`"
+    "fastai's `IntToFloatTensor`, on a CPU a few images at a time, so that they are in its cache for the division"
     def encodes(self, x: TensorImage):
         if not x.is_cpu: return x.float().div_(self.div)
         bytes_ = x.as_subclass(Tensor)
-        batch, few = empty_batch(bytes_.shape, torch.float32), _few(bytes_)
+        batch, few = torch.empty(bytes_.shape), _few(bytes_)
         for part, of_bytes in zip(batch.split(few), bytes_.split(few), strict=True): part.copy_(of_bytes).div_(self.div)
         return batch.as_subclass(type(x))
 

@@ -21,7 +21,6 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..files import atomic_write
-from .pages import empty_batch
 
 __all__ = ['ImageCache', 'CacheChoice']
 
@@ -92,13 +91,13 @@ class ImageCache:
     def get(self,
         idxs: Sequence[int], # Positions in the dataset
         load: Load, # Position to image `(C, H, W)`
-        pinned: bool = False, # As in `empty_batch`
+        pinned: bool = False, # In page-locked memory, which a CUDA device reads while the host goes on
     ) -> Tensor:
         "The images at `idxs` as one batch `(n, C, H, W)`, after loading those not yet there"
         at = torch.as_tensor(idxs)
         missing = np.unique(at[~self.filled[at]].numpy()).tolist()
         if missing: self._fill(missing, load)
-        batch = empty_batch((len(at), *self.store.shape[1:]), torch.uint8, pinned)
+        batch = torch.empty((len(at), *self.store.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
         torch.index_select(self.store, 0, at, out=batch)  # copies whole images, where indexing goes by the byte
         return batch.as_subclass(self.type)
 

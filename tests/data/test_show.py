@@ -3,7 +3,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.colors import to_rgb
 
-from fsc_fastai.data.show import RIGHT, WRONG
+from fsc_fastai.data.episode import RIGHT, WRONG
 
 
 @pytest.fixture(autouse=True)
