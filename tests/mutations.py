@@ -34,6 +34,9 @@ SMALL_MAPS, SMALL_MAPS_TESTS = 'fsc_fastai/kernels/small_conv.py', 'tests/kernel
 QUICK_GNN, QUICK_GNN_TESTS = 'fsc_fastai/methods/graph_quick.py', 'tests/methods/test_graph_quick.py'
 QUICK, QUICK_TESTS = 'fsc_fastai/methods/relation_quick.py', 'tests/methods/test_relation_quick.py'
 NORM, NORM_TESTS = 'fsc_fastai/kernels/batch_norm.py', 'tests/kernels/test_batch_norm.py'
+STYLES, STYLE_TESTS = 'fsc_fastai/callback/styles.py', 'tests/callback/test_styles.py'
+STYLEADV, STYLEADV_TESTS = 'fsc_fastai/callback/styleadv.py', 'tests/callback/test_styleadv.py'
+WAVE, WAVE_TESTS = 'fsc_fastai/callback/wave_san.py', 'tests/callback/test_wave_san.py'
 REPORT, TABLE_TESTS = 'fsc_fastai/reproduce/report.py', 'tests/reproduce/test_table.py'
 
 MUTATIONS = (
@@ -146,6 +149,29 @@ MUTATIONS = (
              'with ExitStack(): scores', f'{LFT_TESTS}::test_gradient_of_gamma_and_beta_equals_the_unrolled_step'),
     Mutation('LFT: mean over the domains', LFT, 'as_subclass(Tensor) / len(self.domains)', 'as_subclass(Tensor)',
              f'{LFT_TESTS}::test_all_domains_are_the_mean_of_each'),
+    # Later training methods: StyleAdv, SVasP, ATA, wave-SAN
+    Mutation('style: divisor H·W − 1', STYLES, 'positions.var(2)', 'positions.var(2, correction=0)', STYLE_TESTS),
+    Mutation('restyle: its own style first', STYLES, '(single(x) - m) / s * std', '(single(x) - m) * std', STYLE_TESTS),
+    Mutation('KL of the clean to the attacked', STYLES, 'log_p.exp() * (log_p - log_q)', 'log_q.exp() * (log_q - log_p)', STYLE_TESTS),
+    Mutation('half-way KL: mean of the scores', STYLES, 'r = (p + q) / 2', 'r = p + q', STYLE_TESTS),
+    Mutation('Haar: orthonormal', STYLES, 'return 2 * F.avg_pool2d', 'return F.avg_pool2d', STYLE_TESTS),
+    Mutation('wave-SAN: the change spread over its square', STYLES, 'scale_factor=2) / 2', 'scale_factor=2)', STYLE_TESTS),
+    Mutation('wave-SAN: the other style is a constant', STYLES, 'like.detach()', 'like', STYLE_TESTS),
+    Mutation('StyleAdv: ascends', STYLEADV, '+ epsilon * grad.sign()', '- epsilon * grad.sign()', STYLEADV_TESTS),
+    Mutation('StyleAdv: blocks before are attacked already', STYLEADV, '{**_restyling(styles), block: with_leaves}',
+             '{block: with_leaves}', STYLEADV_TESTS),
+    Mutation('StyleAdv: the attack in eval mode', STYLEADV, 'with evaluating(self.raw_model): styles', 'if True: styles',
+             STYLEADV_TESTS),
+    Mutation('SVasP: less the gradient of the crops', 'fsc_fastai/callback/svasp.py', 'normalised(grad) - self.decay',
+             'normalised(grad) + self.decay', STYLEADV_TESTS),
+    Mutation('ATA: ascends', 'fsc_fastai/callback/ata.py', 'x + lr * torch.autograd', 'x - lr * torch.autograd',
+             'tests/callback/test_ata.py'),
+    Mutation('ATA: the attack in eval mode', 'fsc_fastai/callback/ata.py', 'with evaluating(self.raw_model): x =', 'if True: x =',
+             'tests/callback/test_ata.py'),
+    Mutation('wave-SAN: weights of plain and swapped', WAVE, '(1 - self.weight) * (self.loss_grad', 'self.weight * (self.loss_grad',
+             WAVE_TESTS),
+    Mutation('wave-SAN: norms see one episode after the other', WAVE, 'with apart(model.encoder), changed', 'with changed',
+             WAVE_TESTS),
     Mutation('accumulation is a mean', 'fsc_fastai/callback/accumulate.py', 'self.learn.loss_grad /= self.n_acc', 'pass',
              'tests/learner/test_core.py::test_accumulation_equals_the_mean_gradient_of_its_episodes'),
 

@@ -115,8 +115,8 @@ class ClassifierCallback(ModelCallback):
 
     The classifier steps when the model does, with the learning rate of the last parameter group.
     """
-    _stateattrs: tuple[str, ...] = ('classifier', '_saved')
-    classifier: Any = None # GlobalClassifier; None after an export, too
+    _stateattrs: tuple[str, ...] = ('global_classifier', '_saved')
+    global_classifier: Any = None # GlobalClassifier; None after an export, too
     _saved: Mapping[str, Any] | None = None
 
     def __init__(self,
@@ -125,28 +125,29 @@ class ClassifierCallback(ModelCallback):
         self.n_classes = n_classes
 
     def before_fit(self):
-        if self.classifier is None:
-            self.classifier = GlobalClassifier(self.raw_model, len(self.dls.vocab) if self.n_classes is None else self.n_classes)
+        if self.global_classifier is None:
+            n = len(self.dls.vocab) if self.n_classes is None else self.n_classes
+            self.global_classifier = GlobalClassifier(self.raw_model, n)
             if self._saved is not None: self.load_state_dict(self._saved)
-        self.classifier.drop()
+        self.global_classifier.drop()
 
     @property
     def class_labels(self) -> Tensor:
         "Labels of the support and the queries among all classes"
-        return torch.cat([class_numbers(y, self.classifier.n_classes, type(self).__name__, 'use these')
+        return torch.cat([class_numbers(y, self.global_classifier.n_classes, type(self).__name__, 'use these')
                           for y in (self.xb[1], self.yb[0])])
 
-    def before_train(self): self.classifier.to(next(self.raw_model.parameters()).device)
-    def after_cancel_step(self): self.classifier.drop()
-    def after_step(self): self.classifier.step(self.opt.hypers[-1]['lr'])
+    def before_train(self): self.global_classifier.to(next(self.raw_model.parameters()).device)
+    def after_cancel_step(self): self.global_classifier.drop()
+    def after_step(self): self.global_classifier.step(self.opt.hypers[-1]['lr'])
 
     def state_dict(self) -> dict[str, Any]:
         "The classifier and its optimizer"
-        return dict(self._saved or {}) if self.classifier is None else self.classifier.state_dict()
+        return dict(self._saved or {}) if self.global_classifier is None else self.global_classifier.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         "Go on from what `state_dict` returned; `ValueError` if it is of another number of classes or features"
         self._saved = state or None
-        if self.classifier is None or not state: return  # until it is made
-        self.classifier.load_state_dict(state)
+        if self.global_classifier is None or not state: return  # until it is made
+        self.global_classifier.load_state_dict(state)
         self._saved = None

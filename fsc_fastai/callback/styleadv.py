@@ -95,7 +95,7 @@ class StyleAdvCallback(ClassifierCallback):
             leaves[:] = [s.requires_grad_() for s in style(maps.detach())]
             return restyle(maps.detach(), *leaves)
         with changed(self.raw_model, {**_restyling(styles), block: with_leaves}, self.vit_view):
-            loss = self.classifier.loss(self.raw_model.encode(images), y)
+            loss = self.global_classifier.loss(self.raw_model.encode(images), y)
         return [s.detach() for s in leaves], torch.autograd.grad(loss, leaves)
 
     def after_loss(self):
@@ -103,8 +103,8 @@ class StyleAdvCallback(ClassifierCallback):
         maps, y = self._clean.maps, self.class_labels
         with changed(self.raw_model, _restyling(self._styles), self.vit_view): output = self.raw_model(*self.xb)
         losses = dict(attacked=self.learn.loss_func(single_output(output), *self.yb),
-                      kl=kl(scores_of(self.pred), scores_of(output)), classes=self.classifier.loss(maps, y))
-        self.classifier.learn(maps, y)
+                      kl=kl(scores_of(self.pred), scores_of(output)), classes=self.global_classifier.loss(maps, y))
+        self.global_classifier.learn(maps, y)
         self.learn.loss_grad = self.learn.loss_grad + sum(losses.values())
         self.learn.loss = self.learn.loss_grad.clone()
         self.losses = {k: v.detach() for k, v in losses.items()}

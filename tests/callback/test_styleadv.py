@@ -48,9 +48,9 @@ def test_published_step(path, monkeypatch):
     learn = z.learner(cb, z.episode(classes=tuple(z['global_y'][:, 0].tolist())))
     cb.before_fit()
     with torch.no_grad():
-        for key in ('weight', 'bias'): getattr(cb.classifier, key).copy_(z.state[f'classifier.{key}'])
-    weight, bias = (p.detach().clone() for p in (cb.classifier.weight, cb.classifier.bias))
-    attacks, losses = spied(monkeypatch, styleadv, 'attacked'), spied(monkeypatch, cb.classifier, 'loss')
+        for key in ('weight', 'bias'): getattr(cb.global_classifier, key).copy_(z.state[f'classifier.{key}'])
+    weight, bias = (p.detach().clone() for p in (cb.global_classifier.weight, cb.global_classifier.bias))
+    attacks, losses = spied(monkeypatch, styleadv, 'attacked'), spied(monkeypatch, cb.global_classifier, 'loss')
     steps = spied(monkeypatch, styleadv, 'restyle')
     learned = spied(monkeypatch, torch.autograd, 'grad')
     scores, maps = [], []
@@ -75,7 +75,7 @@ def test_published_step(path, monkeypatch):
     for ours, key in (('attacked', 'fsl_adv_loss'), ('kl', 'kl'), ('classes', 'cls_ori_loss')):
         same(cb.losses[ours], z[key], MAPS, key)
     same(learn.total, z['total_loss'], MAPS)
-    by_classifier = [out for args, out in learned if any(o is cb.classifier.bias for o in args[1])]
+    by_classifier = [out for args, out in learned if any(o is cb.global_classifier.bias for o in args[1])]
     assert len(by_classifier) == 1
     z.check_gradients(learn.gradients, **{'classifier.weight': by_classifier[0][0], 'classifier.bias': by_classifier[0][1]})
     z.check_buffers()

@@ -8,8 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
+from fsc_fastai.callback.ata import ATACallback
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.styleadv import StyleAdvCallback
+from fsc_fastai.callback.svasp import SVasPCallback
+from fsc_fastai.callback.wave_san import WaveSANCallback
 from tests.learners import hue_learner, hue_loaders, write_hues
 
 aten = torch.ops.aten
@@ -64,7 +68,10 @@ def lft(hues):
 
 KINDS = {'plain': lambda hues: [], 'guided': lambda hues: [LRPGuidedCallback()], 'ft': lambda hues: [FTCallback()],
          'lft': lambda hues: [lft(hues)], 'lft guided': lambda hues: [lft(hues), LRPGuidedCallback()],
-         'accumulated': lambda hues: [EpisodeAccumulation(2), LRPGuidedCallback()]}
+         'accumulated': lambda hues: [EpisodeAccumulation(2), LRPGuidedCallback()],
+         'styleadv': lambda hues: [StyleAdvCallback()], 'svasp': lambda hues: [SVasPCallback()],
+         'ata': lambda hues: [ATACallback()],
+         'wave san': lambda hues: [WaveSANCallback([list(hue_loaders(hues, n_episodes=3, seed=1).train)])]}
 
 
 def trained(hues, method, cbs, **kwargs):

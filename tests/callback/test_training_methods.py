@@ -1,0 +1,183 @@
+"What StyleAdv, SVasP, ATA and wave-SAN have in common: how they live beside a learner and its other callbacks"
+from copy import deepcopy
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import load_learner
+from fastai.torch_core import set_seed
+
+from fsc_fastai.callback import styleadv
+from fsc_fastai.callback.ata import ATACallback
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.styleadv import StyleAdvCallback
+from fsc_fastai.callback.svasp import SVasPCallback
+from fsc_fastai.callback.wave_san import WaveSANCallback
+from tests.learners import hue_learner, weights, write_hues
+from tests.ranks import in_ranks
+
+from .episodes import assert_same
+
+KINDS = {'StyleAdv': StyleAdvCallback, 'SVasP': SVasPCallback, 'ATA': ATACallback, 'wave-SAN': WaveSANCallback}
+kinds = pytest.mark.parametrize('kind', KINDS)
+
+
+@pytest.fixture(scope='module')
+def hues(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('hues')/'images')
+
+
+def make(hues, *cbs, method='proto', arch='conv4', **kwargs):
+    "A learner that starts alike and draws alike"
+    set_seed(3)
+    return hue_learner(hues, method, arch, cbs=[*cbs], dls_kwargs=dict(n_episodes=2, val_n_episodes=1, batch_tfms=[]) | kwargs)
+
+
+def clean(learn): return not any(m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m) for m in learn.model.modules())
+
+
+@kinds
+def test_lr_find_is_that_of_the_plain_learner(hues, kind):
+    def found(*cbs):
+        learn = make(hues, *cbs)
+        learn.lr_find(num_it=4, show_plot=False, suggest_funcs=None)
+        return [float(o) for o in learn.recorder.losses], learn
+    (plain, _), (ours, learn) = found(), found(cb := KINDS[kind]())
+    assert ours == plain and clean(learn) and not vars(cb).get('losses')
+    learn.fit(1)
+    assert float(learn.recorder.losses[0]) != plain[0]
+
+
+@kinds
+def test_validation_is_that_of_the_plain_learner(hues, kind):
+    learn, plain = make(hues, KINDS[kind]()), make(hues)
+    assert list(learn.validate()) == list(plain.validate())
+    learn.fit(1)
+    assert list(learn.validate()) == list(learn.validate()) and clean(learn)
+
+
+@kinds
+@pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
+def test_guided_loss_is_a_part_of_theirs(hues, kind, method):
+    class Watch(Callback):
+        order, run_valid = 9, False
+        def after_loss(self): self.total = float(self.loss.detach())
+    learn = make(hues, cb := KINDS[kind](), LRPGuidedCallback(xi=.7, lam=.4), watch := Watch(), method=method, n_episodes=1)
+    learn.fit(1)
+    plain, guided = learn.lrp_guided.losses[0]
+    guided_loss = .7*plain + .4*guided
+    if kind == 'ATA': expected = guided_loss
+    elif kind == 'wave-SAN': expected = .2*cb.losses['plain'] + .8*cb.losses['swapped'] + cb.losses['kl']
+    else: expected = guided_loss + sum(cb.losses.values())
+    torch.testing.assert_close(torch.tensor(watch.total), expected.float(), rtol=1e-5, atol=1e-5)
+    assert clean(learn) and not {'classify', 'training_output'} & set(vars(learn.model))
+
+
+@kinds
+@pytest.mark.parametrize('event', ['before_batch', 'forward', 'after_pred', 'after_step'])
+def test_an_error_leaves_the_learner_usable(hues, kind, event):
+    learn, broken = make(hues, KINDS[kind](), LRPGuidedCallback()), True
+    def fail(*args):
+        if broken: raise RuntimeError('out of memory')
+    if event == 'forward': handle = learn.model.encoder.body.stages[3].register_forward_pre_hook(fail)
+    else: learn.add_cb(Callback(**{event: fail}))
+    modes = [m.training for m in learn.model.modules()]
+    with pytest.raises(RuntimeError, match='out of memory'): learn.fit(1)
+    broken = False
+    if event == 'forward': handle.remove()
+    assert clean(learn) and not {'classify', 'training_output'} & set(vars(learn.model))
+    assert len({m.training for m in learn.model.modules()}) == 1 == len(set(modes))
+    learn.fit(1)
+    assert all(v.isfinite().all() for v in weights(learn).values())
+
+
+@kinds
+@pytest.mark.parametrize('arch', ['mobilenetv3_small_050', 'convnext_atto'])
+def test_backbones_of_timm(hues, kind, arch):
+    learn = make(hues, KINDS[kind](), arch=arch, n_way=2, n_shot=1, n_query=1, n_episodes=1, size=64)
+    before = weights(learn)
+    learn.fit(1)
+    assert any(not torch.equal(before[k], v) for k, v in weights(learn).items()) and clean(learn)
+
+
+def test_vit_has_no_styles_but_pixels(hues):
+    small = dict(arch='vit_tiny_patch16_224', n_way=2, n_shot=1, n_query=1, n_episodes=1, size=64)
+    for cb in (StyleAdvCallback(), SVasPCallback(), WaveSANCallback()):
+        learn = make(hues, cb, **small)
+        with pytest.raises(ValueError, match='no style of a channel'): learn.fit(1)
+        assert clean(learn)
+    for cb in (ATACallback(), StyleAdvCallback(vit_view=True), SVasPCallback(vit_view=True)): make(hues, cb, **small).fit(1)
+
+
+@pytest.mark.parametrize('kind', ['StyleAdv', 'SVasP', 'wave-SAN'])
+def test_compiled_models_are_refused(hues, kind):
+    learn = make(hues, KINDS[kind]())
+    learn.model.encoder.compile()
+    with pytest.raises(ValueError, match='compiled model overlooks hooks'): learn.fit(1)
+
+
+@pytest.mark.parametrize('kind', ['StyleAdv', 'SVasP'])
+def test_the_classifier_outlasts_a_fit_and_goes_into_files(hues, kind, tmp_path):
+    learn = make(hues, cb := KINDS[kind]())
+    learn.fit(1)
+    kept, state = cb.global_classifier, deepcopy(cb.state_dict())
+    learn.save(tmp_path/'model')
+    learn.export(tmp_path/'learner.pkl')
+    learn.fit(1)
+    assert cb.global_classifier is kept and not torch.equal(kept.weight, state['weight'])
+    other = make(hues, again := KINDS[kind]())
+    other.load(tmp_path/'model')
+    other.fit(1, 0.)
+    assert torch.equal(again.global_classifier.weight, state['weight'])
+    loaded = load_learner(tmp_path/'learner.pkl')
+    assert next(cb for cb in loaded.cbs if isinstance(cb, KINDS[kind])).global_classifier is None
+
+
+def test_an_exported_partner_is_asked_for(hues, tmp_path):
+    learn = make(hues, WaveSANCallback(make(hues).dls.train))
+    learn.fit(1)
+    learn.export(tmp_path/'learner.pkl')
+    loaded = load_learner(tmp_path/'learner.pkl')
+    loaded.dls = learn.dls
+    with pytest.raises(ValueError, match='no partner'): loaded.fit(1)
+
+
+def test_repairs(hues, monkeypatch):
+    def fit(cb):
+        learn = make(hues, cb)
+        styles, attack = [], StyleAdvCallback.attack
+        def spy(*args):
+            styles.append(attack(*args))
+            return styles[-1]
+        with monkeypatch.context() as patch:
+            patch.setattr(StyleAdvCallback, 'attack', spy)
+            learn.fit(1)
+        return styles[0], cb.losses
+    published, _ = fit(StyleAdvCallback(epsilons=[2.]))
+    bounded, _ = fit(StyleAdvCallback(epsilons=[2.], min_std=.1))
+    random, _ = fit(StyleAdvCallback(epsilons=[2.], start='gaussian'))
+    first = next(iter(published))
+    assert min(std.min() for _, std in published.values()) < 0
+    assert min(std.min() for _, std in bounded.values()) == pytest.approx(.1)
+    moved = (random[first][0] - published[first][0])/styleadv.START
+    assert abs(moved.mean() + 1) < .2 and abs(moved.std() - 1) < .2
+    assert fit(StyleAdvCallback(p_skip=1.))[1]['kl'] == 0 < fit(StyleAdvCallback(p_skip=0.))[1]['kl']
+    still, always = WaveSANCallback(p_swap=0.), WaveSANCallback()
+    for cb in (still, always): make(hues, cb).fit(1)
+    torch.testing.assert_close(still.losses['plain'], still.losses['swapped'])
+    assert still.losses['kl'] < 1e-6 < always.losses['kl'] and (always.losses['plain'] - always.losses['swapped']).abs() > 1e-4
+    with pytest.raises(ValueError, match="start='zero': choose from"): StyleAdvCallback(start='zero')
+
+
+def in_a_rank(hues, kind):
+    learn = make(hues, cb := KINDS[kind](), n_episodes=4)
+    with learn.distrib_ctx(cpu=True): learn.fit(1, .1)
+    return weights(learn), cb.state_dict() if kind in ('StyleAdv', 'SVasP') else None, {} if kind == 'ATA' else dict(cb.losses)
+
+
+@kinds
+def test_ranks_keep_one_model_and_one_classifier(hues, tmp_path, kind):
+    (a, state_a, losses_a), (b, state_b, losses_b) = in_ranks(in_a_rank, tmp_path, hues, kind)
+    assert_same(a, b, rtol=0, atol=0)
+    assert all(v.isfinite().all() for v in a.values())
+    for k in ('weight', 'bias') if state_a else (): assert torch.equal(state_a[k], state_b[k])
+    if losses_a: assert losses_a != losses_b, 'each has episodes of its own'
