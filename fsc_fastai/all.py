@@ -2,8 +2,12 @@
 from fastai.vision.all import *
 
 from .callback.accumulate import *
+from .callback.afa import *
 from .callback.ata import *
+from .callback.bsr import *
+from .callback.ldp_net import *
 from .callback.lft import *
+from .callback.maml import *
 from .callback.lrp_guided import *
 from .callback.lrp_can import *
 from .callback.resume import *

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .styles import viewed_back, viewed_tokens
 
-__all__ = ['style_blocks', 'changed', 'apart', 'NextMaps']
+__all__ = ['style_blocks', 'changed', 'kept_maps', 'apart', 'NextMaps']
 
 Change = Callable[[Tensor], Tensor]
 
@@ -67,6 +67,22 @@ def changed(
         for name, change in changes.items():
             hooks.callback(model.get_submodule(name).register_forward_hook(partial(hook, name, change)).remove)
         yield
+
+
+@contextmanager
+def kept_maps(
+    model: Any, # A few-shot model
+    names: Sequence[str] | None = None, # As in `style_blocks`
+) -> Iterator[list[Tensor]]:
+    "Inside, the maps of the blocks and the encoder's own come into a list in every pass in training mode"
+    maps: list[Tensor] = []
+    def keep(x: Tensor) -> Tensor:
+        if model.training: maps.append(x)
+        return x
+    with changed(model, dict.fromkeys(style_blocks(model, names), keep)):
+        handle = model.encoder.register_forward_hook(lambda encoder, args, x: keep(x))
+        try: yield maps
+        finally: handle.remove()
 
 
 @contextmanager

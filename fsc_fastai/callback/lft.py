@@ -86,6 +86,27 @@ class FTCallback(ModelCallback):
     def after_cancel_batch(self): self._leave()
     def after_batch(self): self._leave()
 
+    @property
+    def ft_parameters(self) -> list[nn.Parameter]:
+        "γ and β of every transformation"
+        return [p for layer in self.transformations.values() for p in layer.parameters()]
+
+    def _loss_scale(self) -> Tensor | None:
+        "Mixed precision's loss scale as a tensor on the device, None in single precision"
+        scaler = getattr(self.learn, 'scaler', None)
+        if scaler is None or not scaler.is_enabled(): return None
+        return scaler.scale(torch.ones((), device=self.loss_grad.device))
+
+    def _transformations_state(self) -> dict[str, Any]:
+        return {name: layer.state_dict() for name, layer in self.transformations.items()}
+
+    def _load_transformations(self, state: Mapping[str, Any]) -> None:
+        "γ and β from `_transformations_state`; `ValueError` where it is of others"
+        if list(state) != list(self.transformations):
+            raise ValueError(f'{type(self).__name__}: the saved transformations follow {", ".join(state)}; '
+                             f'this model has them after {", ".join(self.transformations)}')
+        for name, layer in self.transformations.items(): layer.load_state_dict(state[name])
+
 
 class LFTCallback(FTCallback):
     """Learn γ, β of the feature-wise transformations on pseudo-unseen domains (LFT of Table IV; Tseng et al. 2020, Algorithm 1).
@@ -121,11 +142,6 @@ class LFTCallback(FTCallback):
         super().__init__(**kwargs)
         self.domains = PseudoUnseen(pseudo_unseen, every, seed)
         self.ft_lr, self.ft_wd, self.inner_lr, self.aux = ft_lr, ft_wd, inner_lr, aux
-
-    @property
-    def ft_parameters(self) -> list[nn.Parameter]:
-        "γ and β of every transformation"
-        return [p for layer in self.transformations.values() for p in layer.parameters()]
 
     @property
     def aux_parameters(self) -> list[nn.Parameter]:
@@ -191,12 +207,6 @@ class LFTCallback(FTCallback):
         return {p: h['lr'] if self.inner_lr is None else self.inner_lr
                 for group, h in zip(self.opt.param_lists, self.opt.hypers, strict=True) for p in group if p.requires_grad}
 
-    def _loss_scale(self) -> Tensor | None:
-        "Mixed precision's loss scale as a tensor on the device, None in single precision"
-        scaler = getattr(self.learn, 'scaler', None)
-        if scaler is None or not scaler.is_enabled(): return None
-        return scaler.scale(torch.ones((), device=self.loss_grad.device))
-
     def _auxiliary(self, weights: list[nn.Parameter], scale: Tensor | None) -> tuple[Tensor | float, Gradients, Gradients]:
         "The auxiliary loss, and its gradients by the model's weights and by its classifier's"
         if self.aux_head is None: return 0., [None] * len(weights), []
@@ -241,7 +251,7 @@ class LFTCallback(FTCallback):
         "γ, β, the auxiliary classifier, their optimizer, and where the pseudo-unseen domains are"
         domains = {} if self.domains is None else {'domains': self.domains.state_dict()}
         if not self.transformations: return {**(self._saved or {}), **domains}
-        return dict(transformations={name: layer.state_dict() for name, layer in self.transformations.items()},
+        return dict(transformations=self._transformations_state(),
                     aux_head=self.aux_head.state_dict() if self.aux else None,
                     opt=self.ft_opt.state_dict(), **domains)
 
@@ -250,12 +260,9 @@ class LFTCallback(FTCallback):
         if self.domains is not None and 'domains' in state: self.domains.load_state_dict(state['domains'])
         self._saved = state
         if not self.transformations or 'transformations' not in state: return  # until they are made
-        if list(state['transformations']) != list(self.transformations):
-            raise ValueError(f'LFTCallback: the saved transformations follow {", ".join(state["transformations"])}; '
-                             f'this model has them after {", ".join(self.transformations)}')
         if (state['aux_head'] is None) == bool(self.aux):
             raise ValueError(f'LFTCallback(aux={self.aux}): the state was saved {"without" if self.aux else "with"} aux')
-        for name, layer in self.transformations.items(): layer.load_state_dict(state['transformations'][name])
+        self._load_transformations(state['transformations'])
         if self.aux: self.aux_head.load_state_dict(state['aux_head'])
         self.ft_opt.load_state_dict(state['opt'])
         self._saved = None

@@ -93,7 +93,8 @@ def _backbone_name(name: str, blocks: list[str]) -> str:
     if not m: return name
     i, rest = int(m[1]), m[2]
     part, leaf = rest.rpartition('.')[::2]
-    if part in _CONV: return f'stages.{i}.{_CONV[part]}.{leaf}'
+    if mixed := re.fullmatch(r'(.+)\.(IN|BN)', part): part, leaf = mixed[1], f'{mixed[2]}.{leaf}'  # a norm of FLoR
+    if part in _CONV and not blocks: return f'stages.{i}.{_CONV[part]}.{leaf}'
     if part in _RESIDUAL and 0 <= i - 4 < len(blocks): return f'{blocks[i - 4]}.{_RESIDUAL[part]}.{leaf}'
     return f'{("conv1", "bn1")[i]}.{rest}' if i < 2 and blocks else name
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..as_built import as_built, blueprint
 from ..tensors import evaluating
 from . import backbones  # noqa: F401  registers the field's backbones with timm
-from .checkpoints import load_encoder_weights
+from .checkpoints import load_encoder_weights, read_state
+from .flor import mix_norms
 
 __all__ = ['Encoder', 'ImageSize', 'Weights', 'create_encoder', 'timm_body']
 
@@ -139,9 +140,11 @@ def timm_body(
     pretrained: bool, # With timm's weights?
     img_size: int | tuple[int, int], # Of the images
     in_chans: int, # Channels of the images
+    flor: Sequence[float] | None = None, # As in `create_encoder`
     **kwargs: Any, # For `timm.create_model`
 ) -> nn.Module:
     "The timm model of that name without its classifier, built for `img_size` if it asks for a size at all"
+    if flor is not None: return mix_norms(timm_body(arch, pretrained, img_size, in_chans, **kwargs), *flor)
     size = {'img_size': img_size, 'dynamic_img_size': True, 'dynamic_img_pad': True}
     while True:
         try: return timm.create_model(arch, pretrained=pretrained, in_chans=in_chans, num_classes=0, **{**size, **kwargs})
@@ -157,12 +160,14 @@ def create_encoder(
     pretrained: Weights = False, # True: timm's weights; or a checkpoint file or a state dict with those of the encoder
     img_size: ImageSize = 84, # Side of the training images, or (height, width)
     in_chans: int = 3, # Channels of the images
+    flor: Sequence[float] | None = None, # (a, b): mix instance norms into the batch norms, by draws from Beta(a, b)
     **kwargs: Any, # For `timm.create_model`
 ) -> Encoder:
     """An encoder by timm name, or around a module (which keeps its weights), with `num_features` and `out_shape` = (C, H, W).
 
-    An `Encoder` for this image size is returned as it is. Raises `ValueError` for an unknown name (nearest names offered),
-    for weights that do not exist or do not fit, and for an image size that the backbone cannot encode.
+    An `Encoder` for this image size is returned as it is. Norms of `flor` (Zou et al. 2024) are part of the encoder and saved
+    with it; weights of the same network without them are those of its batch norms. Raises `ValueError` for an unknown name
+    (nearest names offered), for weights that do not exist or do not fit, and for an image size that it cannot encode.
 
     >>> create_encoder('conv4', img_size=32).out_shape
     (64, 2, 2)
@@ -177,5 +182,17 @@ def create_encoder(
         _check_name(arch, pretrained is True)
         encoder = Encoder(timm_body(arch, pretrained is True, img_size, in_chans, **kwargs), img_size, in_chans, arch)
         encoder.config = {'arch': arch, 'img_size': img_size, 'in_chans': in_chans, **kwargs}
-    if not isinstance(pretrained, bool): load_encoder_weights(encoder, pretrained)
+    weights = None if isinstance(pretrained, bool) else read_state(pretrained)
+    mixed_weights = weights is not None and flor is not None and any('.IN.' in name for name in weights)
+    if weights is not None and not mixed_weights: load_encoder_weights(encoder, weights)
+    if flor is not None: encoder = _mixed(encoder, flor)
+    if weights is not None and mixed_weights: load_encoder_weights(encoder, weights)
     return encoder
+
+
+def _mixed(encoder: Encoder, flor: Sequence[float]) -> Encoder:
+    "An encoder around the same body, whose batch norms get instance norms beside them"
+    mixed = Encoder(mix_norms(encoder.body, *flor), encoder.img_size, encoder.in_chans, encoder.name)
+    plain = encoder.config or {'arch': None, 'img_size': encoder.img_size, 'in_chans': encoder.in_chans}
+    mixed.config = {**plain, 'flor': list(flor)}
+    return mixed

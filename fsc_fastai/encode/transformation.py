@@ -115,9 +115,10 @@ def residual_norms(
     images = _blank_images(encoder) if images is None else images.detach()[:2]
     outputs: dict[Any, str] = {}
     def note(name: str, norm: nn.Module, args: tuple, x: Tensor) -> None: outputs[x.grad_fn] = name
-    # the norms of queries and keys are inside attention
-    handles = [_output_of(m).register_forward_hook(partial(note, prefix + name)) for name, m in encoder.named_modules()
-               if _is_norm(m) and not re.search(r'(^|\.)[qk]_norm$', name)]
+    norms = {name: m for name, m in encoder.named_modules() if _is_norm(m)}
+    # the norms of queries and keys are inside attention, others inside a norm that is made of them
+    handles = [_output_of(m).register_forward_hook(partial(note, prefix + name)) for name, m in norms.items()
+               if not re.search(r'(^|\.)[qk]_norm$', name) and name.rpartition('.')[0] not in norms]
     try:
         with evaluating(encoder), torch.enable_grad(): result = encoder(images.clone().requires_grad_())
     except (RuntimeError, ValueError, AssertionError) as e:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..tensors import plain, single
 
-__all__ = ['EpisodeCrossEntropy', 'SigmoidMSE', 'CrossAttentionLoss']
+__all__ = ['EpisodeCrossEntropy', 'SigmoidMSE', 'CrossAttentionLoss', 'LargeMarginCosine', 'PrototypicalTriplet']
 
 
 class EpisodeCrossEntropy(nn.Module):
@@ -54,6 +54,45 @@ class CrossAttentionLoss(EpisodeCrossEntropy):
         way, label = plain(query_y), _global_labels(query_y, global_scores.shape[2])
         rows = torch.arange(way.shape[0], device=way.device)
         return super().forward(global_scores[rows, way], label) + self.episodic * super().forward(scores, way)
+
+
+class LargeMarginCosine(EpisodeCrossEntropy):
+    """Cross entropy where the true class has to win by a margin of the cosine (Yeh et al. 2020, after Wang et al. 2018, CosFace).
+
+    For scores that are scaled cosines, as those of `ProtoNet(distance='cosine', scale=30)`.
+    """
+    def __init__(self,
+        margin: float = .35, # Of the cosine
+        scale: float = 30., # Of the cosines in the scores
+    ):
+        super().__init__()
+        self.margin, self.scale = margin, scale
+
+    def forward(self, scores: Tensor, query_y: Tensor) -> Tensor:
+        "`query_y` `(n_query,)`: labels within the episode"
+        true = F.one_hot(plain(query_y), scores.shape[1])
+        return super().forward(single(scores) - self.margin * self.scale * true, query_y)
+
+
+class PrototypicalTriplet(EpisodeCrossEntropy):
+    """How far the distance to the own prototype exceeds that to each other one less a margin (Yeh et al. 2020), averaged.
+
+    For scores that are negative squared distances, as those of `ProtoNet`; the triplets are of distances, not squared ones.
+    """
+    def __init__(self,
+        margin: float = 1., # Of the distances
+    ):
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, scores: Tensor, query_y: Tensor) -> Tensor:
+        "`query_y` `(n_query,)`: labels within the episode"
+        squared = -single(scores)
+        distances = torch.where(squared > 0, squared, 1.).sqrt().where(squared > 0, 0.)  # at 0 a root has no gradient
+        own = distances.gather(1, plain(query_y)[:, None])
+        others = F.relu(own - distances + self.margin).masked_fill(F.one_hot(plain(query_y), scores.shape[1]).bool(), 0.)
+        of_each = others.sum(1) / (scores.shape[1] - 1)
+        return of_each if self.reduction == 'none' else of_each.mean()
 
 
 def _global_labels(query_y: Tensor, n_classes: int) -> Tensor:

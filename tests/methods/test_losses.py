@@ -2,10 +2,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 
 from fsc_fastai.data.episode import EpisodeLabel
-from fsc_fastai.methods.losses import CrossAttentionLoss, EpisodeCrossEntropy, SigmoidMSE
+from fsc_fastai.encode.encoder import create_encoder
+from fsc_fastai.methods.losses import CrossAttentionLoss, EpisodeCrossEntropy, LargeMarginCosine, PrototypicalTriplet, SigmoidMSE
+from fsc_fastai.methods.pairs import Pairs
+from fsc_fastai.methods.proto import ProtoNet
 
 Y = EpisodeLabel(torch.tensor([0, 2, 1, 1]), classes=(4, 0, 6))
 GLOBAL = torch.tensor([4, 6, 0, 0])
@@ -19,7 +23,8 @@ def test_cross_entropy_at_every_position():
     assert type(loss) is torch.Tensor
 
 
-@pytest.mark.parametrize('loss', [EpisodeCrossEntropy(), SigmoidMSE(), CrossAttentionLoss()])
+@pytest.mark.parametrize('loss', [EpisodeCrossEntropy(), SigmoidMSE(), CrossAttentionLoss(), LargeMarginCosine(),
+                                  PrototypicalTriplet()])
 def test_half_precision_scores_have_a_single_precision_loss(loss):
     assert loss(torch.randn(4, 3).half(), Y).dtype == torch.float32
 
@@ -49,3 +54,36 @@ def test_labels_without_their_classes_are_refused():
         with pytest.raises(ValueError, match='n_classes=0'): CrossAttentionLoss()(output, y)
     with pytest.raises(ValueError, match='7 classes.*number 9'):
         CrossAttentionLoss()(output, EpisodeLabel(torch.tensor([0, 2, 1, 1]), classes=(1, 9, 3)))
+
+
+def episode(distance, **kwargs):
+    "Scores of a ProtoNet, and what they are made of: prototypes, queries and labels"
+    torch.manual_seed(0)
+    net = ProtoNet(create_encoder(nn.Identity(), img_size=2), distance=distance, **kwargs)
+    prototypes, query, y = torch.randn(4, 3), torch.randn(9, 3), torch.randint(4, (9,))
+    return net.classify(Pairs(prototypes, query)), prototypes, query, y
+
+
+def test_large_margin_cosine():
+    scores, prototypes, query, y = episode('cosine', scale=30.)
+    cos = F.normalize(query) @ F.normalize(prototypes).T
+    cos[range(9), y] -= .35
+    assert_close(LargeMarginCosine()(scores, y), F.cross_entropy(30*cos, y))
+    assert LargeMarginCosine()(scores, y) > LargeMarginCosine(0.)(scores, y)
+    assert torch.equal(LargeMarginCosine(0.)(scores, y), EpisodeCrossEntropy()(scores, y))
+
+
+def test_prototypical_triplet():
+    scores, prototypes, query, y = episode('euclidean')
+    others = torch.stack([torch.tensor([c for c in range(4) if c != k]) for k in y.tolist()]).T
+    expected = torch.stack([F.triplet_margin_loss(query, prototypes[y], prototypes[o]) for o in others]).mean()
+    assert_close(PrototypicalTriplet()(scores, y), expected, rtol=1e-4, atol=1e-5)
+    loss = PrototypicalTriplet()
+    loss.reduction = 'none'
+    assert_close(loss(scores, y).mean(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_prototypical_triplet_has_a_gradient_on_a_prototype():
+    scores = torch.zeros(2, 3, requires_grad=True)
+    PrototypicalTriplet()(scores, torch.tensor([0, 1])).backward()
+    assert scores.grad.isfinite().all()

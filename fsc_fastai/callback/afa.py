@@ -1,0 +1,125 @@
+"""Adversarial feature augmentation (Hu and Ma 2022, AFA): the transformations of FT, learned to make features that differ.
+
+Two streams run through the encoder: a plain one, and one with a transformation after the last norm of every block, which the
+few-shot loss is of. A domain classifier, whose gradient is reversed for the encoder, tells them apart; their Gram matrices are
+drawn together. Where the gradient of the transformations is reversed too, they ascend what the encoder descends.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..encode.transformation import remove_ft
+from ..tensors import plain, pool_vectors, single
+from .blocks import kept_maps
+from .global_classifier import mean_over_ranks
+from .lft import FTCallback
+from .two_streams import domain_classifier, domain_loss, gram_loss, strength
+
+__all__ = ['AFACallback']
+
+LEARNED, REVERSED, EPOCHS = 150, 250, 400
+"Epochs of the published training from which γ, β are learned, from which their gradient is reversed, and all"
+
+
+class AFACallback(FTCallback):
+    """Train with L(augmented) + L(domains) + λ·L(Gram), λ = 2/(1 + exp(−epoch/400)) − 1 (Hu and Ma 2022).
+
+    γ, β stand still at first, descend the loss from epoch 150 and ascend it from 250. Transformations, domain classifier and
+    optimizers outlast a fit, and are in `state_dict`; losses of the last step in `losses`. For convolutional backbones. Does
+    nothing under `lr_find`. Raises `ValueError` for a compiled model and beside another callback with transformations.
+    """
+    _stateattrs = (*FTCallback._stateattrs, 'classifier', 'opts', 'losses', '_saved', '_maps', '_scale')
+    classifier: Any = None # Made on the first batch, as the next
+    opts: list[Any] = []
+    losses: Mapping[str, Tensor] = {}
+    _saved: Mapping[str, Any] | None = None
+    _maps: list[Tensor] = [] # Of the augmented stream, block by block
+    _scale: Any = 1. # Of the gradients in this step
+
+    def __init__(self,
+        lr: float = 1e-3, # Of its own Adam
+        of_epochs: int | None = EPOCHS, # What 150 and 250 are counted of; None: epochs of the fit, so that a short one gets there
+        twice: bool = True, # Its Adam steps the encoder a second time, as published? False: the learner's alone trains it
+        blocks: Sequence[str] | None = None, # Modules of the model whose Gram matrices count, besides the last map; None: stages
+        seed: int = 0, # Of the domain classifier
+        **kwargs: Any, # `gamma`, `beta`, `names` of `FTCallback`
+    ):
+        super().__init__(**kwargs)
+        self.lr, self.of_epochs, self.twice, self.blocks, self.seed = lr, of_epochs, twice, blocks, seed
+
+    @property
+    def published_epoch(self) -> float:
+        "Where in the published training this epoch is"
+        return self.epoch * EPOCHS / (self.of_epochs or self.n_epoch)
+
+    def before_train(self):
+        super().before_train()
+        if self.classifier is not None: self.classifier.to(next(self.raw_model.parameters()).device)
+        for opt in self.opts: opt.load_state_dict(opt.state_dict())  # its state follows the device
+
+    def _build(self) -> None:
+        super()._build()
+        like = next(self.raw_model.parameters())
+        self.classifier = domain_classifier(self.raw_model.encoder.num_features, self.seed).to(like)
+        trained = [*self.classifier.parameters(), *(self.raw_model.encoder.parameters() if self.twice else [])]
+        ft = [p.requires_grad_() for p in self.ft_parameters]
+        self.opts = [torch.optim.Adam(trained, self.lr), torch.optim.Adam([*trained, *ft], self.lr)]
+        if self._saved is not None: self.load_state_dict(self._saved)
+
+    def _enter(self, step: ExitStack) -> None:
+        super()._enter(step)
+        self._maps = step.enter_context(kept_maps(self.raw_model, self.blocks))
+        if self.published_epoch >= REVERSED:
+            for p in self.ft_parameters: step.callback(p.register_hook(torch.neg).remove)
+
+    def after_loss(self):
+        if self.idle or not self.loss_grad.requires_grad: return
+        augmented, self._maps = list(self._maps), []
+        remove_ft(self.raw_model)
+        images = torch.cat([plain(self.xb[0]), plain(self.xb[2])])
+        with kept_maps(self.raw_model, self.blocks) as maps: self.raw_model.encode(images)
+        augmented = augmented[:len(maps)]  # another callback may have passed once more
+        lam = strength(self.published_epoch / EPOCHS)
+        gram = torch.stack([gram_loss(*pair) for pair in zip(maps, augmented, strict=True)]).mean()
+        domains = domain_loss(self.classifier, *(single(pool_vectors(x[-1])) for x in (maps, augmented)), lam)
+        self.losses = dict(few_shot=self.learn.loss_grad.detach(), domains=domains.detach(), gram=gram.detach())
+        self.learn.loss_grad = self.learn.loss_grad + domains + lam * gram
+        self.learn.loss = self.learn.loss_grad.clone()
+        self._scale = self._loss_scale()
+
+    def after_cancel_step(self):
+        for p in self._own: p.grad = None  # mixed precision found an overflow: these gradients are as useless as the model's
+
+    @property
+    def _own(self) -> list[nn.Parameter]:
+        return [*self.classifier.parameters(), *self.ft_parameters] if self.opts else []
+
+    def after_step(self):
+        own = [p for p in self._own if p.grad is not None]
+        if not own: return
+        grads = mean_over_ranks([p.grad if self._scale is None else (p.grad / self._scale).nan_to_num(0., 0., 0.) for p in own])
+        for p, g in zip(own, grads, strict=True): p.grad = g
+        for p in self.raw_model.encoder.parameters():
+            if not p.requires_grad: p.grad = None  # zeros would be a step for Adam
+        self.opts[self.published_epoch >= LEARNED].step()
+        for p in own: p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        "γ, β, the domain classifier and both optimizers"
+        if not self.opts: return dict(self._saved or {})
+        return dict(transformations=self._transformations_state(), classifier=self.classifier.state_dict(),
+                    opts=[opt.state_dict() for opt in self.opts])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Go on from what `state_dict` returned; `ValueError` if it is of other transformations"
+        self._saved = state
+        if not self.opts or not state: return  # until they are made
+        self._load_transformations(state['transformations'])
+        self.classifier.load_state_dict(state['classifier'])
+        for opt, saved in zip(self.opts, state['opts'], strict=True): opt.load_state_dict(saved)
+        self._saved = None

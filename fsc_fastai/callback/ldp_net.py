@@ -1,0 +1,111 @@
+"""Local-global distillation prototypical network (Zhou et al. 2023, LDP-Net): crops of a query are classified as the query is.
+
+The whole image teaches: what the prototypes make of it is the target for its crops, and for crops of another query of the class.
+The crops are encoded by a copy of the encoder that follows slowly, without gradient, so what learns are prototypes and targets.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..methods.base import class_means, episode_way
+from ..tensors import full_precision, plain, pool_vectors, single
+from .crops import local_crops
+from .encoded import EncodedCallback
+
+__all__ = ['LDPNetCallback', 'distillation', 'follow', 'prototype_scores']
+
+Pick = tuple[int, int]
+
+
+def prototype_scores(
+    features: Tensor, # `(n, d)`
+    prototypes: Tensor, # `(n_way, d)`
+) -> Tensor:
+    "Negative squared distances `(n, n_way)`"
+    return -(features[:, None] - prototypes).square().sum(-1)
+
+
+def distillation(
+    scores: Tensor, # Of the queries `(n_query, n_way)`
+    local: Tensor, # Of their crops `(n_crops, n_query, n_way)`
+    by_class: Tensor, # Numbers of the queries of each class `(n_way, n_query / n_way)`
+    pick: Pick, # Of each class, the number of the query that teaches, and of the one whose crops learn
+) -> tuple[Tensor, Tensor]:
+    "Cross entropy of crops under their own image, and under another one of their class; the target is not detached, as published"
+    p, log_l = scores.softmax(-1), local.log_softmax(-1)
+    teacher, pupil = (by_class[:, i] for i in pick)
+    return -(p * log_l).sum(-1).mean(), -(p[teacher] * log_l[:, pupil]).sum(-1).mean()
+
+
+class LDPNetCallback(EncodedCallback):
+    """Train with L + `same` · own image + `across` · other image of the class (Zhou et al. 2023).
+
+    With ProtoNet as published; for other methods prototypes of averaged features classify the crops beside the method's own loss.
+    The copy is made in the first fit and outlasts it, in `state_dict` too. Its batch norms see the statistics of the crops.
+    Does nothing under `lr_find`. Raises `ValueError` for a compiled model and for classes of unequal numbers of queries.
+    """
+    _stateattrs = (*EncodedCallback._stateattrs, 'momentum_encoder')
+    momentum_encoder: Any = None # A copy of the model's encoder
+
+    def __init__(self,
+        same: float = 1., # Weight of the own image's loss
+        across: float = .15, # Weight of the other image's loss
+        momentum: float = .998, # Share of the old weights in the copy's new ones
+        n_crops: int = 6, # Of each query
+        crop_size: int | None = None, # Side; None: as 96 is to 224
+        augment: Callable[[Tensor], Tensor] | None = None, # Of the crops, as the published jitter of colours and blur
+    ):
+        self.same, self.across, self.momentum = same, across, momentum
+        self.n_crops, self.crop_size, self.augment = n_crops, crop_size, augment
+
+    def before_fit(self):
+        super().before_fit()
+        if self.run and self.momentum_encoder is None:
+            self.momentum_encoder = deepcopy(self.raw_model.encoder).requires_grad_(False)
+
+    def before_train(self): self.momentum_encoder.to(next(self.raw_model.parameters()).device).train()
+
+    def after_loss(self):
+        support_y, y, n = self.xb[1], plain(self.yb[0]), self.xb[1].shape[0]
+        way = episode_way(support_y)
+        if len(y) % way: raise ValueError(f'LDPNetCallback: {len(y)} queries are not as many for each of {way} classes')
+        features = self.vectors()
+        with full_precision(features):
+            prototypes = class_means(features[:n], support_y)
+            local = prototype_scores(self._encode_crops(), prototypes).unflatten(0, (self.n_crops, -1))
+            by_class = y.argsort(stable=True).view(way, -1)
+            first, second = torch.randint(by_class.shape[1], (2,)).tolist()
+            same, across = distillation(prototype_scores(features[n:], prototypes), local, by_class, (first, second))
+        self.add_loss(self.same * same + self.across * across)
+
+    @torch.no_grad()
+    def _encode_crops(self) -> Tensor:
+        crops = local_crops(plain(self.xb[2]), self.n_crops, self.crop_size)
+        return single(pool_vectors(self.momentum_encoder(crops if self.augment is None else self.augment(crops))))
+
+    def after_step(self): follow(self.momentum_encoder, self.raw_model.encoder, self.momentum)
+
+    def state_dict(self) -> dict[str, Any]:
+        "The copy"
+        return {} if self.momentum_encoder is None else dict(momentum_encoder=self.momentum_encoder.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Go on from what `state_dict` returned"
+        if not state: return
+        if self.momentum_encoder is None: self.momentum_encoder = deepcopy(self.raw_model.encoder).requires_grad_(False)
+        self.momentum_encoder.load_state_dict(state['momentum_encoder'])
+
+
+@torch.no_grad()
+def follow(
+    copy: nn.Module, # Changed
+    model: nn.Module, # Of the same parameters
+    momentum: float, # Share of the old ones
+) -> None:
+    "Move the parameters of a copy a bit nearer to those of a model; buffers stay"
+    for old, new in zip(copy.parameters(), model.parameters(), strict=True): old.lerp_(new, 1 - momentum)
