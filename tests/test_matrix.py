@@ -19,13 +19,18 @@ from torch import nn
 from torch.testing import assert_close
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
+from fsc_fastai.callback.afa import AFACallback
 from fsc_fastai.callback.ata import ATACallback
+from fsc_fastai.callback.bsr import BSRCallback
+from fsc_fastai.callback.ldp_net import LDPNetCallback
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.maml import FirstOrderMAML
 from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback
 from fsc_fastai.callback.wave_san import WaveSANCallback
+from fsc_fastai.encode.encoder import create_encoder
 from fsc_fastai.learner.core import fsc_learner
 from tests.learners import hue_loaders, silent, weights, write_hues
 
@@ -33,9 +38,18 @@ BLOCKS = ['encoder.body']
 LATER = {'StyleAdv': lambda: StyleAdvCallback(blocks=BLOCKS),
          'SVasP': lambda: SVasPCallback(blocks=BLOCKS),
          'ATA': lambda: ATACallback(p_plain=0., sizes=(1, 3)),
-         'wave-SAN': lambda: WaveSANCallback(blocks=BLOCKS)}
+         'wave-SAN': lambda: WaveSANCallback(blocks=BLOCKS),
+         'FLoR': lambda: None, # norms of the encoder
+         'BSR': BSRCallback,
+         'LDP': LDPNetCallback,
+         'AFA': lambda: AFACallback(0., blocks=BLOCKS, gamma=.1, beta=.1),
+         'MAML': lambda: FirstOrderMAML(['0'], epochs=1)}
 "The later training methods: a line each"
-CALLBACKS = ['plain', 'LRP', 'FT', 'LFT', 'LFT+LRP', *(name + other for name in LATER for other in ('', '+LRP', '+LFT'))]
+REFUSED = {'AFA+LFT', 'MAML+LFT'}
+"Each has a test in its own file"
+TOGETHER = ['FLoR+BSR+LDP+MAML+AFA+LRP', 'FLoR+BSR+LDP+LFT+LRP']
+CALLBACKS = ['plain', 'LRP', 'FT', 'LFT', 'LFT+LRP', *TOGETHER,
+             *(name + other for name in LATER for other in ('', '+LRP', '+LFT') if name + other not in REFUSED)]
 METHODS = ['relation', 'can', 'gnn', 'proto']
 PLACES = ['cpu-fp32', 'cpu-bf16', 'cuda-fp32', 'cuda-bf16', 'cuda-fp16']
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -90,9 +104,10 @@ def make(images, tmp_path) -> Callable:
         small = dict(n_way=2, n_shot=1, n_query=2, n_episodes=N, size=8, batch_tfms=[], device=place[:-5])
         loaders = lambda **kwargs: hue_loaders(images, **small, **kwargs)
         parts = {'LRP': LRPGuidedCallback, 'FT': FTCallback, 'LFT': lambda: LFTCallback(loaders(seed=1), ft_lr=ft_lr), **LATER}
-        own = [parts[name]() for name in callbacks.split('+') if name != 'plain']
+        own = [cb for name in callbacks.split('+') if name != 'plain' and (cb := parts[name]()) is not None]
         own += [Dtypes()] + ([MIXED[place]()] if place in MIXED else [])
-        learn = fsc_learner(loaders(), Tiny(), method, opt_func=SGD, lr=LR, cbs=[*own, *cbs], path=tmp_path, wd=0.,
+        net = create_encoder(Tiny(), img_size=8, flor=(.5, .5)) if 'FLoR' in callbacks else Tiny()
+        learn = fsc_learner(loaders(), net, method, opt_func=SGD, lr=LR, cbs=[*own, *cbs], path=tmp_path, wd=0.,
                             method_kwargs=dict(width=8, n_features=8) if method == 'gnn' else {})
         return silent(learn)
     return build
@@ -109,6 +124,12 @@ def check(learn, callbacks, place, before, steps=N):
     if 'LRP' in callbacks:
         assert len(learn.lrp_guided.losses) == steps
         assert all(loss.isfinite() and loss.dtype == torch.float32 for pair in learn.lrp_guided.losses for loss in pair)
+    if 'FLoR' in callbacks: assert any('.IN.' in k and not torch.equal(v, before[k]) for k, v in after.items())
+    if 'AFA' in callbacks: assert len(learn.afa.losses) == 3 and all(loss.isfinite() for loss in learn.afa.losses.values())
+    if 'LDP' in callbacks:
+        copied = {k: v for k, v in learn.ldp_net.momentum_encoder.state_dict().items() if 'weight' in k}
+        assert all(v.isfinite().all() and not torch.equal(v, after[f'encoder.{k}']) for k, v in copied.items())
+        assert any(not torch.equal(v, before[f'encoder.{k}']) for k, v in copied.items())
     if callbacks == 'FT': assert all((o.gamma == .3).all() and (o.beta == .5).all() for o in learn.ft.transformations.values())
     if 'LFT' in callbacks:
         assert learn.lft.losses.keys() == {'seen', 'unseen', 'aux'}

@@ -5,11 +5,13 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from fsc_fastai.callback.afa import EPOCHS, LEARNED, REVERSED, AFACallback
+from fsc_fastai.callback.lft import LFTCallback
+from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.callback.two_streams import domain_classifier, domain_loss, gram_loss, strength
 from fsc_fastai.encode.transformation import FeatureWiseTransformation
 
 from ..golden_files import load, noise_module
-from ..learners import hue_learner, weights
+from ..learners import hue_learner, hue_loaders, weights
 from .golden import MAPS, OPS, Step, recorded, same
 
 
@@ -150,3 +152,26 @@ def test_encoder_is_stepped_twice_unless_told_not_to(tmp_path):
         learn.fit(1, 0.)
         moved[twice] = [k for k, v in weights(learn).items() if 'weight' in k and not torch.equal(v, before[k])]
     assert moved[True] and not moved[False]
+
+
+def test_two_kinds_of_transformations_are_refused(tmp_path):
+    learn = learner(tmp_path, [AFACallback(), LFTCallback(hue_loaders(tmp_path/'hues', seed=1))])
+    with pytest.raises(ValueError, match='two callbacks with feature-wise transformations'): learn.fit(1)
+
+
+def test_a_training_that_was_cut_off_goes_on(tmp_path):
+    def train(*cbs):
+        torch.manual_seed(0)
+        learn = learner(tmp_path, [AFACallback(1e-2, of_epochs=None), *cbs])
+        learn.fit(3)
+        return learn
+    class CutOff(Callback):
+        order = 95
+        def after_epoch(self):
+            if self.epoch == 1: raise KeyboardInterrupt
+    whole = train()
+    with pytest.raises(KeyboardInterrupt): train(ResumeFit(tmp_path/'state.pt'), CutOff())
+    resumed = train(ResumeFit(tmp_path/'state.pt'))
+    for a, b in ((weights(whole), weights(resumed)), (whole.afa.classifier.state_dict(), resumed.afa.classifier.state_dict())):
+        assert all(torch.equal(v, b[k]) for k, v in a.items())
+    for a, b in zip(whole.afa.ft_parameters, resumed.afa.ft_parameters, strict=True): assert torch.equal(a, b)
