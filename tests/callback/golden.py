@@ -48,8 +48,8 @@ class Step:
         self.model = create_fsc_model(method, 'resnet10', n_way=self.way, img_size=self.size)
         report = load_reference_state(self.model, self.state)
         assert not report.missing, report.missing
-        recorded = {key.split('.', 1)[1] for key in self.arrays if key.startswith(('g.', 'after.'))} - {*report.unexpected}
-        self.ours = {name: load_reference_state(self.model, {name: self.state[name]}).loaded[0] for name in recorded}
+        placed = self.state.keys() - {*report.unexpected}
+        self.ours = {name: load_reference_state(self.model, {name: self.state[name]}).loaded[0] for name in placed}
 
     def __getitem__(self, key): return self.arrays[key]
 

@@ -99,7 +99,7 @@ def test_step(path, monkeypatch):
     step = Step(path)
     epoch = int(step['meta'][5])
     theirs = [k.removesuffix('.noise_gamma') for k in step.arrays if k.endswith('.noise_gamma')]
-    layers = {name: step.ours(f'{name}.weight').removesuffix('.weight') for name in theirs}
+    layers = {name: step.ours[f'{name}.weight'].removesuffix('.weight') for name in theirs}
     afa = AFACallback(lr=0.)
     def noise(p):
         [(name, kind)] = [(name, kind) for name, ours in layers.items() for kind in ('gamma', 'beta')
