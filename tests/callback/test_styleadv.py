@@ -1,5 +1,6 @@
 "StyleAdv and SVasP: the published numbers"
-import pytest
+import random
+
 import torch
 import torch.nn.functional as F
 
@@ -24,7 +25,19 @@ def test_attack_of_svasp(path):
     z, _ = load(path)
     direction = SVasPCallback(decay=float(z['decay'])).direction(z['grad'], z['crop_grads'])
     same(attacked(z['style'], direction, z['epsilon'], z['noise']), z['adv'], OPS)
-    assert SVasPCallback().decay == pytest.approx(float(z['decay']))
+
+
+def test_published_constants():
+    random.seed(0)
+    cb, other = StyleAdvCallback(), SVasPCallback()
+    assert (cb.epsilons, cb.p_skip, cb.start, cb.min_std) == ((.8, .08, .008), .4, 'published', None)
+    assert (other.epsilons, other.p_skip, other.start, other.decay) == ((.8, .08, .008), .2, 'gaussian', .1)
+    cb.names = other.names = ['a', 'b', 'c']*300
+    for o, same_lengths in ((cb, 1.), (other, 1/3)):
+        epsilons, restyled = o.draw()
+        assert abs(sum(restyled)/900 - 1 + o.p_skip) < .07
+        assert abs(sum(a == b for a, b in epsilons)/900 - same_lengths) < .07
+        assert all(abs(sum(a == e for a, _ in epsilons)/900 - 1/3) < .07 for e in o.epsilons)
 
 
 def spied(monkeypatch, owner, name):
@@ -41,9 +54,9 @@ def spied(monkeypatch, owner, name):
 @recorded('styleadv_episode_*.npz')
 def test_published_step(path, monkeypatch):
     z = Step(path)
-    cb = StyleAdvCallback(n_classes=len(z.state['classifier.bias']))
+    cb = StyleAdvCallback(p_skip=float(z['p_threshold']), n_classes=len(z.state['classifier.bias']))
     epsilons, restyled = [[float(e)]*2 for e in z['epsilon']], z['restyled'].bool().tolist()
-    assert restyled == (z['p'] >= cb.p_skip).tolist() and cb.p_skip == pytest.approx(float(z['p_threshold']))
+    assert restyled == (z['p'] >= cb.p_skip).tolist()
     monkeypatch.setattr(cb, 'draw', lambda: (epsilons, restyled))
     learn = z.learner(cb, z.episode(classes=tuple(z['global_y'][:, 0].tolist())))
     cb.before_fit()
