@@ -11,6 +11,7 @@ from ..encode.encoder import Encoder
 from ..tensors import cosine, full_precision, single, unit
 from .base import FewShotModel, Processed, class_means
 from .losses import CrossAttentionLoss
+from .registry import register_method
 
 __all__ = ['CrossAttentionNet', 'CrossAttention', 'Attended']
 
@@ -72,6 +73,7 @@ class CrossAttention(nn.Module):
             return self.attention(s, q).unflatten(2, size), self.attention(q, s).unflatten(2, size)
 
 
+@register_method('cross_attention', 'can')
 class CrossAttentionNet(FewShotModel):
     """CAN (Hou et al. 2019; Table I of Sun et al. 2020): the cross attention module, then cosine similarity.
 

@@ -14,6 +14,7 @@ from ..encode.encoder import Encoder
 from ..tensors import Pool, pool_vectors, vector_size
 from .base import FewShotModel, Processed, episode_way, one_hot
 from .graph_quick import QuickGraph
+from .registry import register_method
 
 __all__ = ['GNNNet', 'GraphNodes', 'GraphNet', 'GraphLayer', 'Adjacency', 'EdgeNorm', 'GraphLayerTrace']
 
@@ -178,6 +179,7 @@ class GraphNet(nn.Module):
         return scores, (*trace, seen)
 
 
+@register_method('gnn')
 class GNNNet(FewShotModel):
     """Graph network (Garcia and Bruna 2018; Table I of Sun et al. 2020): fc layer and labels appended, then the GNN.
 

@@ -9,6 +9,7 @@ from ..encode.encoder import Encoder
 from ..tensors import Pool, cosine, full_precision, pool_vectors, vector_size
 from .base import FewShotModel, one_hot
 from .pairs import LabelledPairs
+from .registry import register_method
 
 __all__ = ['MatchingNet', 'FullContext']
 
@@ -44,6 +45,7 @@ class FullContext(nn.Module):
         return support, hidden
 
 
+@register_method('matching')
 class MatchingNet(FewShotModel):
     """Matching network (Vinyals et al. 2016, equation (1)).
 

@@ -9,12 +9,14 @@ from ..encode.encoder import Encoder
 from ..tensors import Pool, cosine, full_precision, pool_vectors, single, vector_size
 from .base import FewShotModel, class_means
 from .pairs import Pairs, pair_parts
+from .registry import register_method
 
 __all__ = ['ProtoNet']
 
 Distance = Literal['euclidean', 'cosine']
 
 
+@register_method('proto')
 class ProtoNet(FewShotModel):
     """Prototypical network (Snell et al. 2017, equation (2)).
 

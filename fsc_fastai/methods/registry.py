@@ -10,12 +10,6 @@ from torch import nn
 
 from ..encode.encoder import Encoder, ImageSize, Weights, create_encoder
 from .base import FewShotModel
-from .cross_attention import CrossAttentionNet
-from .feat import FEAT
-from .graph import GNNNet
-from .matching import MatchingNet
-from .proto import ProtoNet
-from .relation import RelationNet
 
 __all__ = ['create_fsc_model', 'register_method', 'list_methods', 'get_method']
 
@@ -23,20 +17,18 @@ _methods: dict[str, type[FewShotModel]] = {}
 
 
 def register_method(
-    cls: type[FewShotModel], # The method
-    *names: str, # What it is called, besides the name of its class
-) -> type[FewShotModel]:
-    "Make a method known by name"
-    for name in (cls.__name__, *names): _methods[name.lower()] = cls
-    return cls
+    *names: Any, # What it is called, besides the name of its class; or the class itself: `@register_method` without names
+) -> Any:
+    """Decorator of a method's class, which is known by name from then on, in any case.
 
-
-register_method(RelationNet, 'relation', 'rn')
-register_method(CrossAttentionNet, 'cross_attention', 'can')
-register_method(GNNNet, 'gnn')
-register_method(ProtoNet, 'proto')
-register_method(MatchingNet, 'matching')
-register_method(FEAT)
+        @register_method('relation', 'rn')
+        class RelationNet(FewShotModel): ...
+    """
+    if names and isinstance(names[0], type): return register_method(*names[1:])(names[0])
+    def add(cls: type[FewShotModel]) -> type[FewShotModel]:
+        _methods.update({name.lower(): cls for name in (cls.__name__, *names)})
+        return cls
+    return add
 
 
 def list_methods() -> list[str]:

@@ -12,6 +12,7 @@ from ..kernels.small_conv import SmallConv2d, conv_small
 from .base import FewShotModel, class_means
 from .losses import EpisodeCrossEntropy, SigmoidMSE
 from .pairs import Pairs
+from .registry import register_method
 from .relation_quick import QuickRelation
 
 __all__ = ['RelationNet', 'RelationModule', 'RelationBlock', 'RelationTrace', 'BlockTrace']
@@ -122,6 +123,7 @@ class RelationModule(nn.Module):
                 'use larger images, or train at this size') if not self.layer1.conv.padding[0] and min(h, w) < 8 else None
 
 
+@register_method('relation', 'rn')
 class RelationNet(FewShotModel):
     """RelationNet (Sung et al. 2018; Table I of Sun et al. 2020): pairwise concatenation, then the relation module.
 

@@ -9,8 +9,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from fsc_fastai.data.episode import EpisodeLabel
-from fsc_fastai.methods import FewShotModel, ProtoNet, create_fsc_model, list_methods, register_method
+from fsc_fastai.methods import FewShotModel, ProtoNet, create_fsc_model, list_methods, register_method, registry
 from fsc_fastai.methods.base import one_hot
+from fsc_fastai.methods.registry import get_method
 
 from .toys import METHODS, feature_episode, feature_model
 
@@ -170,9 +171,18 @@ def test_a_method_of_ones_own(monkeypatch):
     monkeypatch.setattr('fsc_fastai.methods.registry._methods', {})
     class NearestSum(ProtoNet): pass
     assert isinstance(create_fsc_model(NearestSum, nn.Identity(), img_size=4), NearestSum)
-    register_method(NearestSum, 'sum')
+    assert register_method('sum')(NearestSum) is NearestSum
     model = create_fsc_model('sum', 'conv4', img_size=16)
     assert type(create_fsc_model(**model.config)) is NearestSum
+
+
+def test_methods_register_themselves():
+    "Beside their class, so that the registry knows none of them, and a subclass is another method"
+    assert not any(m is not FewShotModel and isinstance(m, type) and issubclass(m, FewShotModel) for m in vars(registry).values())
+    @register_method
+    class Alone(ProtoNet): pass
+    try: assert get_method('alone') is Alone and get_method('proto') is ProtoNet
+    finally: registry._methods.pop('alone')
 
 
 def test_bad_arguments_are_named():
