@@ -59,7 +59,7 @@ class FeatureNet(FewShotModel):
         adaptation: Any, # A method on features
     ) -> FeatureNet:
         "With a `config`, if the model has one and the settings are plain values or tensors"
-        net = cls(cast(Encoder, model.encoder), model.n_way, adaptation=adaptation)
+        net = cls(cast(Encoder, model.encoder), model.n_way, adaptation=adaptation).train(model.training)
         of_encoder: dict[str, Any] = getattr(model, 'config', {})
         plain = {f.name: value for f in fields(adaptation) if (value := getattr(adaptation, f.name)) is not None
                  and f.name not in net.tensors and value != f.default}
@@ -69,7 +69,7 @@ class FeatureNet(FewShotModel):
         if of_encoder:
             net.config = {'method': cls.__name__, **{k: of_encoder[k] for k in OF_ENCODER}, 'n_way': net.n_way,
                           'adaptation': adaptation.name, 'settings': settings, 'shapes': shapes}
-        return net.train(model.training)
+        return net
 
     @property
     def method(self) -> Any:
@@ -99,13 +99,13 @@ class FeatureNet(FewShotModel):
         return self, self.vectors(f)
 
     def forward_episodes(self,
-        f_support: Tensor, # Vectors `(n_episodes, n_support, d)`
+        f_support: Tensor, # Maps or vectors `(n_episodes, n_support, ...)`
         support_y: Tensor, # Labels `(n_support,)` of each
-        f_query: Tensor, # Vectors `(n_episodes, n_query, d)`
+        f_query: Tensor, # Maps or vectors `(n_episodes, n_query, ...)`
     ) -> Tensor:
         "Scores `(n_episodes, n_query, n_way)`, each episode for itself"
-        fitted = self.method.fit(f_support, one_hot(support_y, f_support.dtype), f_query)
-        return fitted(f_query)
+        support, query = (self.vectors(f.flatten(0, 1)).unflatten(0, f.shape[:2]) for f in (f_support, f_query))
+        return self.method.fit(support, one_hot(support_y, support.dtype), query)(query)
 
 
 register_method(FeatureNet, 'features')

@@ -54,6 +54,8 @@ def tune(
     steps: int, # How many
 ) -> tuple[Tensor, Tensor]:
     "The weights after `steps` steps, and the losses before each `(steps, …)`"
+    if torch.compiler.is_compiling():
+        raise ValueError('a method that learns by gradients has no graph to export: save a bundle, or use SimpleShot')
     state, losses = optimizer.start(w), []
     for t in range(1, steps + 1):
         # an explanation that traces what runs around this takes the weights for constants

@@ -79,6 +79,8 @@ def fsc_eval(
     n_query: int = 16, # Queries a class
     seed: int = 0, # The same seed draws the same episodes for every learner
     transductive: bool = False, # Let confident queries join the support set
+    adapt: str | None = None, # Adaptation to each support: pa, or pa:lr=0.1,steps=20; several are joined by +, as in none+pa+pmf
+    resume: Path | None = None, # File to keep accuracies in, to go on after an interruption; for adaptations of the encoder
     csv: Path | None = None, # Write the table here as well
     device: str | None = None, # Where to compute: cpu, cuda, cuda:1, mps; default: a GPU if there is one
 ) -> None:
@@ -93,7 +95,9 @@ def fsc_eval(
             drawn = dict(n_way=n_way, n_shot=n_shot, n_query=n_query)
             # not as in training, for which a domain may have too few images
             tested = learn.dls.as_domains(_domains(domains or ['glyphs']), **drawn)
-            table = learn.evaluate(tested, n_episodes=n_episodes, seed=seed, transductive=transductive, **drawn)
+            rows = [None if name == 'none' else name for name in adapt.split('+')] if adapt else []
+            table = learn.evaluate(tested, n_episodes=n_episodes, seed=seed, transductive=transductive, resume=resume,
+                                   adapt=rows if len(rows) > 1 else next(iter(rows), None), **drawn)
         print(printable_lines(format_table(table)))
         if csv:
             with atomic_write(csv) as part: table.to_csv(part, index=False)

@@ -66,6 +66,7 @@ def fsc_deploy(
     out: Path = Path('classifier'), # Folder to write; a classifier that is there is replaced
     reject: float | None = None, # Below this probability an image is none of the classes; default: never
     thumbnails: bool = False, # Keep small pictures of the examples, for the web page
+    adapt: str | None = None, # Adaptation to the examples: pa, pmf, finetune:steps=50, …
 ) -> None:
     """Make a classifier for `fsc_classify` and `fsc_serve` from a learner and a few examples of each class.
 
@@ -73,7 +74,8 @@ def fsc_deploy(
     executes what its writer put into it: only load one that you trust. The folder of a classifier gives one with other examples.
     """
     def deploy() -> None:
-        known = load_classifier(learner) if is_bundle(learner) else FewShotClassifier.from_learner(learner_from(learner))
+        known = (load_classifier(learner) if is_bundle(learner) and adapt is None
+                 else FewShotClassifier.from_learner(learner_from(learner), adapt=adapt))
         if reject is not None: known.reject = reject
         known.fit(support).save(out, thumbnails)
         shots = ', '.join(f'{printable(label)} ({n})' for label, n in known.shots_.items())

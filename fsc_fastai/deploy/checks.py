@@ -81,8 +81,10 @@ def _check_classes(classes: list, labels: list) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    "A number, a word or a short list of them?"
-    if isinstance(value, list): return len(value) <= 64 and all(_is_plain(o) and not isinstance(o, list) for o in value)
+    "A number, a word, or a short list or object of them?"
+    if isinstance(value, dict):
+        return len(value) <= 64 and all(_is_plain(o) and not isinstance(o, dict) for o in (*value, *value.values()))
+    if isinstance(value, list): return len(value) <= 64 and all(_is_plain(o) and not isinstance(o, list | dict) for o in value)
     if isinstance(value, str): return len(value) <= 64 and not set(value) & set('/\\:')
     return value is None or isinstance(value, bool) or isinstance(value, int | float) and abs(value) <= MAX_NUMBER
 

@@ -1,19 +1,21 @@
 "`FewShotClassifier`: a few examples of each class in, labels and probabilities out, with scikit-learn's habits"
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..adapt.base import as_adaptation
 from ..adapt.head import deployed_head
 from ..data.names import composed
 from ..data.size import size_text
@@ -68,8 +70,17 @@ class FewShotClassifier:
         model: FewShotModel, # Copied: training it on changes nothing here
         preprocess: Preprocess, # From an image to what the encoder takes
         reject: float | None = None, # Below this probability an image is none of the classes; None: never
+        adapt: Any = None, # An inductive adaptation to the examples, or its name: the encoder too, if it is on images
     ):
         self.preprocess, self.reject, self.temperature = preprocess, reject, 1.
+        self.adapt = cast(Any, as_adaptation(adapt))
+        self._trained: FewShotModel | None = None # Adapted anew to every set of examples
+        if self.adapt is not None:
+            if self.adapt.transductive:
+                raise ValueError(f'{self.adapt.name} answers queries together, a classifier answers each by itself: use an '
+                                 'inductive adaptation, such as PA or FineTune')
+            if self.adapt.on_images: self._trained = copy.deepcopy(model).eval()
+            else: model = self.adapt(model)
         self.head = deployed_head(model)
         self._support: Support | None = None
         self._at_once: int | None = None # Images to encode at once; None: not yet known
@@ -79,9 +90,14 @@ class FewShotClassifier:
         learn: FSCLearner, # Trained
         preprocess: Preprocess | None = None, # None: the validation transforms of its loaders
         reject: float | None = None, # Below this probability an image is none of the classes; None: never
+        adapt: Any = None, # An inductive adaptation to the examples, or its name
     ) -> FewShotClassifier:
-        "The model of a learner as it is now, without examples. Raises `ValueError` for transforms that a bundle can not hold"
-        return cls(learn.model, preprocess or Preprocess.from_dls(learn.dls), reject)
+        """The model of a learner as it is now, without examples. With `adapt` the model is adapted to every new set of examples.
+
+        An encoder that was adapted is saved as it came out; loaded again it is no more adapted to examples that join. Raises
+        `ValueError` for transforms that a bundle can not hold, and for a transductive adaptation.
+        """
+        return cls(learn.model, preprocess or Preprocess.from_dls(learn.dls), reject, adapt)
 
     @classmethod
     def from_pretrained(cls,
@@ -283,19 +299,38 @@ class FewShotClassifier:
 
     def _support_of(self, batches: Iterable[Tensor], labels: tuple[Label, ...]) -> Support:
         "Batches of bytes and the labels of all as a support set"
-        features, thumbnails = [], []
+        features, thumbnails, kept = [], [], []
         for pixels in batches:
+            if self._trained is not None: kept.append(pixels)
             features.append(self.head.compact(self.encode(pixels)))
             thumbnails.append(thumbnails_of(pixels))
-        return Support(torch.cat(features), labels, torch.cat(thumbnails))
+        return Support(torch.cat(features), labels, torch.cat(thumbnails), torch.cat(kept) if kept else None)
 
     def _join(self, new: Support) -> FewShotClassifier:
         return self._take(new if self._support is None else self._support.joined(new))
 
     def _take(self, support: Support, strict: bool = False) -> FewShotClassifier:
         "Take over a support set; one that the method can not do only if it is on the way there, and not `strict`"
+        if self._trained is not None and len(support.classes) > 1: return self._take_adapted(self._trained, support)
         problem = self.head.problem(len(support.classes))
         if problem and (strict or self.fitted): raise ValueError(problem)
         if not problem: self.head.fit(support.features, support.member)
         self._support = support
+        return self
+
+    def _take_adapted(self, trained: FewShotModel, support: Support) -> FewShotClassifier:
+        "Adapt the trained model to the examples, encode them anew and take them over; after an error all is as before"
+        before, pixels = self.head, cast(Tensor, support.pixels)
+        adapted = self.adapt(trained.to(self.device), self.preprocess.normalise(pixels.to(self.device)),
+                                               support.member.argmax(1).to(self.device))
+        try:
+            self.head = deployed_head(adapted)
+            with torch.no_grad(): features = torch.cat([self.head.compact(self.encode(part)) for part in pixels.split(BATCH)])
+            new = replace(support, features=features)
+            if problem := self.head.problem(len(new.classes)): raise ValueError(problem)
+            self.head.fit(new.features, new.member)
+        except BaseException:
+            self.head = before
+            raise
+        self._support = new
         return self

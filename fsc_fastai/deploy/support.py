@@ -29,6 +29,7 @@ class Support:
     features: Tensor
     labels: tuple[Label, ...]
     thumbnails: Tensor | None = None # Bytes `(n_support, 3, 48, 48)`
+    pixels: Tensor | None = None # Bytes `(n_support, channels, height, width)`, where the encoder is adapted to them; never saved
 
     @property
     def classes(self) -> list[Label]:
@@ -45,15 +46,15 @@ class Support:
     def joined(self, other: Support) -> Support:
         "The examples of both. Raises `TypeError` for text labels beside numbers"
         _one_type((*self.labels, *other.labels))
-        both = self.thumbnails is not None and other.thumbnails is not None
-        thumbnails = torch.cat([self.thumbnails, other.thumbnails]) if both else None # type: ignore[list-item]
-        return Support(torch.cat([self.features, other.features]), (*self.labels, *other.labels), thumbnails)
+        both = lambda a, b: None if a is None or b is None else torch.cat([a, b])
+        return Support(torch.cat([self.features, other.features]), (*self.labels, *other.labels),
+                       both(self.thumbnails, other.thumbnails), both(self.pixels, other.pixels))
 
     def without(self, label: Label) -> Support:
         "The examples of the other classes"
         keep = torch.tensor([o != label for o in self.labels], device=self.features.device)
-        thumbnails = None if self.thumbnails is None else self.thumbnails[keep.to(self.thumbnails.device)]
-        return Support(self.features[keep], tuple(o for o in self.labels if o != label), thumbnails)
+        kept = lambda t: None if t is None else t[keep.to(t.device)]
+        return Support(self.features[keep], tuple(o for o in self.labels if o != label), kept(self.thumbnails), kept(self.pixels))
 
     def to(self, device: torch.device | str) -> Support:
         "The same on another device; thumbnails stay where they are"

@@ -1,8 +1,9 @@
 "Accuracy over test episodes, domain by domain, as the paper reports it"
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastcore.basics import chunked, patch
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 
+from ..adapt.base import Adaptation
 from ..adapt.transduction import CANDIDATES, transductive_scores
 from ..data.episode import EpisodeLabel
 from ..data.loader import EpisodicDL
@@ -22,6 +24,7 @@ from ..methods.finite import REMEDY
 from ..methods.graph import GNNNet
 from ..methods.relation_quick import QuickRelation
 from ..tensors import evaluating
+from .adapted import KeptEpisodes, adapted_accuracies, as_adaptations, weights_digest
 from .core import FSCLearner
 from .distributed import joined, own_part, share_of
 from .metrics import ci95, episode_accuracy
@@ -88,6 +91,12 @@ def episode_scores(
         if transductive: return transductive_scores(scorer, f_support, support_y, f_query, candidates)
         return scorer.forward_head(f_support, support_y, f_query)
 
+    def classify_all(f_support: Tensor, f_query: Tensor) -> Tensor:
+        of_many = getattr(scorer, 'forward_episodes', None)
+        if of_many is None or transductive: return torch.vmap(classify)(f_support, f_query)
+        n_way = len(first[0].classes)
+        return of_many(f_support, _episode_labels(range(n_way), f_support.shape[1] // n_way, features.device), f_query)
+
     def maps_of(episodes: Sequence[EpisodeIndices]) -> tuple[Tensor, Tensor]:
         support, query = (torch.tensor(idxs, device=features.device) for idxs in
                           ([e.support for e in episodes], [e.query for e in episodes]))
@@ -95,12 +104,12 @@ def episode_scores(
 
     if sampler.varies: at_once = 1
     elif at_once is None: at_once = _episodes_at_once(scorer, *maps_of(first[:1]))
-    if at_once > 1 and not _vectorises(classify, *maps_of(first)): at_once = 1
+    if at_once > 1 and not _vectorises(classify, classify_all, *maps_of(first)): at_once = 1
     together = list(chunked(range(n_episodes), at_once))
     for ks in together[own_part(len(together), share)]:
         episodes = [sampler.episode(k) for k in ks]
         maps = maps_of(episodes)
-        scores = torch.vmap(classify)(*maps) if len(ks) > 1 else [classify(maps[0][0], maps[1][0], len(episodes[0].classes))]
+        scores = classify_all(*maps) if len(ks) > 1 else [classify(maps[0][0], maps[1][0], len(episodes[0].classes))]
         for episode, s in zip(episodes, scores):
             n_query = len(episode.query) // len(episode.classes)
             yield episode, s, _episode_labels(episode.classes, n_query, s.device).as_subclass(Tensor)
@@ -116,9 +125,9 @@ def _episodes_at_once(model: Any, f_support: Tensor, f_query: Tensor) -> int:
     return max(1, min(64, room // pairs))
 
 
-def _vectorises(classify: Callable[[Tensor, Tensor], Tensor], f_support: Tensor, f_query: Tensor) -> bool:
+def _vectorises(classify: Callable, classify_all: Callable, f_support: Tensor, f_query: Tensor) -> bool:
     "Whether these episodes get the same scores together as one by one"
-    try: together = torch.vmap(classify)(f_support, f_query)
+    try: together = classify_all(f_support, f_query)
     except RuntimeError: return False  # an operation that knows no batches, or a decision that depends on values
     return torch.allclose(together, torch.stack([classify(*maps) for maps in zip(f_support, f_query)]), rtol=1e-4, atol=1e-5)
 
@@ -148,17 +157,22 @@ def _bar(learn: FSCLearner, named: dict[str, EpisodicDL]) -> Iterable[tuple[str,
     return progress_bar(named.items(), total=len(named), leave=False) if hasattr(learn, 'progress') else named.items()
 
 
-def _test_episodes(learn, domains, n_episodes, n_way, n_shot, n_query, seed, transductive=False, candidates=CANDIDATES):
-    "Domain by domain: name, loader and the iterator of `episode_scores`, which scores when it is asked: in eval mode till then"
+def _test_domains(learn, domains, n_episodes, n_way, n_shot, n_query, seed):
+    "Domain by domain: name, loader and sampler"
     check_whole('n_episodes', n_episodes, least=1)
     named = _as_domains(learn, domains)
     for dl in named.values(): dl.check_distinct()
     samplers = {name: EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed, dl.drop_small, dl.vocab, f'domain {name!r}')
                 for name, dl in named.items()}
-    for name, dl in _bar(learn, named):
-        features = _encode_domain(learn, dl)
-        yield name, dl, episode_scores(learn.model, features, samplers[name], n_episodes, transductive, candidates,
-                                       share=share_of(learn))
+    for name, dl in _bar(learn, named): yield name, dl, samplers[name]
+
+
+def _accuracies(learn: FSCLearner, model: Any, features: Tensor, sampler: EpisodeSampler, n_episodes: int, **kwargs) -> list:
+    "Of every episode, as numbers; ranks share them out"
+    tested = episode_scores(model, features, sampler, n_episodes, share=share_of(learn), **kwargs)
+    found = [episode_accuracy(scores, y) for _, scores, y in tested]
+    none = torch.zeros(0, device=learn.dls.device)  # a rank's share when there are fewer episodes than go together
+    return joined(torch.stack(found) if found else none, share_of(learn)).tolist()
 
 
 @patch
@@ -174,34 +188,52 @@ def evaluate(
     seed: int = 0, # The same seed draws the same episodes for every model, so that differences are paired
     transductive: bool = False, # Let confident queries join the support set
     candidates: Sequence[int] = CANDIDATES, # How many join in each round
+    adapt: Any = None, # An adaptation to each support, or its name; or a list or dictionary of them, a row each
+    resume: str | PathLike | None = None, # File to keep accuracies in, for adaptations on images: it is gone on with
 ) -> pd.DataFrame:
     """Accuracy on test episodes of each domain, with its 95 % confidence interval (±1.96·std/√n over the episodes).
 
     Returns a frame with a row a domain: domain, way, shot, n_episodes, n_query, accuracy, ci95, protocol, images (their hash,
-    `images_hash`). The accuracy of every episode is kept in its `attrs['episodes']`, which `compare` pairs. Each image is
+    `images_hash`), and adapt where it was asked for. The accuracy of every episode is kept in its `attrs['episodes']`, which
+    `compare` pairs. An adaptation on images encodes each episode anew, in all other cases each image is
     encoded once. Every part of the model is left in the mode that it was in. Raises `ValueError` for scores that are not finite.
     """
     if protocol not in PROTOCOLS: raise ValueError(f'protocol={protocol!r}: one of {", ".join(PROTOCOLS)}')
     default = PROTOCOLS[protocol]
     n_episodes, n_query = _given(n_episodes, default.n_episodes), _given(n_query, default.n_query)
     n_way, n_shot = _given(n_way, self.dls.valid.n_way), _given(n_shot, self.dls.valid.n_shot)
-    episodes, hashes = {}, {}
+    adaptations = as_adaptations(adapt)
+    if transductive and adapt is not None:
+        raise ValueError('transductive=True and adapt=…: give one of both, adapt=SelfTraining() is the same')
+    kept = KeptEpisodes(resume, dict(way=n_way, shot=n_shot, n_query=n_query, seed=seed, weights=weights_digest(self.model))
+                        if resume else {})
+    episodes: dict[str, dict[str, list[float]]] = {row: {} for row in adaptations}
+    hashes = {}
     with evaluating(self.model):
-        for name, dl, tested in _test_episodes(self, domains, n_episodes, n_way, n_shot, n_query, seed, transductive, candidates):
+        for name, dl, sampler in _test_domains(self, domains, n_episodes, n_way, n_shot, n_query, seed):
             hashes[name] = images_hash(dl)
-            accuracies = [episode_accuracy(scores, y) for _, scores, y in tested]
-            none = torch.zeros(0, device=self.dls.device)  # a rank's share when there are fewer episodes than go together
-            episodes[name] = joined(torch.stack(accuracies) if accuracies else none, share_of(self)).tolist()
-            if bad := np.isnan(episodes[name]).sum():
-                raise ValueError(f'the scores of {bad} of {n_episodes} episodes of domain {name!r} are not finite: {REMEDY}')
+            on_features = any(a is None or not a.on_images for a in adaptations.values())
+            features = _encode_domain(self, dl) if on_features else torch.empty(0)
+            for row, a in adaptations.items():
+                if a is not None and a.on_images:
+                    known = kept.of(f'{row}: {a} on {name} {hashes[name]}')
+                    found = adapted_accuracies(self, dl, sampler, n_episodes, a, known, kept)
+                else:
+                    model = self.model if a is None else a(self.model)
+                    found = _accuracies(self, model, features, sampler, n_episodes, transductive=transductive,
+                                        candidates=candidates)
+                if bad := np.isnan(found).sum():
+                    raise ValueError(f'the scores of {bad} of {n_episodes} episodes of domain {name!r} are not finite: {REMEDY}')
+                episodes[row][name] = found
     published = (n_episodes, n_query) == (default.n_episodes, default.n_query)
     label = protocol if published else f'{n_episodes}×{count_text(n_query)}'
-    table = pd.DataFrame([dict(domain=name, way=n_way, shot=n_shot, n_episodes=n_episodes, n_query=n_query,
-                               accuracy=float(np.mean(accuracies)), ci95=ci95(accuracies),
-                               protocol=label + (' transductive' if transductive else ''), images=hashes[name])
-                          for name, accuracies in episodes.items()])
-    table.attrs['episodes'] = episodes
-    return table
+    def said(a: Adaptation | None) -> str: return label + (' transductive' if transductive or a and a.transductive else '')
+    table = pd.DataFrame([dict(domain=name, adapt=row, way=n_way, shot=n_shot, n_episodes=n_episodes, n_query=n_query,
+                               accuracy=float(np.mean(accuracies)), ci95=ci95(accuracies), protocol=said(adaptations[row]),
+                               images=hashes[name])
+                          for row, of_domains in episodes.items() for name, accuracies in of_domains.items()])
+    table.attrs['episodes'] = episodes if isinstance(adapt, Mapping | list | tuple) else next(iter(episodes.values()))
+    return table.drop(columns='adapt') if adapt is None else table
 
 
 @patch
@@ -228,7 +260,8 @@ def confusion(
     taken, offered = np.zeros((2, len(dl.vocab), len(dl.vocab)), dtype=np.int64)
     finite = 1
     with evaluating(self.model):
-        (_, _, tested), = _test_episodes(self, named, n_episodes, n_way, n_shot, n_query, seed)
+        (_, dl, sampler), = _test_domains(self, named, n_episodes, n_way, n_shot, n_query, seed)
+        tested = episode_scores(self.model, _encode_domain(self, dl), sampler, n_episodes, share=share_of(self))
         for episode, scores, y in tested:
             classes = np.array(episode.classes)
             np.add.at(taken, (classes[y.cpu()], classes[scores.argmax(1).cpu()]), 1)
@@ -265,17 +298,28 @@ def worst_domain(
 
 def compare(
     results_a: pd.DataFrame, # From `learn.evaluate`
-    results_b: pd.DataFrame, # From another learner's `evaluate` on the same domains, seed and episodes
+    results_b: pd.DataFrame | None = None, # From another `evaluate` on the same domains, seed and episodes; None: see below
 ) -> pd.DataFrame:
     """The paired difference b − a in each domain, with its 95 % interval over the episodes.
 
-    Both were tested on the same episodes, so the noise of drawing them cancels. Raises `ValueError` when they were not.
+    Both were tested on the same episodes, so the noise of drawing them cancels. A table of several adaptations alone: each of
+    them against the first. Raises `ValueError` when they were tested on other episodes.
     """
+    if results_b is None:
+        first, *others = (_of_adaptation(results_a, row) for row in results_a.get('adapt', pd.Series()).unique())
+        return pd.concat([compare(first, b).assign(adapt=b.adapt.iloc[0]) for b in others], ignore_index=True)
     a, b = results_a.attrs.get('episodes'), results_b.attrs.get('episodes')
     if not a or not b: raise ValueError('compare needs tables as `learn.evaluate` returned them: one has lost attrs["episodes"]')
     settings = ['domain', 'way', 'shot', 'n_episodes', 'n_query', 'images']
     if results_a[settings].values.tolist() != results_b[settings].values.tolist():
         raise ValueError(f'compare pairs the same episodes, but the tables differ in {", ".join(settings)}:\n'
                          f'{results_a[settings]}\n{results_b[settings]}')
-    differences = {name: np.subtract(b[name], a[name]) for name in a}
+    differences = {name: np.subtract(b[name], a[name]) for name in results_a.domain}
     return pd.DataFrame([dict(domain=name, difference=d.mean(), ci95=ci95(d)) for name, d in differences.items()])
+
+
+def _of_adaptation(table: pd.DataFrame, row: str) -> pd.DataFrame:
+    "The rows of one adaptation, with their episodes"
+    chosen = table[table.adapt == row]
+    chosen.attrs = {'episodes': table.attrs['episodes'][row]}
+    return chosen

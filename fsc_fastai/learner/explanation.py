@@ -10,6 +10,7 @@ from fastcore.basics import listify, patch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..adapt.base import as_adaptation
 from ..briefly import brief_repr
 from ..explain.heatmaps import plot_heatmaps, plot_support_heatmaps
 from ..explain.to_pixels import attention_maps, explain_images
@@ -70,6 +71,7 @@ def explain(
     *,
     explainer: Any = None, # Default: `LRP()`; also `GradientXInput()`, `IntegratedGradients()`, or a callable
     explain_support: bool = False, # Explain the support images too: n_query·n_way maps of each
+    adapt: Any = None, # An adaptation to the support, or its name: the adapted model is explained
 ) -> EpisodeExplanation:
     """Relevance of every pixel for every (query, class), from the scores through the whole model (Sun et al. 2020, IV-E).
 
@@ -87,8 +89,9 @@ def explain(
     else:
         support_x, support_y, query_x = _own_episode(self, query, support)
         classes = list(support)
-    model = self.model
+    model, adaptation = self.model, as_adaptation(adapt)
     with evaluating(model):
+        if adaptation is not None: model = adaptation(model, support_x, support_y, query_x).eval()
         R = explain_images(model, support_x, support_y, query_x, explainer, support=explain_support)
         attention = attention_maps(model, support_x, support_y, query_x)[0] if isinstance(model, CrossAttentionNet) else None
     return EpisodeExplanation(R.query, R.support, R.scores, (support_x, support_y, query_x), classes, query_y, attention)

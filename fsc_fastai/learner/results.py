@@ -24,7 +24,7 @@ def format_table(
     **columns: list, # Other accuracies between 0 and 1 to show beside it, by name: one for each domain
 ) -> str:
     "The table for a terminal: percentages, chance level, and other `columns` beside it"
-    shown = table[['domain', 'way', 'shot', 'n_episodes', 'n_query', 'protocol']].copy()
+    shown = table[['domain', *(['adapt'] if 'adapt' in table else []), 'way', 'shot', 'n_episodes', 'n_query', 'protocol']].copy()
     shown['accuracy %'] = [f'{100*acc:.2f} ± {100*ci:.2f}' for acc, ci in zip(table.accuracy, table.ci95)]
     shown['chance %'] = [f'{_chance(way):.0f}' for way in table.way]
     for name in ('way', 'shot', 'n_query'): shown[name] = table[name].map(count_text)

@@ -1,0 +1,121 @@
+"Test episodes whose encoder is adapted to each support: one at a time, under a progress bar, and to be gone on with"
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from os import PathLike
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from fastprogress.fastprogress import progress_bar
+from torch import Tensor, nn
+
+from ..adapt.base import Adaptation, as_adaptation
+from ..data.episode import EpisodeLabel
+from ..data.loader import EpisodicDL
+from ..data.sampler import EpisodeSampler
+from ..files import atomic_write
+from .core import FSCLearner
+from .distributed import joined, own_part, share_of
+from .metrics import episode_accuracy
+
+__all__ = ['as_adaptations', 'adapted_accuracies', 'KeptEpisodes', 'weights_digest']
+
+SECONDS = 5 # Between two writings of the file
+
+
+def as_adaptations(
+    adapt: Any, # None, an adaptation or its name, or a list or dictionary of them
+) -> dict[str, Any]:
+    "Adaptations by what their rows are called; None stands for the model as it is. Raises `ValueError` for two of one name"
+    if isinstance(adapt, Mapping): return {str(k): as_adaptation(v) for k, v in adapt.items()}
+    found = [as_adaptation(o) for o in (adapt if isinstance(adapt, list | tuple) else [adapt])]
+    names = ['none' if o is None else o.name for o in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f'adapt=[{", ".join(names)}]: two rows of one name, give a dictionary {{name: adaptation}}')
+    return dict(zip(names, found))
+
+
+class KeptEpisodes:
+    "Accuracies of episodes in a JSON file, so that a run that was interrupted goes on; None keeps nothing"
+    def __init__(self,
+        path: str | PathLike | None, # Of the file
+        made_with: Mapping[str, Any], # What the accuracies depend on, besides domain and adaptation
+    ):
+        self.path, self.made_with, self.runs = path and Path(path), dict(made_with), {}
+        self.written = monotonic()
+        if not self.path or not self.path.exists(): return
+        try: kept = json.loads(self.path.read_text(encoding='utf-8'))
+        except ValueError as e: raise ValueError(f'resume={self.path}: no file of `evaluate` ({e})') from e
+        if other := [k for k, v in self.made_with.items() if kept.get('made_with', {}).get(k) != v]:
+            raise ValueError(f'resume={self.path}: it was made with other {", ".join(other)}: use another file')
+        self.runs = kept['runs']
+
+    def of(self,
+        run: str, # Adaptation and domain
+    ) -> list[float]:
+        "The accuracies of a run, from its first episode on"
+        return self.runs.setdefault(run, [])
+
+    def write(self, now: bool = True) -> None:
+        "Write the file, or not `now`, if a few seconds have gone by"
+        if not self.path or not now and monotonic() < self.written + SECONDS: return
+        with atomic_write(self.path) as part: part.write_text(json.dumps(dict(made_with=self.made_with, runs=self.runs)))
+        self.written = monotonic()
+
+
+def weights_digest(model: nn.Module) -> str:
+    "Differs for other weights"
+    digest = sha256()
+    for t in model.state_dict().values(): digest.update(t.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _episode_images(dl: EpisodicDL, sampler: EpisodeSampler, k: int) -> tuple[Tensor, EpisodeLabel, Tensor, Tensor]:
+    "Support images and labels, query images and labels of one episode"
+    episode = sampler.episode(k)
+    batches = dl.images(64, idxs=[*episode.support, *episode.query], num_workers=0)
+    x = torch.cat([batch[0].as_subclass(Tensor) for batch in batches])
+    n = len(episode.support)
+    way = torch.arange(len(episode.classes), device=x.device)
+    support_y, query_y = (way.repeat_interleave(m // len(way)) for m in (n, len(x) - n))
+    return x[:n], EpisodeLabel(support_y, classes=tuple(episode.classes)), x[n:], query_y
+
+
+def _each(
+    learn: FSCLearner, # Its model is in eval mode, and stays as it is
+    dl: EpisodicDL, # Of the domain
+    sampler: EpisodeSampler, # Draws the episodes
+    episodes: range, # Of them
+    adapt: Adaptation, # On images
+) -> Iterator[Tensor]:
+    "The accuracy of each episode, after the model was adapted to its support; labels of queries come into play only then"
+    for k in progress_bar(episodes, leave=False) if hasattr(learn, 'progress') else episodes:
+        support_x, support_y, query_x, query_y = _episode_images(dl, sampler, k)
+        adapted = adapt(learn.model, support_x, support_y, query_x if adapt.transductive else None)
+        with torch.no_grad(): yield episode_accuracy(adapted(support_x, support_y, query_x), query_y)
+
+
+def adapted_accuracies(
+    learn: FSCLearner, # Its model is in eval mode, and stays as it is
+    dl: EpisodicDL, # Of the domain
+    sampler: EpisodeSampler, # Draws the episodes
+    n_episodes: int, # Episodes 0…n_episodes−1 of the sampler
+    adapt: Adaptation, # On images
+    known: list[float], # Accuracies of the first of them, which are not computed again; grows, unless there are several ranks
+    kept: KeptEpisodes, # Where `known` is from
+) -> list[float]:
+    "The accuracy of every episode; ranks share them out"
+    share = share_of(learn)
+    if share[1] > 1:
+        found = list(_each(learn, dl, sampler, range(n_episodes)[own_part(n_episodes, share)], adapt))
+        return joined(torch.stack(found) if found else torch.zeros(0, device=learn.dls.device), share).tolist()
+    try:
+        for accuracy in _each(learn, dl, sampler, range(len(known), n_episodes), adapt):
+            known.append(float(accuracy))
+            kept.write(now=False)
+    finally: kept.write()
+    return known[:n_episodes]
