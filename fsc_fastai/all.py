@@ -35,7 +35,9 @@ from .learner.explanation import *
 from .deploy import *
 from .learner.core import *
 from .learner.metrics import *
+from .encode.flor import *
 from .methods import *
+from .methods.losses import *
 from .encode.transformation import *
 from .learner.pretrain import *
 from .learner.results import *

@@ -34,6 +34,10 @@ SMALL_MAPS, SMALL_MAPS_TESTS = 'fsc_fastai/kernels/small_conv.py', 'tests/kernel
 QUICK_GNN, QUICK_GNN_TESTS = 'fsc_fastai/methods/graph_quick.py', 'tests/methods/test_graph_quick.py'
 QUICK, QUICK_TESTS = 'fsc_fastai/methods/relation_quick.py', 'tests/methods/test_relation_quick.py'
 NORM, NORM_TESTS = 'fsc_fastai/kernels/batch_norm.py', 'tests/kernels/test_batch_norm.py'
+STREAMS, AFA_TESTS = 'fsc_fastai/callback/two_streams.py', 'tests/callback/test_afa.py'
+LDP, LDP_TESTS = 'fsc_fastai/callback/ldp_net.py', 'tests/callback/test_ldp_net.py'
+LOSSES, LOSS_TESTS = 'fsc_fastai/methods/losses.py', 'tests/methods/test_losses.py'
+PROPAGATION, PROPAGATION_TESTS = 'fsc_fastai/adapt/label_propagation.py', 'tests/adapt/test_label_propagation.py'
 STYLES, STYLE_TESTS = 'fsc_fastai/callback/styles.py', 'tests/callback/test_styles.py'
 STYLEADV, STYLEADV_TESTS = 'fsc_fastai/callback/styleadv.py', 'tests/callback/test_styleadv.py'
 WAVE, WAVE_TESTS = 'fsc_fastai/callback/wave_san.py', 'tests/callback/test_wave_san.py'
@@ -150,6 +154,23 @@ MUTATIONS = (
     Mutation('LFT: mean over the domains', LFT, 'as_subclass(Tensor) / len(self.domains)', 'as_subclass(Tensor)',
              f'{LFT_TESTS}::test_all_domains_are_the_mean_of_each'),
     # Later training methods: StyleAdv, SVasP, ATA, wave-SAN
+    Mutation('FLoR: w of the instance norm', 'fsc_fastai/encode/flor.py', 'lerp(self.BN(x), self.IN(x), w)',
+             'lerp(self.IN(x), self.BN(x), w)', 'tests/encode/test_flor.py'),
+    Mutation('BSR: squares', 'fsc_fastai/callback/bsr.py', 'features.square().sum()', 'features.abs().sum()',
+             'tests/callback/test_bsr.py'),
+    Mutation('AFA: the gradient is reversed', STREAMS, '-weight * g', 'weight * g', AFA_TESTS),
+    Mutation('AFA: Gram matrices for each image', STREAMS, 'f.shape[2]**2', 'f.shape[2]', AFA_TESTS),
+    Mutation('AFA: softmax twice', STREAMS, 'weight)).softmax(1)', 'weight))', AFA_TESTS),
+    Mutation('AFA: the strength at the start is 0', STREAMS, 'math.exp(-share)) - 1', 'math.exp(-share))', AFA_TESTS),
+    Mutation('AFA: γ, β ascend', 'fsc_fastai/callback/afa.py', 'p.register_hook(torch.neg)', 'p.register_hook(torch.abs)', AFA_TESTS),
+    Mutation('LDP-Net: logarithm of the crops', LDP, 'local.log_softmax(-1)', 'local.softmax(-1)', LDP_TESTS),
+    Mutation('LDP-Net: teacher and pupil', LDP, 'p[teacher] * log_l[:, pupil]', 'p[pupil] * log_l[:, teacher]', LDP_TESTS),
+    Mutation('LDP-Net: the copy follows slowly', LDP, 'old.lerp_(new, 1 - momentum)', 'old.lerp_(new, momentum)', LDP_TESTS),
+    Mutation('MAML: the weights as they were', 'fsc_fastai/callback/maml.py', 'for p, w in own.items(): p.data = w\n\n    def after_backward',
+             'pass\n\n    def after_backward', 'tests/callback/test_maml.py'),
+    Mutation('margin: off the true class', LOSSES, '- self.margin * self.scale * true', '+ self.margin * self.scale * true', LOSS_TESTS),
+    Mutation('triplet: own less others', LOSSES, 'own - distances + self.margin', 'distances - own + self.margin', LOSS_TESTS),
+    Mutation('propagation: row sums on both sides', PROPAGATION, 'root[..., :, None] * W * root', 'W * root', PROPAGATION_TESTS),
     Mutation('style: divisor H·W − 1', STYLES, 'positions.var(2)', 'positions.var(2, correction=0)', STYLE_TESTS),
     Mutation('restyle: its own style first', STYLES, '(single(x) - m) / s * std', '(single(x) - m) * std', STYLE_TESTS),
     Mutation('KL of the clean to the attacked', STYLES, 'log_p.exp() * (log_p - log_q)', 'log_q.exp() * (log_q - log_p)', STYLE_TESTS),

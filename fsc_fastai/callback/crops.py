@@ -10,12 +10,11 @@ __all__ = ['local_crops']
 
 def local_crops(
     images: Tensor, # `(n, channels, height, width)`
-    n_crops: int = 6, # Of each image
-    size: int | None = None, # Side of a crop; None: as 96 is to 224
+    n_crops: int, # Of each image
+    size: int, # Side of a crop
     area: tuple[float, float] = (.05, .14), # Lowest and highest share of the image that a crop shows
 ) -> Tensor:
     "Random crops of random shape, half of them mirrored, `(n_crops · n, channels, size, size)`: all first ones, then all second"
-    size = size or max(2, round(images.shape[-1] * 96 / 224))
     images = images.repeat(n_crops, 1, 1, 1)
     uniform = lambda low, high: torch.empty(images.shape[0], device=images.device).uniform_(low, high)
     share, ratio = uniform(*area), (uniform(-1, 1) * .2877).exp()  # from 3:4 to 4:3

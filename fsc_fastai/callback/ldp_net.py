@@ -85,7 +85,10 @@ class LDPNetCallback(EncodedCallback):
 
     @torch.no_grad()
     def _encode_crops(self) -> Tensor:
-        crops = local_crops(plain(self.xb[2]), self.n_crops, self.crop_size)
+        images = plain(self.xb[2])
+        least = images.shape[-1] // self.raw_model.encoder.out_shape[2]  # what shrinks to one position
+        size = self.crop_size or max(round(images.shape[-1] * 96 / 224), least)
+        crops = local_crops(images, self.n_crops, size)
         return single(pool_vectors(self.momentum_encoder(crops if self.augment is None else self.augment(crops))))
 
     def after_step(self): follow(self.momentum_encoder, self.raw_model.encoder, self.momentum)

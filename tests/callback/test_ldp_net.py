@@ -50,7 +50,7 @@ def test_crops_show_a_part_of_their_image():
     torch.manual_seed(0)
     y, x = torch.meshgrid(torch.linspace(-1, 1, 224), torch.linspace(-1, 1, 224), indexing='ij')
     images = torch.stack([torch.stack([x, y, torch.full_like(x, i)]) for i in range(5)])
-    crops = local_crops(images, 6)
+    crops = local_crops(images, 6, 96)
     assert crops.shape == (30, 3, 96, 96)
     assert torch.equal(crops[:, 2].mean((1, 2)).round(), torch.arange(5.).repeat(6))
     width, height = (crops[:, i].amax((1, 2)) - crops[:, i].amin((1, 2)) for i in (0, 1))
@@ -58,13 +58,28 @@ def test_crops_show_a_part_of_their_image():
     assert shares.min() > .04 and shares.max() < .15 and (width/height).min() > .7 and (width/height).max() < 1.4
     assert len(crops[:, 0].mean((1, 2)).unique()) == 30
     assert 5 < (crops[:, 0, 0, 0] > crops[:, 0, 0, -1]).sum() < 25  # mirrored
-    assert local_crops(torch.zeros(1, 3, 84, 84), 1).shape[-1] == 36
 
 
 def learner(tmp_path, method='proto', **kwargs):
     cb = LDPNetCallback(crop_size=16, **kwargs)
     learn = hue_learner(tmp_path/'hues', method, 'conv4', cbs=cb, dls_kwargs=dict(n_episodes=3))
     return learn, cb
+
+
+def test_crops_are_as_96_to_224_but_large_enough_for_the_encoder(tmp_path):
+    for size, expected in ((84, 36), (20, 20)):
+        learn = hue_learner(tmp_path/'hues', 'proto', 'conv4', cbs=LDPNetCallback(), dls_kwargs=dict(n_episodes=1, size=size))
+        learn.add_cb(seen := Sizes())
+        learn.fit(1)
+        assert seen.sizes == [expected]
+
+
+class Sizes(Callback):
+    "Of the crops"
+    run_valid = False
+    def before_batch(self):
+        self.sizes = []
+        self.ldp_net.augment = lambda crops: self.sizes.append(crops.shape[-1]) or crops
 
 
 def test_copy_follows_the_encoder(tmp_path):

@@ -8,9 +8,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
+from fsc_fastai.callback.afa import AFACallback
 from fsc_fastai.callback.ata import ATACallback
+from fsc_fastai.callback.bsr import BSRCallback
+from fsc_fastai.callback.ldp_net import LDPNetCallback
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.maml import FirstOrderMAML
 from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback
 from fsc_fastai.callback.wave_san import WaveSANCallback
@@ -70,7 +74,8 @@ KINDS = {'plain': lambda hues: [], 'guided': lambda hues: [LRPGuidedCallback()],
          'lft': lambda hues: [lft(hues)], 'lft guided': lambda hues: [lft(hues), LRPGuidedCallback()],
          'accumulated': lambda hues: [EpisodeAccumulation(2), LRPGuidedCallback()],
          'styleadv': lambda hues: [StyleAdvCallback()], 'svasp': lambda hues: [SVasPCallback()],
-         'ata': lambda hues: [ATACallback()],
+         'ata': lambda hues: [ATACallback()], 'maml': lambda hues: [FirstOrderMAML(epochs=1)],
+         'added': lambda hues: [AFACallback(), BSRCallback(), LDPNetCallback(crop_size=16)],
          'wave san': lambda hues: [WaveSANCallback([list(hue_loaders(hues, n_episodes=3, seed=1).train)])]}
 
 
