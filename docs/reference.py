@@ -20,7 +20,7 @@ PAGES = (
     ('deploy', 'Deployed classifier', 'Examples in, answers out.', ('deploy.',),
      ('classifier', 'set_support', 'calibrate', 'relevance')),
     ('reproduce', 'Reproduction', "The paper's tables.", ('reproduce.',), ()),
-    ('commands', 'Commands', 'Each has `--help`.', ('commands.',), ('cli',)),
+    ('commands', 'Commands', 'Each has `--help`.', ('commands.',), ('fsc_train', 'fsc_eval', 'fsc_explain')),
     ('learner', 'Learner and evaluation', '`fsc_learner`, and what is done with a learner.', ('learner.',),
      ('core', 'pretrain', 'evaluate')),
     ('common', 'What all share', 'Tensors, files and drawings.', ('',), ('tensors',)),

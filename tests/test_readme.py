@@ -71,6 +71,13 @@ def test_every_command_is_shown_and_has_such_options():
         assert set(given) <= set(known), f'{shlex.join(words)}: {words[0]} has {", ".join(known)}'
 
 
+def test_a_command_is_in_a_file_of_its_name():
+    for name, place in scripts().items():
+        module, function = place.split(':')
+        assert function == name and module.removeprefix('fsc_fastai.commands.') in (name, 'serve'), place
+        assert callable(getattr(importlib.import_module(module), function))
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: path.stem)
 def test_links_and_pictures_are_there(page):
     text = re.sub(r'```.*?```', '', page.read_text(encoding='utf-8'), flags=re.S)

@@ -151,8 +151,7 @@ def main() -> None:
     import torch
     matplotlib.use('Agg')
     torch.set_num_threads(1)
-    import fsc_fastai.all
-    import fsc_fastai.commands.cli  # noqa: F401  forked commands find it imported
+    import fsc_fastai.all  # noqa: F401  forked commands find it imported
 
     from .images import write_all
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"What the commands share: errors as one line, text that leaves the terminal alone, learners from files and folders"
+"What the commands share: errors as one line, text that leaves the terminal alone, learners and classifiers from files"
 from __future__ import annotations
 
 import sys
@@ -14,11 +14,11 @@ from fastai.learner import load_learner
 from fastai.torch_core import default_device
 from fastcore.script import CliError
 
-from ..deploy import learner_from_bundle
+from ..deploy import FewShotClassifier, learner_from_bundle
 from ..deploy.hub import HUB
 from ..learner.core import FSCLearner
 
-__all__ = ['plain_errors', 'printable', 'printable_lines', 'is_bundle', 'chosen_device', 'learner_from']
+__all__ = ['plain_errors', 'printable', 'printable_lines', 'is_bundle', 'chosen_device', 'learner_from', 'load_classifier']
 
 STEERING = {'LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI'} # Turn the direction of what follows
 
@@ -89,3 +89,12 @@ def _unpickled(file: Path) -> FSCLearner:
     if not isinstance(learn, FSCLearner):
         raise ValueError(f'{file} holds a {type(learn).__name__}, not a learner of this library')
     return learn
+
+
+def load_classifier(
+    model: str | Path, # Folder of a saved classifier, or `hf://owner/name`
+    support: Path | None = None, # Folder with a folder of images per class, in the place of the saved examples
+) -> FewShotClassifier:
+    "A saved classifier, with other examples where asked"
+    classifier = FewShotClassifier.from_pretrained(model)
+    return classifier.fit(support) if support else classifier

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fsc_fastai.commands.cli import _domains
+from fsc_fastai.commands.fsc_eval import _domains
 from fsc_fastai.data.domains import Domain, prepare_domain
 from fsc_fastai.data.image_files import image_files
 from fsc_fastai.data.loaders import EpisodeDataLoaders
@@ -39,7 +39,7 @@ def test_the_working_folder_has_a_name(tmp_path, monkeypatch, make_dls):
 
 def test_a_folder_given_twice_and_one_that_is_called_as_a_glyph_domain_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='birds and .*birds.* are one and the same'): named_paths(['birds', './birds'])
-    monkeypatch.setattr('fsc_fastai.commands.cli.untar_glyph_domains', lambda: {'greek': tmp_path})
+    monkeypatch.setattr('fsc_fastai.commands.fsc_eval.untar_glyph_domains', lambda: {'greek': tmp_path})
     with pytest.raises(ValueError, match='greek is a glyph domain and the folder .*mine/greek'):
         _domains(['glyphs', 'mine/greek'])
     assert list(_domains(['glyphs', 'mine/latin'])) == ['greek', 'latin']

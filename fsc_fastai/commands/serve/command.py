@@ -11,8 +11,7 @@ import uvicorn
 from fastcore.script import call_parse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..cli_classify import load_classifier
-from ..common import plain_errors
+from ..common import load_classifier, plain_errors
 from .app import HEADERS, create_app
 
 __all__ = ['fsc_serve', 'server_of']

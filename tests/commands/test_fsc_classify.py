@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fsc_fastai.commands.cli_classify import fsc_classify
+from fsc_fastai.commands.fsc_classify import fsc_classify
 from tests.deploy.toys import COLOURS, classifier, examples, folder_of, picture
 
 

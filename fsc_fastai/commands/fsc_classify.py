@@ -1,4 +1,4 @@
-"`fsc_deploy` and `fsc_classify`: examples in, labels out, on the command line"
+"`fsc_classify`: images in, labels out"
 # Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 import csv
 import io
@@ -12,21 +12,11 @@ from fastcore.script import call_parse
 
 from ..data.image_files import image_files
 from ..data.images import broken_images
-from ..deploy import FewShotClassifier
-from .common import is_bundle, learner_from, plain_errors, printable, printable_lines
+from .common import load_classifier, plain_errors, printable, printable_lines
 
-__all__ = ['fsc_deploy', 'fsc_classify', 'load_classifier', 'FORMATS']
+__all__ = ['fsc_classify', 'FORMATS']
 
 FORMATS = ('table', 'json', 'csv')
-
-
-def load_classifier(
-    model: str | Path, # Folder of a saved classifier, or `hf://owner/name`
-    support: Path | None = None, # Folder with a folder of images per class, in the place of the saved examples
-) -> FewShotClassifier:
-    "A saved classifier, with other examples where asked"
-    classifier = FewShotClassifier.from_pretrained(model)
-    return classifier.fit(support) if support else classifier
 
 
 def _files(images: Iterable[str]) -> list[Path]:
@@ -57,30 +47,6 @@ def _as_text(rows: list[dict[str, Any]], form: str) -> str:
     for (file, label), r in zip(names, rows, strict=True):
         writer.writerow([file, label or '', r['confidence'], *r['probabilities'].values()])
     return out.getvalue().rstrip()
-
-
-@call_parse
-def fsc_deploy(
-    learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or folder of a bundle
-    support: Path, # Folder with a folder of example images per class
-    out: Path = Path('classifier'), # Folder to write; a classifier that is there is replaced
-    reject: float | None = None, # Below this probability an image is none of the classes; default: never
-    thumbnails: bool = False, # Keep small pictures of the examples, for the web page
-    adapt: str | None = None, # Adaptation to the examples: pa, pmf, finetune:steps=50, …
-) -> None:
-    """Make a classifier for `fsc_classify` and `fsc_serve` from a learner and a few examples of each class.
-
-    It is plain data (JSON and safetensors) and executes nothing when it is loaded. A learner in a file is a pickle, which
-    executes what its writer put into it: only load one that you trust. The folder of a classifier gives one with other examples.
-    """
-    def deploy() -> None:
-        known = (load_classifier(learner) if is_bundle(learner) and adapt is None
-                 else FewShotClassifier.from_learner(learner_from(learner), adapt=adapt))
-        if reject is not None: known.reject = reject
-        known.fit(support).save(out, thumbnails)
-        shots = ', '.join(f'{printable(label)} ({n})' for label, n in known.shots_.items())
-        print(f'wrote {out}/ with examples of {shots}')
-    plain_errors(deploy)
 
 
 @call_parse

@@ -1,10 +1,9 @@
-"The demo: train on Latin glyphs, test on scripts never seen, beside chance and raw pixels"
-from __future__ import annotations
-
+"`fsc_demo`: train on Latin glyphs, test on scripts never seen, beside chance and raw pixels"
+# Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 from pathlib import Path
 
-import pandas as pd
 from fastai.torch_core import set_seed
+from fastcore.script import call_parse
 from torch import Tensor, nn
 
 from ..callback.lrp_guided import LRPGuidedCallback
@@ -17,7 +16,7 @@ from ..learner.progress import plain_output
 from ..learner.results import format_table, plot_results, save_figure
 from ..methods import ProtoNet, RelationNet
 
-__all__ = ['run_demo', 'pixel_learner']
+__all__ = ['fsc_demo', 'pixel_learner']
 
 UNSEEN = ['greek', 'cyrillic', 'canadian', 'braille', 'digits']
 
@@ -40,17 +39,19 @@ def pixel_learner(
     return fsc_learner(dls, PixelEncoder(), ProtoNet, method_kwargs=dict(pool='flatten'))
 
 
-def run_demo(
-    out: Path, # Folder for figures, table and learner
-    *,
+@call_parse
+def fsc_demo(
+    out: Path = Path('demo_out'), # Folder for the figures and the table
     seed: int = 0, # Of weights and episodes
     size: int = 48, # Side of the images in pixels
     epochs: int = 2, # Epochs of 60 episodes with the whole model unfrozen
     pretrain_epochs: int = 5, # Epochs of encoder pre-training first
     n_episodes: int = 300, # Test episodes a domain
-) -> pd.DataFrame:
-    "Train an explanation-guided RelationNet on Latin glyphs, test it on unseen scripts, and write what came of it to `out`"
-    out = Path(out)
+) -> None:
+    """Train a RelationNet on Latin glyphs and test it on scripts that it has never seen; about four minutes on two cores.
+
+    Writes an episode, the training curve, the results and a heatmap as pictures, the table as CSV, and the learner.
+    """
     out.mkdir(parents=True, exist_ok=True)
     set_seed(seed, reproducible=True)
 
@@ -75,4 +76,3 @@ def run_demo(
     save_figure(out/'heatmaps.png')
     learn.export((out/'export.pkl').absolute())
     print(f'figures, table and learner are in {out}/')
-    return table

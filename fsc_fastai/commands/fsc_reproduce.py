@@ -1,0 +1,47 @@
+"`fsc_reproduce`: a table of the paper, with its numbers beside ours"
+# Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
+from pathlib import Path
+
+from fastcore.script import call_parse
+
+from ..reproduce.cells import METHODS, PRESETS
+from ..reproduce.table import run_table
+from ..reproduce.table_data import folder_data
+from .common import plain_errors
+
+__all__ = ['fsc_reproduce']
+
+
+@call_parse
+def fsc_reproduce(
+    table: str, # table2, table3, table4, figure3, or controls of what relevance does
+    preset: str = 'small', # small, paper, demo, photos (with --data), or tiny for a trial
+    domains: str = 'glyphs', # `glyphs`; with --data the folders to test on, separated by commas, or `all`
+    data: Path | None = None, # Folder with a folder per domain, as `prepare_domain` fills them; None: the embedded glyphs
+    seen: str = 'mini_imagenet', # Folder in --data to train on
+    out: Path = Path('results'), # Folder for trained models, results and the report
+    seeds: int = 5, # Models of each kind
+    shots: str = '5,1', # Shots, separated by commas
+    methods: str = 'RN,CAN,GNN', # Only the models of these, separated by commas
+    finished: bool = False, # Train nothing: report the models that are finished
+) -> None:
+    """Train and test every model of a table of the paper, and write the report with the paper's numbers beside ours.
+
+    Killed at any moment and started again it goes on where it was; nothing is computed twice.
+    """
+    def reproduce():
+        if preset not in PRESETS: raise ValueError(f'preset={preset!r}: one of {", ".join(PRESETS)}')
+        if unknown := set(methods.split(',')) - set(METHODS):
+            raise ValueError(f'methods={methods!r}: no {", ".join(sorted(unknown))}; choose of {", ".join(METHODS)}')
+        known = PRESETS[preset].targets
+        if data is None and (known or domains != 'glyphs'):
+            raise ValueError(f'preset={preset!r} with domains={domains!r} needs --data, the folder that the domains are in')
+        named = [] if domains in ('glyphs', 'all') else domains.split(',')
+        command = f'fsc_reproduce {table} --preset {preset} --seeds {seeds} --shots {shots}'
+        if data: command += f' --data {data.name} --seen {seen}' + (f' --domains {domains}' if named else '')
+        if methods != ','.join(METHODS): command += f' --methods {methods}'
+        source = folder_data(data, seen, named or known, PRESETS[preset].left_out) if data else None
+        report = run_table(table, PRESETS[preset], source, out, seeds, [int(shot) for shot in shots.split(',')], command,
+                           methods.split(','), train=not finished)
+        print(f'wrote {report}')
+    plain_errors(reproduce)
