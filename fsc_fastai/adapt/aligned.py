@@ -14,6 +14,7 @@ from ..tensors import Pool, pool_vectors, vector_size
 __all__ = ['AlignedProtoNet']
 
 
+@register_method('aligned')
 class AlignedProtoNet(ProtoNet):
     "A prototypical network on features W·x, W the weight of `align`, which starts as the identity (Li et al. 2022)"
     def __init__(self,
@@ -33,6 +34,3 @@ class AlignedProtoNet(ProtoNet):
         "Class prototypes and queries as aligned vectors"
         support, query = (self.align(pool_vectors(f, self.pool)) for f in (f_support, f_query))
         return Pairs(class_means(support, support_y), query)
-
-
-register_method(AlignedProtoNet, 'aligned')

@@ -27,6 +27,7 @@ class Classifiable(Processed):
     fitted: Any # A `Fitted`
 
 
+@register_method('features')
 class FeatureNet(FewShotModel):
     """An encoder and a method on features: `process` fits the method to the support, `classify` asks it.
 
@@ -106,6 +107,3 @@ class FeatureNet(FewShotModel):
         "Scores `(n_episodes, n_query, n_way)`, each episode for itself"
         support, query = (self.vectors(f.flatten(0, 1)).unflatten(0, f.shape[:2]) for f in (f_support, f_query))
         return self.method.fit(support, one_hot(support_y, support.dtype), query)(query)
-
-
-register_method(FeatureNet, 'features')

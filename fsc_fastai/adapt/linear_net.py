@@ -11,6 +11,7 @@ from ..tensors import Pool, pool_vectors, vector_size
 __all__ = ['LinearNet']
 
 
+@register_method('linear')
 class LinearNet(FewShotModel):
     "Scores `(n_query, n_way)` by a linear layer of pooled features; its classes are those of the support it was tuned on"
     any_way = False
@@ -32,6 +33,3 @@ class LinearNet(FewShotModel):
     def classify(self, f_p: Tensor) -> Tensor:
         "Scores `(n_query, n_way)`"
         return self.fc(f_p)
-
-
-register_method(LinearNet, 'linear')

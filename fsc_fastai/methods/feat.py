@@ -10,6 +10,7 @@ from ..encode.encoder import Encoder
 from ..tensors import Pool, full_precision, pool_vectors, single, unit, vector_size
 from .base import FewShotModel, class_means
 from .pairs import Pairs, pair_parts
+from .registry import register_method
 
 __all__ = ['FEAT', 'SetAttention']
 
@@ -37,6 +38,7 @@ class SetAttention(nn.Module):
         return self.layer_norm(x + self.dropout(self.fc(self.weights(x) @ self.w_vs(x))))
 
 
+@register_method('feat')
 class FEAT(FewShotModel):
     """Few-shot embedding adaptation with a transformer (Ye et al. 2020): prototypes are adapted to the classes beside them.
 

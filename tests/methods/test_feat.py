@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsc_fastai.methods import FEAT
+from fsc_fastai.methods import FEAT, create_fsc_model
 
 from ..golden_files import golden, load
 
@@ -53,3 +53,6 @@ def test_attention_is_trained_and_dropped_at_random_in_training_only():
 
 def test_an_unknown_score_is_named():
     with pytest.raises(ValueError, match="score='dot'"): FEAT(Vectors(8), score='dot')
+
+
+def test_it_is_known_by_name(): assert isinstance(create_fsc_model('feat', 'conv4', img_size=32), FEAT)
