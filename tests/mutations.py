@@ -123,10 +123,10 @@ MUTATIONS = (
              'tests/callback/test_lrp_guided.py'),
     Mutation('λ weighs the guided loss', 'fsc_fastai/callback/lrp_guided.py', 'lam * guided + xi * plain if xi',
              'xi * guided + lam * plain if xi', 'tests/callback/test_lrp_guided.py'),
-    Mutation('λ of one shot', 'fsc_fastai/callback/lrp_guided.py', '.5 if one_shot else 1.', '1. if one_shot else .5',
+    Mutation('λ of one shot', 'fsc_fastai/methods/base.py', '(1., .5), (1., 1.)', '(1., 1.), (1., .5)',
              'tests/callback/test_lrp_guided.py'),
 
-    Mutation('LRP-CAN: ξ = 0', 'fsc_fastai/callback/lrp_guided.py', '(0., 1.) if isinstance', '(1., 1.) if isinstance',
+    Mutation('LRP-CAN: ξ = 0', 'fsc_fastai/methods/cross_attention.py', '(0., 1.), (0., 1.)', '(1., 1.), (1., 1.)',
              'tests/callback/test_lrp_guided.py::test_published_weights'),
     Mutation('control: an order for each pair', 'fsc_fastai/callback/lrp_controls.py', 'torch.rand(w.shape[:3]).argsort(2)',
              'torch.rand(w.shape[2]).argsort(0).expand(w.shape[:3])', 'tests/callback/test_lrp_controls.py'),

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..methods.base import FewShotModel, one_hot
-from ..methods.graph import GNNNet
 from .base import Adaptation, register_adaptation
 
 __all__ = ['CANDIDATES', 'SelfTraining', 'SelfTrainedNet', 'enlarged_support', 'transductive_scores',
@@ -57,9 +56,9 @@ def transductive_scores(
     candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
 ) -> Tensor:
     "Scores `(n_query, n_way)` by the enlarged support. Raises `TypeError` for a GNN, whose graphs have a fixed support"
-    if isinstance(model, GNNNet):
-        raise TypeError('transductive inference changes the size of the support set, which a GNNNet learns with: '
-                        'evaluate it with transductive=False')
+    if not model.transductive:
+        raise TypeError(f'transductive inference changes the size of the support set, which a {type(model).__name__} learns '
+                        'with: evaluate it with transductive=False')
     return model.forward_head(*enlarged_support(model, f_support, support_y, f_query, candidates), f_query)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..explain.closed_form import head_of
 from ..explain.lrp import LRP, checked_relevance
 from ..explain.weights import Over, relevance_weights
-from ..methods.cross_attention import CrossAttentionNet
+from ..methods.base import FewShotModel
 from .model import ModelCallback, scores_of, single_output
 from .order import GUIDED
 
@@ -131,7 +131,7 @@ class LRPGuidedCallback(ModelCallback):
     def weights(self) -> tuple[float, float]:
         "ξ and λ for this episode: the given ones, or the published ones of its method and shot"
         one_shot = self.learn.xb[1].shape[0] <= scores_of(self.learn.pred).shape[1]
-        xi, lam = (0., 1.) if isinstance(self.raw_model, CrossAttentionNet) else (1., .5 if one_shot else 1.)
+        xi, lam = getattr(self.raw_model, 'guidance', FewShotModel.guidance)[0 if one_shot else 1]
         return xi if self.xi is None else self.xi, lam if self.lam is None else self.lam
 
     def after_cancel_batch(self): self._leave()

@@ -8,9 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..as_built import as_built
 from ..methods.base import Processed
-from ..methods.graph import GNNNet
 from .closed_form import Head, head_of
 from .composite import Composite, Selector, paper_composite
 from .engine import Traced, trace, undisturbed
@@ -154,7 +152,6 @@ def explained_scores(
     model: Any, # Has `classify`
     f_p: Any, # Processed features
 ) -> Callable[[Tensor], Tensor]:
-    "The scores that an explanation starts from, as a function of the features: of a graph network, those of all nodes"
-    if isinstance(model, GNNNet) and as_built(model, GNNNet, 'classify', 'classify_with_trace'):
-        return lambda x: model.gnn(torch.cat([x, f_p.labels.to(x.dtype)], 2))[0]
-    return lambda x: model.classify(with_features(f_p, x))
+    "The scores that an explanation starts from, as a function of the features: `model.explained_scores`, or `classify`"
+    scores = getattr(model, 'explained_scores', model.classify)
+    return lambda x: scores(with_features(f_p, x))

@@ -5,20 +5,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..briefly import brief_repr
-from ..methods.base import class_means
-from ..methods.cross_attention import CrossAttentionNet
 from ..methods.finite import finite_scores
-from ..methods.pairs import LabelledPairs, Pairs
 from ..tensors import plain
 from .engine import Traced, undisturbed
 from .explainer import Explainer
 from .lrp import LRP, checked_relevance, features_of
 
-__all__ = ['ImageRelevance', 'explain_images', 'attention_maps']
+__all__ = ['ImageRelevance', 'explain_images', 'attention_maps', 'attention_of']
 
 
 class ImageRelevance(NamedTuple):
@@ -85,13 +81,14 @@ def _classifier(
 ) -> tuple[Traced, Callable[[int], Tensor]]:
     "A run from feature maps, and its starts for the classes of query q"
     f_p = model.process(f_support, support_y, f_query)
-    if explainer is rules and not (isinstance(rules, LRP) and isinstance(f_p, (Pairs, LabelledPairs))):
+    of_class = getattr(f_p, 'of_class', None)
+    if explainer is rules and not (isinstance(rules, LRP) and of_class is not None):
         R = torch.diag_embed(rules.start_of(scores))
         run = rules.trace(lambda s, q: model.classify(model.process(s, support_y, q)), f_support, f_query, model=model)
         return run, lambda q: _only(R[q].unsqueeze(1), q, len(R), 1)
     # pairs hold all that the classifier sees of support and query, so that its own pass, which is faster, can explain them
     R = checked_relevance(explainer(model, f_p), f_p, explainer)
-    of_class = f_p.labels.T if isinstance(f_p, LabelledPairs) else torch.eye(scores.shape[1], device=R.device)
+    if of_class is None: of_class = torch.eye(scores.shape[1], device=R.device)
     if R.shape[:2] != (len(scores), of_class.shape[1]):
         raise ValueError(f'{explainer!r} explains the features of {type(f_p).__name__} for all classes at once, not for each: '
                          'use LRP(), GradientXInput() or IntegratedGradients() for images')
@@ -118,19 +115,24 @@ def _through_encoder(model: Any, x: Tensor, flow: Tensor, rules: Any, chunk: int
 
 
 @torch.no_grad()
+def attention_of(
+    model: Any, # A few-shot model
+    support_x: Tensor, # Images `(n_support, 3, height, width)`
+    support_y: Tensor, # Their labels `(n_support,)`
+    query_x: Tensor, # Images `(n_query, 3, height, width)`
+) -> tuple[Tensor, Tensor] | None:
+    "The attention of the queries `(n_query, n_way, H, W)`, and of the classes in the same shape; None for a method without"
+    with undisturbed(query_x.device, model):
+        return model.attention_maps(model.encode(plain(support_x)), support_y, model.encode(plain(query_x)))
+
+
 def attention_maps(
-    model: CrossAttentionNet, # Has an attention module
+    model: Any, # A few-shot model with attention, such as a `CrossAttentionNet`
     support_x: Tensor, # Images `(n_support, 3, height, width)`
     support_y: Tensor, # Their labels `(n_support,)`
     query_x: Tensor, # Images `(n_query, 3, height, width)`
 ) -> tuple[Tensor, Tensor]:
-    """The attention of a cross attention network: of the queries `(n_query, n_way, H, W)`, of the classes in the same shape.
-
-    Raises `TypeError` for a model without.
-    """
-    if not isinstance(model, CrossAttentionNet):
-        raise TypeError(f'attention maps need a CrossAttentionNet, found {type(model).__name__}')
-    with undisturbed(query_x.device, model), torch.no_grad():
-        maps = [F.adaptive_avg_pool2d(model.encode(plain(x)), model.map_size) for x in (support_x, query_x)]
-        of_class, of_query = model.attention(class_means(maps[0], support_y), maps[1])
-    return of_query, of_class.transpose(0, 1)
+    "The same as `attention_of`. Raises `TypeError` for a method without attention"
+    found = attention_of(model, support_x, support_y, query_x)
+    if found is None: raise TypeError(f'attention maps need a CrossAttentionNet, found {type(model).__name__}')
+    return found

@@ -13,8 +13,7 @@ from torch import Tensor
 from ..adapt.base import as_adaptation
 from ..briefly import brief_repr
 from ..explain.heatmaps import plot_heatmaps, plot_support_heatmaps
-from ..explain.to_pixels import attention_maps, explain_images
-from ..methods.cross_attention import CrossAttentionNet
+from ..explain.to_pixels import attention_of, explain_images
 from ..tensors import evaluating
 from .core import FSCLearner
 
@@ -93,5 +92,6 @@ def explain(
     with evaluating(model):
         if adaptation is not None: model = adaptation(model, support_x, support_y, query_x).eval()
         R = explain_images(model, support_x, support_y, query_x, explainer, support=explain_support)
-        attention = attention_maps(model, support_x, support_y, query_x)[0] if isinstance(model, CrossAttentionNet) else None
-    return EpisodeExplanation(R.query, R.support, R.scores, (support_x, support_y, query_x), classes, query_y, attention)
+        attention = attention_of(model, support_x, support_y, query_x)
+    return EpisodeExplanation(R.query, R.support, R.scores, (support_x, support_y, query_x), classes, query_y,
+                              None if attention is None else attention[0])

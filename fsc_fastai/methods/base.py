@@ -59,6 +59,14 @@ class Processed:
     """
     features: Tensor
 
+    @property
+    def of_class(self) -> Tensor | None:
+        """Which pairs are of which class `(n_way, n_pairs)`, where features are pairs `(n_query, n_pairs, ...)`; else None.
+
+        Then they hold all that the classifier sees of support and query, so that they can be explained for each class apart.
+        """
+        return None
+
     def with_features(self, features: Tensor) -> Any:
         "The same with other `features`: something that `classify` accepts"
         return replace(self, features=features)  # type: ignore[type-var]
@@ -81,6 +89,8 @@ class FewShotModel(nn.Module):
     config: dict[str, Any]
     any_way = True # Are episodes of any number of classes classified, or of `n_way` only?
     scores_only = False # Are the scores all that the loss takes in training?
+    transductive = True # May confident queries join the support set?
+    guidance: tuple[tuple[float, float], ...] = (1., .5), (1., 1.) # ξ and λ of guided training: for one shot, for more
 
     def __init__(self,
         encoder: nn.Module, # Images `(n, 3, size, size)` to feature maps, with the attribute `out_shape` = (C, H, W)
@@ -111,6 +121,14 @@ class FewShotModel(nn.Module):
     def training_output(self, f_p: Any) -> Any:
         "What the loss takes in training mode: the scores, or a tuple that starts with them"
         return self.classify(f_p)
+
+    def explained_scores(self, f_p: Any) -> Tensor:
+        "What an explanation starts from and `classify` returns, or more of it"
+        return self.classify(f_p)
+
+    def attention_maps(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor] | None:
+        "Attention of the queries, and of the classes, both `(n_query, n_way, H, W)`; None for a method without"
+        return None
 
     def default_loss(self) -> nn.Module:
         "The loss that the method is published with, of `training_output` in training and of scores in evaluation"

@@ -80,6 +80,8 @@ class CrossAttentionNet(FewShotModel):
     In training it scores every position, and with `n_classes` a global classifier scores the classes of the training domain.
     Maps of another size than in training are pooled to the trained size, whose positions the attention module knows.
     """
+    guidance = (0., 1.), (0., 1.)
+
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Not needed: any way is classified
@@ -92,6 +94,11 @@ class CrossAttentionNet(FewShotModel):
         self.scale, self.map_size = scale, (h, w)
         self.attention = CrossAttention(h * w, temperature)
         self.classifier = nn.Conv2d(c, n_classes, 1) if n_classes else None
+
+    def attention_maps(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor]:
+        "Attention of the queries, and of the classes, both `(n_query, n_way, H, W)`"
+        of_class, of_query = self.attention(self._trained_size(class_means(f_support, support_y)), self._trained_size(f_query))
+        return of_query, of_class.transpose(0, 1)
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Attended:
         "Prototypes and queries, each weighted by its attention for the other"

@@ -187,6 +187,7 @@ class GNNNet(FewShotModel):
     Its batch norms use the statistics of the episode always, as published: a score depends on the other queries of the batch.
     """
     any_way = False
+    transductive = False
 
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
@@ -220,6 +221,11 @@ class GNNNet(FewShotModel):
         "`classify`, and the trace of each graph layer (node scores are `n_way` wide; the queries are the last nodes of a graph)"
         scores, trace = self.gnn(torch.cat([f_p.features, f_p.labels.to(f_p.features.dtype)], 2))
         return scores[:, -f_p.n_per_graph:].transpose(0, 1).flatten(0, 1)[:f_p.n_query], trace
+
+    def explained_scores(self, f_p: GraphNodes) -> Tensor:
+        "Scores of all nodes, those of the support included: each is a start of its own"
+        if not as_built(self, GNNNet, 'classify', 'classify_with_trace'): return self.classify(f_p)
+        return self.gnn(torch.cat([f_p.features, f_p.labels.to(f_p.features.dtype)], 2))[0]
 
     def classify(self, f_p: GraphNodes) -> Tensor:
         "Scores `(n_query, n_way)` of the query nodes"

@@ -27,6 +27,11 @@ class Pairs(Processed):
         "The pairs as one tensor `(n_query, n_way, 2C, ...)`"
         return torch.cat(torch.broadcast_tensors(*pair_parts(self)), 2)
 
+    @property
+    def of_class(self) -> Tensor:
+        "Each class has one pair with every query"
+        return torch.eye(len(self.support), device=self.support.device)
+
     def with_features(self, features: Tensor) -> Tensor:
         "Dense pairs need nothing besides"
         return features
@@ -43,6 +48,11 @@ class LabelledPairs(Processed):
     def features(self) -> Tensor: # type: ignore[override]
         "The pairs as one tensor `(n_query, n_support, 2C)`, the sample first"
         return torch.cat(torch.broadcast_tensors(self.support, self.query), 2)
+
+    @property
+    def of_class(self) -> Tensor:
+        "The pairs with the samples of each class"
+        return self.labels.T
 
     def with_features(self, features: Tensor) -> LabelledPairs:
         "The same labels for other pairs"
