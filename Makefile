@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 DOCS_READY  := $(VENV)/.ready-docs
 
-.PHONY: demo test test-all test-gpu lint tour notebooks docs mutants attack bench clean
+.PHONY: demo test test-all test-gpu lint tour notebooks docs mutants attack bench dist clean
 
 $(READY): settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,6 +54,13 @@ mutants: $(READY)       ## every formula with a mistake put in: a test must fail
 
 attack: $(READY)        ## broken bundles, hostile requests, killed trainings, thousands of each (hours); one that fails fails it
 	$(BIN)/python -m tests.attacks
+
+dist: $(READY)          ## the source archive and the wheel in dist/, as an index would take them; their content is a test's
+	$(BIN)/python -m pip install --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m pytest -q tests/test_dist.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_out .coverage*

@@ -17,6 +17,7 @@ setup(
     long_description_content_type='text/markdown',
     author=cfg['author'],
     license='Apache-2.0',
+    license_files=['LICENSE'],
     keywords=cfg['keywords'],
     packages=find_packages(include=['fsc_fastai', 'fsc_fastai.*']),
     package_data={'fsc_fastai': ['py.typed']},
