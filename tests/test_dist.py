@@ -42,7 +42,8 @@ def test_the_source_archive_holds_what_it_is_built_from_and_no_more(sdist):
     names, _ = sdist
     assert {o for o in names if o.startswith('fsc_fastai/')} == SOURCES
     assert {o for o in names if not o.startswith(('fsc_fastai/', 'fsc_fastai.egg-info/'))} == {
-        'CHANGELOG.md', 'LICENSE', 'MANIFEST.in', 'PKG-INFO', 'README.md', 'pyproject.toml', 'settings.ini', 'setup.cfg', 'setup.py'}
+        'CHANGELOG.md', 'CITATION.cff', 'LICENSE', 'MANIFEST.in', 'PKG-INFO', 'README.md', 'pyproject.toml', 'settings.ini',
+        'setup.cfg', 'setup.py'}
 
 
 def test_the_wheel_holds_the_package_its_types_and_the_licence(sdist, tmp_path):

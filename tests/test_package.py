@@ -13,6 +13,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fsc_fastai
 
@@ -27,6 +28,12 @@ def test_version_is_that_of_settings():
     parser = ConfigParser(delimiters=['='])
     parser.read(PACKAGE.parent/'settings.ini')
     assert fsc_fastai.__version__ == parser['DEFAULT']['version']
+
+
+def test_what_cites_the_library_names_its_version_and_licence():
+    cited = yaml.safe_load((PACKAGE.parent/'CITATION.cff').read_text(encoding='utf-8'))
+    assert (cited['title'], cited['version']) == ('fsc_fastai', fsc_fastai.__version__) and cited['license'] == 'Apache-2.0'
+    assert {'cff-version', 'message', 'authors'} <= cited.keys(), 'what the format asks for'
 
 
 @pytest.mark.parametrize('module', MODULES)
