@@ -42,4 +42,5 @@ from .encode.transformation import *
 from .learner.pretrain import *
 from .learner.results import *
 from .learner.channel_statistics import *
+from .adapt import *
 from .adapt.transduction import *
