@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..methods.base import FewShotModel, one_hot
 from ..methods.registry import create_fsc_model
+from ..nearest import unknown
 
 __all__ = ['Adaptation', 'register_adaptation', 'list_adaptations', 'get_adaptation', 'as_adaptation', 'seeded',
            'checked_support', 'adapted_model', 'trainable_copy']
@@ -69,9 +69,7 @@ def get_adaptation(
     **settings: Any, # Of the adaptation
 ) -> Adaptation:
     "An adaptation by name. Raises `ValueError` for an unknown name (nearest names offered) or setting"
-    if name not in _adaptations:
-        near = difflib.get_close_matches(name, _adaptations, 3, 0.4) or list_adaptations()
-        raise ValueError(f'No adaptation is called {name!r}. Nearest names: {", ".join(near)}')
+    if name not in _adaptations: raise unknown('adaptation', name, list_adaptations())
     try: return _adaptations[name](**settings)
     except TypeError as e: raise ValueError(f'adaptation {name!r} with {settings}: {e}') from e
 

@@ -8,27 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..methods.losses import class_numbers
 from ..tensors import full_precision, plain, pool_vectors, single
 from .model import ModelCallback
 from .pseudo_unseen import world_size
 
 __all__ = ['GlobalClassifier', 'ClassifierCallback', 'class_numbers', 'mean_over_ranks']
-
-
-def class_numbers(
-    y: Tensor, # Labels within an episode, with its `classes`
-    n_classes: int, # Classes of the training domain
-    who: str, # What errors say of who asks
-    remedy: str, # What to do where the labels do not tell
-) -> Tensor:
-    "Labels within the training domain. Raises `ValueError` for labels without classes, and for classes beyond `n_classes`"
-    classes = getattr(y, 'classes', None)
-    if not classes:
-        raise ValueError(f'{who} needs labels that carry the classes of their episode, as those of EpisodeDataLoaders do. '
-                         f'Found plain labels: {remedy}')
-    if max(classes) >= n_classes:
-        raise ValueError(f'{who} knows {n_classes} classes, an episode has number {max(classes)}: pass the number of all classes')
-    return torch.tensor(classes).to(y.device, non_blocking=True)[plain(y)]
 
 
 def mean_over_ranks(

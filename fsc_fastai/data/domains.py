@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import json
-from difflib import get_close_matches
 from pathlib import Path
 
 from fastai.data.external import fastai_path
 
 from ..files import atomic_write
+from ..nearest import unknown
 from .archives import filtered_archives
 from .bscd import BSCD
 from .domain_files import SPLITS, ClassFiles, Domain
@@ -26,9 +26,7 @@ def available_domains() -> list[str]:
 def _domain(domain: str | Domain) -> Domain:
     if isinstance(domain, Domain): return domain
     if domain in DOMAINS: return DOMAINS[domain]
-    near = get_close_matches(str(domain).lower(), DOMAINS, n=3, cutoff=.4)
-    hint = f'did you mean {" or ".join(near)}? ' if near else ''
-    raise ValueError(f'no domain {domain!r}; {hint}There are {", ".join(DOMAINS)}')
+    raise unknown('domain', domain, DOMAINS)
 
 
 def _check_complete(domain: Domain, classes: list[ClassFiles], root: Path) -> None:

@@ -6,7 +6,6 @@ import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from zlib import crc32
 
@@ -17,6 +16,7 @@ from filelock import FileLock
 from PIL import Image, ImageOps
 
 from ..files import atomic_write
+from ..nearest import unknown
 from .glyph_fonts import SUPERSAMPLE, fonts_with, glyph_shape, pose
 from .glyph_styles import STYLES
 
@@ -105,10 +105,7 @@ def _handwritten_digits(
 
 def _checked_classes(domain: str, n_classes: int | None, n_images: int, size: int, seed: int) -> int:
     "The number of classes to render; a ValueError names what is out of range"
-    if domain not in glyph_domains():
-        near = get_close_matches(str(domain), glyph_domains(), n=3, cutoff=.3)
-        hint = f'did you mean {" or ".join(near)}? ' if near else ''
-        raise ValueError(f'no glyph domain {domain!r}; {hint}There are {", ".join(glyph_domains())}')
+    if domain not in glyph_domains(): raise unknown('glyph domain', domain, glyph_domains())
     # The rarest digit of scikit-learn has 174 scans; renderings are without end.
     splits, most_images = ([10], 174) if domain == 'digits' else (
         [len(glyphs) for glyphs in SCRIPTS[domain].glyphs.values()], 100_000)

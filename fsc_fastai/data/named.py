@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import warnings
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from fastcore.meta import delegates
 
+from ..nearest import unknown
 from .domains import DOMAINS, read_domain
 from .loaders import EpisodeDataLoaders
 from .readers import AS_SET, ImageList
@@ -43,9 +43,7 @@ def domain_images(
         return ImageList([f for c in classes for f in c.files], [c.name for c in of], [] if set(sets) == {'test'} else sets)
     found = served_images(name, root, download)
     if found is not None: return found
-    near = get_close_matches(name.lower(), domain_names(), n=3, cutoff=.4)
-    raise ValueError(f'no domain {name!r}; ' + (f'did you mean {" or ".join(near)}? ' if near else '')
-                     + f'There are {", ".join(domain_names())}')
+    raise unknown('domain', name, domain_names())
 
 
 @delegates(EpisodeDataLoaders.from_list)

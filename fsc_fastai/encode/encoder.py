@@ -1,7 +1,6 @@
 "Any backbone as an encoder: images to feature maps `(n, C, H, W)`, whatever layout the backbone itself works in"
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..as_built import as_built, blueprint
+from ..nearest import unknown
 from ..tensors import evaluating
 from . import backbones  # noqa: F401  registers the field's backbones with timm
 from .checkpoints import load_encoder_weights, read_state
@@ -125,10 +125,7 @@ def _square(img_size: ImageSize) -> int | tuple[int, int]:
 
 def _check_name(arch: str, pretrained: bool) -> None:
     if ':' in arch: return  # a model on a hub or in a folder, which timm looks for itself
-    if not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, timm.list_models(), 4)
-        raise ValueError(f'No backbone is called {arch!r}. '
-                         + (f'Nearest names: {", ".join(near)}' if near else '`timm.list_models()` lists them all'))
+    if not timm.is_model(arch): raise unknown('backbone', arch, timm.list_models(), '`timm.list_models()` lists them all')
     cfg = timm.get_pretrained_cfg(arch)
     if pretrained and not (cfg and cfg.has_weights):
         raise ValueError(f'timm has no pretrained weights for {arch!r}: '

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..tensors import plain, single
 
-__all__ = ['EpisodeCrossEntropy', 'SigmoidMSE', 'CrossAttentionLoss', 'LargeMarginCosine', 'PrototypicalTriplet']
+__all__ = ['EpisodeCrossEntropy', 'SigmoidMSE', 'CrossAttentionLoss', 'LargeMarginCosine', 'PrototypicalTriplet', 'class_numbers']
 
 
 class EpisodeCrossEntropy(nn.Module):
@@ -51,7 +51,8 @@ class CrossAttentionLoss(EpisodeCrossEntropy):
         "`query_y` `(n_query,)` with its `classes`, the episode's classes among those of the training domain"
         if isinstance(output, Tensor): return super().forward(output, query_y)
         scores, global_scores = output
-        way, label = plain(query_y), _global_labels(query_y, global_scores.shape[2])
+        way = plain(query_y)
+        label = class_numbers(query_y, global_scores.shape[2], 'The global loss', 'build the model with n_classes=0')
         rows = torch.arange(way.shape[0], device=way.device)
         return super().forward(global_scores[rows, way], label) + self.episodic * super().forward(scores, way)
 
@@ -95,13 +96,17 @@ class PrototypicalTriplet(EpisodeCrossEntropy):
         return of_each if self.reduction == 'none' else of_each.mean()
 
 
-def _global_labels(query_y: Tensor, n_classes: int) -> Tensor:
-    "Labels within the training domain, from labels within the episode and the `classes` that they carry"
-    classes: tuple[int, ...] | None = getattr(query_y, 'classes', None)
+def class_numbers(
+    y: Tensor, # Labels within an episode, with its `classes`
+    n_classes: int, # Classes of the training domain
+    who: str, # What errors say of who asks
+    remedy: str, # What to do where the labels do not tell
+) -> Tensor:
+    "Labels within the training domain. Raises `ValueError` for labels without classes, and for classes beyond `n_classes`"
+    classes = getattr(y, 'classes', None)
     if not classes:
-        raise ValueError('The global loss needs labels that carry the classes of their episode (an EpisodeLabel, as episodic '
-                         'loaders give): found plain labels. Build the model with n_classes=0 to train without this loss')
+        raise ValueError(f'{who} needs labels that carry the classes of their episode, as those of EpisodeDataLoaders do. '
+                         f'Found plain labels: {remedy}')
     if max(classes) >= n_classes:
-        raise ValueError(f'The model knows {n_classes} classes of the training domain, an episode has number {max(classes)}: '
-                         'build it with n_classes of the loader that it trains on')
-    return torch.tensor(classes).to(query_y.device, non_blocking=True)[plain(query_y)]
+        raise ValueError(f'{who} knows {n_classes} classes, an episode has number {max(classes)}: pass the number of all classes')
+    return torch.tensor(classes).to(y.device, non_blocking=True)[plain(y)]

@@ -1,7 +1,6 @@
 "Few-shot models by name, and from the configuration that they carry"
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..encode.encoder import Encoder, ImageSize, Weights, create_encoder
+from ..nearest import unknown
 from .base import FewShotModel
 
 __all__ = ['create_fsc_model', 'register_method', 'list_methods', 'get_method']
@@ -43,8 +43,7 @@ def get_method(method: str | type[FewShotModel]) -> type[FewShotModel]:
     """
     if isinstance(method, str):
         if method.lower() in _methods: return _methods[method.lower()]
-        near = difflib.get_close_matches(method.lower(), _methods, 3, 0.4) or list_methods()
-        raise ValueError(f'No method is called {method!r}. Nearest names: {", ".join(near)}; `register_method` adds your own')
+        raise unknown('method', method, list_methods())
     if isinstance(method, type) and issubclass(method, FewShotModel): return method
     raise TypeError(f'A method is a name or a subclass of FewShotModel, found {method!r}')
 

@@ -216,7 +216,7 @@ def test_a_failed_download_says_what_to_do_by_hand(tmp_path):
 
 
 def test_unknown_names_are_answered_with_near_ones(tmp_path):
-    with pytest.raises(ValueError, match="no domain 'Cup'; did you mean cub"): prepare_domain('Cup', tmp_path)
+    with pytest.raises(ValueError, match="no domain 'Cup': did you mean cub"): prepare_domain('Cup', tmp_path)
     with pytest.raises(ValueError, match="no split 'test'"): domain_items('cub', tmp_path, 'test')
 
 

@@ -202,7 +202,7 @@ def test_the_folder_is_in_fastais_data_folder_by_default(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('domain, args, message', [
-    ('grek', {}, "no glyph domain 'grek'; did you mean greek"),
+    ('grek', {}, "no glyph domain 'grek': did you mean greek"),
     ('latin', dict(n_classes=2), 'latin: n_classes=2, but it must be 3 to 110'),
     ('digits', dict(n_classes=11), 'digits: n_classes=11, but it must be 1 to 10'),
     ('digits', dict(n_images=175), 'digits: n_images=175, but it must be 1 to 174'),

@@ -151,7 +151,7 @@ def test_a_host_that_is_gone(tmp_path, monkeypatch):
 
 
 def test_unknown_names_are_answered_with_near_ones():
-    with pytest.raises(ValueError, match="no domain 'food10'; did you mean food101"): domain_images('food10')
+    with pytest.raises(ValueError, match="no domain 'food10': did you mean food101"): domain_images('food10')
 
 
 def test_every_name_has_its_line_in_the_documentation():

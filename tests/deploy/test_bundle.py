@@ -301,7 +301,7 @@ def test_tensors_that_do_not_fit_are_refused_even_under_a_right_hash(bundle, spo
     (dict(preprocess=PREPROCESS | dict(size='32')), "preprocess: size='32'"),
     (dict(preprocess=PREPROCESS | dict(path='/etc/passwd')), 'path'),
     (dict(model={}), 'method'),
-    (dict(model=dict(method='os.system', arch='conv4')), 'No method'),
+    (dict(model=dict(method='os.system', arch='conv4')), 'no method'),
     (dict(model=dict(method='proto', arch='local-dir:/tmp')), 'no backbone by name'),
     (dict(model=dict(method='proto', arch='hf-hub:some/model')), 'no backbone by name'),
     (dict(model=dict(method='proto', arch='conv4', pretrained='/etc/passwd')), 'unknown argument pretrained'),
