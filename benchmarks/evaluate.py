@@ -66,14 +66,16 @@ def measure(learn: FSCLearner, dl: EpisodicDL, rounds: int) -> None:
     ready = torch.cat([x.as_subclass(Tensor) for x, _ in few])
     maps = encode_images(model, dl.images())
     y = torch.arange(N_WAY, device=device).repeat_interleave(N_SHOT)
-    scorer, prepared = model.prepared(maps)
+    head = model.head()
+    head = model.head()
+    compact = head.compact(maps)
     split = [(maps[e.support], maps[e.query]) for e in map(sampler.episode, range(8))]
 
     runs: dict[str, tuple[Callable[[], object], int]] = {
         'peer': (lambda: peer_evaluate(peer, loader, device=device, use_tqdm=False), PEER_SAMPLE),
         'encode': (lambda: encode_images(model, few), ENCODED),
-        'prepare': (lambda: model.prepared(maps), 1),
-        'classify': (lambda: [s.argmax(1) for _, s, _ in episode_scores(scorer, prepared, sampler, SAMPLE)], SAMPLE),
+        'prepare': (lambda: head.compact(maps), 1),
+        'classify': (lambda: [s.argmax(1) for _, s, _ in episode_scores(model, compact, sampler, SAMPLE)], SAMPLE),
         'bare encoder': (lambda: [model.encode(x) for x in ready.split(64)], ENCODED),
         'bare classifier': (lambda: [model.forward_head(s, y, q) for s, q in split], len(split))}
     totals: list[list[float]] = []

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import note
-from fsc_fastai.adapt.head import DeployedHead, deployed_head
 from fsc_fastai.data.sampler import EpisodeSampler
 from fsc_fastai.learner.core import FSCLearner
 from fsc_fastai.learner.evaluate import encode_images
 from fsc_fastai.learner.metrics import ci95
 from fsc_fastai.methods.base import one_hot
+from fsc_fastai.methods.head import Head
 from fsc_fastai.reproduce.cells import PRESETS, Cell
 from fsc_fastai.reproduce.table_data import glyph_data
 from fsc_fastai.reproduce.training import train_cell
@@ -33,7 +33,7 @@ FOLDER = Path(__file__).parents[1]/'build'/'statistics' # Of trained models, whi
 
 
 @torch.no_grad()
-def correct(learn: FSCLearner, head: DeployedHead, f_support: Tensor, f_query: Tensor) -> list[float]:
+def correct(learn: FSCLearner, head: Head, f_support: Tensor, f_query: Tensor) -> list[float]:
     "Accuracy on an episode: published, published with one query at a time, deployed"
     member = one_hot(torch.arange(N_WAY).repeat_interleave(len(f_support) // N_WAY))
     y = torch.arange(N_WAY).repeat_interleave(N_QUERY)
@@ -44,7 +44,7 @@ def correct(learn: FSCLearner, head: DeployedHead, f_support: Tensor, f_query: T
 
 def compare(learn: FSCLearner, cell: Cell, n_episodes: int) -> list[dict]:
     "A row a domain: the accuracies in percent, and the paired difference of the last to the first"
-    rows, head = [], deployed_head(learn.model.eval())
+    rows, head = [], learn.model.head(statistics='support')
     for name, dl in learn.dls.domains.items():
         features = encode_images(learn.model, dl.images())
         sampler = EpisodeSampler(dl.labels, N_WAY, cell.shot, N_QUERY, seed=7)

@@ -28,11 +28,11 @@ LRP_CAN, LRP_CAN_TESTS = 'fsc_fastai/callback/lrp_can.py', 'tests/callback/test_
 MODE, OPS, ENGINE_TESTS = 'fsc_fastai/explain/tracing.py', 'fsc_fastai/explain/ops.py', 'tests/explain/test_engine.py'
 HEATMAPS, HEATMAP_TESTS = 'fsc_fastai/explain/heatmaps.py', 'tests/explain/test_heatmaps.py'
 GRAPH_TESTS = 'tests/methods/test_graph.py tests/methods/test_golden.py'
-DEPLOYED, DEPLOYED_TESTS = 'fsc_fastai/adapt/head.py', 'tests/adapt/test_head.py'
+HEAD, HEAD_OF_METHOD_TESTS = 'fsc_fastai/methods/head.py', 'tests/adapt/test_head.py'
+RN_HEAD, GNN_HEAD = 'fsc_fastai/adapt/relation_head.py', 'fsc_fastai/adapt/graph_head.py'
+RN_HEAD_TESTS, GNN_HEAD_TESTS = 'tests/adapt/test_relation_head.py', 'tests/adapt/test_graph_head.py'
 CALIBRATE, CALIBRATE_TESTS = 'fsc_fastai/deploy/calibrate.py', 'tests/deploy/test_calibrate.py'
 SMALL_MAPS, SMALL_MAPS_TESTS = 'fsc_fastai/kernels/small_conv.py', 'tests/kernels/test_small_conv.py'
-QUICK_GNN, QUICK_GNN_TESTS = 'fsc_fastai/methods/graph_quick.py', 'tests/methods/test_graph_quick.py'
-QUICK, QUICK_TESTS = 'fsc_fastai/methods/relation_quick.py', 'tests/methods/test_relation_quick.py'
 NORM, NORM_TESTS = 'fsc_fastai/kernels/batch_norm.py', 'tests/kernels/test_batch_norm.py'
 STREAMS, AFA_TESTS = 'fsc_fastai/callback/two_streams.py', 'tests/callback/test_afa.py'
 LDP, LDP_TESTS = 'fsc_fastai/callback/ldp_net.py', 'tests/callback/test_ldp_net.py'
@@ -252,10 +252,11 @@ MUTATIONS = (
              'F.mse_loss(scores.tanh()', 'tests/methods/test_losses.py tests/methods/test_golden.py tests/methods/test_relation.py'),
 
     # The deployed classifier
-    Mutation('deployed RN: a sample meets its prototype without itself', DEPLOYED, '/ (shots - without)', '/ shots',
-             DEPLOYED_TESTS),
-    Mutation('deployed: variance as batch norm takes it', DEPLOYED, 'correction=0)[::-1]', 'correction=1)[::-1]', DEPLOYED_TESTS),
-    Mutation('deployed GNN: the query has no label', DEPLOYED, 'labels[:, -1] = 0', 'labels[:, -1] = 1', DEPLOYED_TESTS),
+    Mutation('deployed RN: a sample meets its prototype without itself', RN_HEAD, '/ (shots - without)', '/ shots',
+             HEAD_OF_METHOD_TESTS),
+    Mutation('deployed: variance as batch norm takes it', HEAD, 'correction=0)[::-1]', 'correction=1)[::-1]',
+             HEAD_OF_METHOD_TESTS),
+    Mutation('deployed GNN: the query has no label', GNN_HEAD, 'labels[:, -1] = 0', 'labels[:, -1] = 1', HEAD_OF_METHOD_TESTS),
     Mutation('calibration: scores are divided', CALIBRATE, 'scores / math.exp(log_t)', 'scores * math.exp(log_t)',
              CALIBRATE_TESTS),
     Mutation('calibration: the share that passes', CALIBRATE, 'np.quantile(p_known, 1 - keep)', 'np.quantile(p_known, keep)',
@@ -305,39 +306,23 @@ MUTATIONS = (
     Mutation('Figure 3: 45 %', 'fsc_fastai/learner/channel_statistics.py', '[0.45, 0.95]', '[0.5, 0.95]', 'tests/learner/test_channel_statistics.py'),
     Mutation('Figure 3: variance over the channels', 'fsc_fastai/learner/channel_statistics.py', 'correction=0', 'correction=1',
              'tests/learner/test_channel_statistics.py'),
-    Mutation('maps of 2×2: three products for four', SMALL_MAPS, 'w[2] - w[1]', 'w[2] + w[1]', SMALL_MAPS_TESTS),
-    Mutation('maps of 2×2: the shared product', SMALL_MAPS, '(m[0] + m[1], m[0] + m[2])', '(m[0] + m[2], m[0] + m[1])',
-             SMALL_MAPS_TESTS),
-    Mutation('quick RN: variances of positions add up', QUICK, 'mean, var = _statistics(at_position[0] + at_position[1])',
-             'mean, var = _statistics(at_position[0] - at_position[1])', QUICK_TESTS),
-    Mutation('quick RN: variances of queries add up', QUICK, 'var = var + (part', 'var = var - (part', QUICK_TESTS),
-    Mutation('quick RN: shift of a batch norm', QUICK, 'norm.bias - mean * scale', 'norm.bias + mean * scale', QUICK_TESTS),
-    Mutation('quick RN: not where a subclass scores in its own way', 'fsc_fastai/methods/relation.py',
-             'QuickRelation(self.relation) if same', 'QuickRelation(self.relation) if True', QUICK_TESTS),
-    Mutation('quick RN: one shift a pair', QUICK, 'query * scale\n', 'query * scale + shift\n', QUICK_TESTS),
-    Mutation('quick GNN: edges of the query by absolute differences', QUICK_GNN, '(query[:, None] - self.support).abs()',
-             '(query[:, None] - self.support)', QUICK_GNN_TESTS),
-    Mutation('quick GNN: absolute differences of what was appended', QUICK_GNN, '(x[:, :-1] - x[:, -1:]).abs()',
-             '(x[:, :-1] - x[:, -1:])', QUICK_GNN_TESTS),
-    Mutation('quick GNN: no self-loops', QUICK_GNN, "float('-inf')", '0.', QUICK_GNN_TESTS),
-    Mutation('quick GNN: an edge runs both ways', QUICK_GNN, 'place[i, j] = place[j, i] =', 'place[i, j] =', QUICK_GNN_TESTS),
-    Mutation('quick GNN: mean of a batch norm', QUICK_GNN, '(bias - norm.running_mean) * scale',
-             '(bias + norm.running_mean) * scale', QUICK_GNN_TESTS),
-    Mutation('quick GNN: the bias for a node, not for its neighbours too', QUICK_GNN, 'torch.zeros_like(bias)]', 'bias]',
-             QUICK_GNN_TESTS),
-    Mutation('quick GNN: the scores of the query', QUICK_GNN, 'to_self[:, -1]', 'to_self[:, 0]', QUICK_GNN_TESTS),
-    Mutation('quick GNN: what was known of every pair', QUICK_GNN, 'self.first_appended).add_(known)', 'self.first_appended)',
-             QUICK_GNN_TESTS),
-    Mutation('quick GNN: not where gradients are wanted', QUICK_GNN, 'and not (torch.is_grad_enabled()',
-             'or not (torch.is_grad_enabled()', QUICK_GNN_TESTS),
-    Mutation('quick GNN: absolute differences between support samples', QUICK_GNN, 'x.index_select(1, j)).abs_()',
-             'x.index_select(1, j))', QUICK_GNN_TESTS),
-    Mutation('quick RN: not where gradients are wanted', QUICK, 'maps.requires_grad: return False', 'False: return False',
-             QUICK_TESTS),
-    Mutation('quick GNN: not where a subclass scores in its own way', GNN, 'if same and fixed', 'if fixed',
-             QUICK_GNN_TESTS),
-    Mutation('deployed: what is prepared follows the head', DEPLOYED, 'if len(self.member): self.prepare()', '', QUICK_GNN_TESTS),
-    Mutation('deployed GNN: graphs of a subclass hold one query', DEPLOYED, 'OneQueryHead if', 'GraphHead if', QUICK_GNN_TESTS),
+    # Heads
+    Mutation('RN: the mean of the members, as members', RN_HEAD, 'self.support.chunk(2, 1)[0]', 'self.support.chunk(2, 1)[1]',
+             RN_HEAD_TESTS),
+    Mutation('RN: queries as queries', RN_HEAD, 'f_query.chunk(2, 1)[1]', 'f_query.chunk(2, 1)[0]', RN_HEAD_TESTS),
+    Mutation('RN: not where a subclass scores in its own way', RN_HEAD, "'process', 'classify', 'forward_head'", "'process',",
+             RN_HEAD_TESTS),
+    Mutation('GNN: edges by absolute differences', GNN_HEAD, '(x[:, :-1] - x[:, -1:]).abs()', '(x[:, :-1] - x[:, -1:])',
+             GNN_HEAD_TESTS),
+    Mutation('GNN: edges among the support by absolute differences', GNN_HEAD, '(x[:, i] - x[:, j]).abs()', '(x[:, i] - x[:, j])',
+             GNN_HEAD_TESTS),
+    Mutation('GNN: no self-loops', GNN_HEAD, "float('-inf')", '0.', GNN_HEAD_TESTS),
+    Mutation('GNN: an edge runs both ways', GNN_HEAD, 'weight[:, i, j] = weight[:, j, i] =', 'weight[:, i, j] =', GNN_HEAD_TESTS),
+    Mutation('GNN: the first edges alone are the same in each graph', GNN_HEAD, 'k == 0 and', 'k >= 0 and', GNN_HEAD_TESTS),
+    Mutation('GNN: the scores of the query', GNN_HEAD, 'x[:, -1], (weight', 'x[:, 0], (weight', GNN_HEAD_TESTS),
+    Mutation('GNN: not where a subclass scores in its own way', GNN_HEAD, "GNNNet, 'classify', 'classify_with_trace', gnn",
+             'GNNNet, gnn', GNN_HEAD_TESTS),
+    Mutation('GNN: graphs of a subclass hold one query', HEAD, 'if self.model.queries_apart else 1', '', GNN_HEAD_TESTS),
     # Second derivatives of batch norms
     Mutation('norm: C takes off what A and B share', NORM, 'A, B, value=-1).addcmul_', 'A, B).addcmul_', NORM_TESTS),
     Mutation('norm: C is a covariance', NORM, 'value=-1 / m**2', 'value=-1 / m', NORM_TESTS),

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from fsc_fastai.adapt.head import DeployedHead, GraphHead, PrototypeHead, VectorHead, deployed_head
+from fsc_fastai.adapt.graph_head import GraphHead
+from fsc_fastai.adapt.head import PrototypeHead, VectorHead
 from fsc_fastai.as_built import as_built, blueprint
 from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.encode import create_encoder
@@ -19,6 +20,7 @@ from fsc_fastai.kernels.small_conv import SmallConv2d
 from fsc_fastai.methods import RelationNet
 from fsc_fastai.methods.base import FewShotModel, one_hot
 from fsc_fastai.methods.graph import Adjacency, GraphNet
+from fsc_fastai.methods.head import Head
 from fsc_fastai.methods.pairs import Pairs
 from fsc_fastai.methods.relation import RelationModule
 
@@ -107,8 +109,8 @@ def test_the_change_changes_scores(method, name):
 def test_evaluation(method, name):
     model, (support, y, query) = changed(method, name), episode()
     with torch.no_grad():
-        prepared, f = model.prepared(torch.cat([support, query]))
-        found = prepared.forward_head(f[:len(support)], y, f[len(support):])
+        head = model.head()
+        found = head.fit(head.compact(support), y)(head.compact(query))
         assert_close(found, model.forward_head(support, y, query))
         assert_close(model.forward_head(support, y, query), by_its_parts(model, model.process(support, y, query)))
 
@@ -116,9 +118,9 @@ def test_evaluation(method, name):
 @pytest.mark.parametrize('method,name', CHANGES)
 def test_deployment(method, name):
     model, (support, y, query) = changed(method, name), episode()
-    head = deployed_head(model).fit(support, one_hot(y, torch.double))
+    head = model.head(statistics='support').fit(support, one_hot(y, torch.double))
     with torch.no_grad():
-        assert_close(head(query), torch.cat([DeployedHead.forward(head, q) for q in query.split(1)]))
+        assert_close(head(query), torch.cat([Head.forward(head, q) for q in query.split(1)]))
         if method == 'relation':
             assert_close(head(query), head.model.classify(Pairs(head.support, query).features))
 
@@ -126,11 +128,11 @@ def test_deployment(method, name):
 def test_a_hook_on_a_head_that_is_deployed_already():
     support, y, query = episode()
     for method, path in (('relation', 'relation.layer1.conv'), ('gnn', 'gnn.layers.0.fc')):
-        head = deployed_head(feature_model(method, size=SIZE).double()).fit(support, one_hot(y, torch.double))
+        head = feature_model(method, size=SIZE).double().head(statistics='support').fit(support, one_hot(y, torch.double))
         before = head(query)
         hook(head.model.get_submodule(path))
         assert not torch.allclose(head(query), before)
-        assert_close(head(query), DeployedHead.forward(head, query))
+        assert_close(head(query), Head.forward(head, query))
 
 
 @pytest.mark.parametrize('method,name', CHANGES)
@@ -166,12 +168,12 @@ def test_guided_training_with_another_part_explains_what_it_trains():
                                          ('matching', VectorHead), ('gnn', GraphHead)])
 def test_a_subclass_that_processes_in_another_way_is_deployed_with_all_its_samples(method, head):
     model = feature_model(method, size=SIZE)
-    assert isinstance(deployed_head(model), head)
+    assert isinstance(model.head(statistics='support'), head)
     class Sharpened(type(model)):
         def process(self, f_support, support_y, f_query): return super().process(f_support**2, support_y, f_query)
     model.__class__ = Sharpened
     support, y, query, _ = feature_episode(size=SIZE)
-    deployed = deployed_head(model)
+    deployed = model.head(statistics='support')
     assert not isinstance(deployed, head)
     if method in ('proto', 'can', 'matching'):  # without statistics of the batch
         assert_close(deployed.fit(support, one_hot(y))(query), model.forward_head(support, y, query))

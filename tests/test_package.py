@@ -9,6 +9,7 @@ import subprocess
 import sys
 from configparser import ConfigParser
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -81,6 +82,13 @@ def test_imports_run_one_way(module):
     room = ROOMS.index(module.split('.')[1])
     for other in _imports(module):
         assert ROOMS.index(other.split('.')[1]) <= room, f'{module} imports {other}'
+
+
+def test_no_two_files_import_each_other():
+    "Neither at once nor by way of others, and not behind TYPE_CHECKING; the face of a folder imports what is in it"
+    edges = {m: {o for o in _imports(m) if o in MODULES} for m in MODULES if not m.endswith('__init__')}
+    try: TopologicalSorter(edges).prepare()
+    except CycleError as e: pytest.fail(' → '.join(e.args[1]))
 
 
 def test_all_replaces_nothing_of_fastai():

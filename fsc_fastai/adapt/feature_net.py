@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..encode.encoder import Encoder
 from ..methods.base import FewShotModel, Processed, one_hot
+from ..methods.head import Head, head_for
 from ..methods.registry import register_method
 from ..tensors import Pool, pool_vectors, single
 from .base import get_adaptation
 
-__all__ = ['FeatureNet', 'Classifiable']
+__all__ = ['FeatureNet', 'FeatureHead', 'Classifiable']
 
 OF_ENCODER = 'arch', 'img_size', 'in_chans', 'encoder_kwargs'
 
@@ -95,10 +96,6 @@ class FeatureNet(FewShotModel):
         "Scores `(n_query, n_way)`"
         return f_p.fitted.score(f_p.features)
 
-    def prepared(self, f: Tensor) -> tuple[FeatureNet, Tensor]:
-        "Vectors are all that it takes of maps"
-        return self, self.vectors(f)
-
     def forward_episodes(self,
         f_support: Tensor, # Maps or vectors `(n_episodes, n_support, ...)`
         support_y: Tensor, # Labels `(n_support,)` of each
@@ -107,3 +104,11 @@ class FeatureNet(FewShotModel):
         "Scores `(n_episodes, n_query, n_way)`, each episode for itself"
         support, query = (self.vectors(f.flatten(0, 1)).unflatten(0, f.shape[:2]) for f in (f_support, f_query))
         return self.method.fit(support, one_hot(support_y, support.dtype), query)(query)
+
+
+@head_for(FeatureNet)
+class FeatureHead(Head):
+    "Vectors are all that it takes of maps"
+    def compact(self, f: Tensor) -> Tensor:
+        "Pooled vectors `(n, d)`"
+        return self.model.vectors(f)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..methods.base import FewShotModel, one_hot
+from ..methods.head import Head
 from .base import Adaptation, register_adaptation
 
 __all__ = ['CANDIDATES', 'SelfTraining', 'SelfTrainedNet', 'enlarged_support', 'transductive_scores',
@@ -32,8 +33,8 @@ def scale_candidates(
 
 
 def enlarged_support(
-    model: FewShotModel, # Any method but a GNN
-    f_support: Tensor, # Feature maps `(n_support, C, H, W)`
+    head: Head, # `model.head()` of any method but a GNN
+    f_support: Tensor, # Feature maps `(n_support, C, H, W)`, or as `head.compact` has them
     support_y: Tensor, # Labels `(n_support,)`
     f_query: Tensor, # Feature maps `(n_query, C, H, W)`
     candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
@@ -41,7 +42,7 @@ def enlarged_support(
     "The support with each round's most confident queries under their predicted label; rounds accumulate. Labels are one-hot"
     member = one_hot(support_y, f_query.dtype)
     for n in scale_candidates(f_query.shape[0], candidates):
-        confidence, label = model.forward_head(f_support, member, f_query).max(1)
+        confidence, label = head.fit(f_support, member)(f_query).max(1)
         chosen = confidence.argsort(descending=True)[:n]
         f_support = torch.cat([f_support, f_query[chosen]])
         member = torch.cat([member, torch.eye(member.shape[1], device=member.device, dtype=member.dtype)[label[chosen]]])
@@ -49,17 +50,17 @@ def enlarged_support(
 
 
 def transductive_scores(
-    model: FewShotModel, # Any method but a GNN
-    f_support: Tensor, # Feature maps `(n_support, C, H, W)`
+    head: Head, # `model.head()` of any method but a GNN
+    f_support: Tensor, # Feature maps `(n_support, C, H, W)`, or as `head.compact` has them
     support_y: Tensor, # Labels `(n_support,)`
     f_query: Tensor, # Feature maps `(n_query, C, H, W)`
     candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
 ) -> Tensor:
     "Scores `(n_query, n_way)` by the enlarged support. Raises `TypeError` for a GNN, whose graphs have a fixed support"
-    if not model.transductive:
-        raise TypeError(f'transductive inference changes the size of the support set, which a {type(model).__name__} learns '
+    if not head.model.transductive:
+        raise TypeError(f'transductive inference changes the size of the support set, which a {type(head.model).__name__} learns '
                         'with: evaluate it with transductive=False')
-    return model.forward_head(*enlarged_support(model, f_support, support_y, f_query, candidates), f_query)
+    return head.fit(*enlarged_support(head, f_support, support_y, f_query, candidates))(f_query)
 
 
 class SelfTrainedNet(FewShotModel):
@@ -77,7 +78,7 @@ class SelfTrainedNet(FewShotModel):
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Any:
         "What the model makes of the enlarged support"
-        return self.base.process(*enlarged_support(self.base, f_support, support_y, f_query, self.candidates), f_query)
+        return self.base.process(*enlarged_support(self.base.head(), f_support, support_y, f_query, self.candidates), f_query)
 
     def classify(self, f_p: Any) -> Tensor:
         "Scores `(n_query, n_way)`, by the model"
@@ -85,7 +86,7 @@ class SelfTrainedNet(FewShotModel):
 
     def forward_head(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Tensor:
         "The last pass of the model, over the enlarged support"
-        return transductive_scores(self.base, f_support, support_y, f_query, self.candidates)
+        return transductive_scores(self.base.head(), f_support, support_y, f_query, self.candidates)
 
 
 @register_adaptation('self_training')

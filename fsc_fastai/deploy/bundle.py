@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..adapt.head import deployed_head, free_norms
 from ..files import atomic_write
 from ..methods import FewShotModel
+from ..methods.head import free_norms
 from .checks import FORMAT, LIBRARIES, MAX_JSON, BundleError, method_of, preprocess_of, read_json
 from .layout import TensorFile, built_model, laid_out
 from .preprocess import Preprocess
@@ -151,4 +151,4 @@ def _support_like(model: FewShotModel, f: Tensor, n_support: int) -> dict[str, T
     if not n_support: return {}
     maps = torch.empty(n_support, *f.shape[1:], device='meta')
     thumbnails = torch.empty(n_support, 3, THUMBNAIL, THUMBNAIL, dtype=torch.uint8, device='meta')
-    return {FEATURES: deployed_head(model).compact(maps), THUMBNAILS: thumbnails}
+    return {FEATURES: model.head(statistics='support').compact(maps), THUMBNAILS: thumbnails}

@@ -15,9 +15,9 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from ..adapt.head import DeployedHead, deployed_head
 from ..data.sampler import EpisodeIndices, EpisodeSampler, check_whole
 from ..methods.finite import finite_scores
+from ..methods.head import Head
 from .classifier import FewShotClassifier
 from .support import labelled_items
 
@@ -67,7 +67,7 @@ def calibrate(
         raise ValueError(f'{n_way} known classes and another one at least are needed, found {len(vocab)} in all: '
                          'bring images of more classes, or set n_way')
     sampler = EpisodeSampler([vocab.index(o) for o in named], min(2 * n_way, len(vocab)), n_shot, n_query, seed, vocab=vocab)
-    head = deployed_head(self.model)
+    head = self.model.head(statistics='support')
     if problem := head.problem(n_way): raise ValueError(problem)
     features = torch.cat([head.compact(self.encode(o)) for o in self.preprocess.batches(items)])
     tested = [_episode_scores(head, features, sampler.episode(k), n_way) for k in range(n_episodes)]
@@ -80,7 +80,7 @@ def calibrate(
 
 
 def _episode_scores(
-    head: DeployedHead, features: Tensor, episode: EpisodeIndices, n_way: int,
+    head: Head, features: Tensor, episode: EpisodeIndices, n_way: int,
 ) -> tuple[Tensor, Tensor]:
     "Scores of an episode's queries, of its first `n_way` classes and of the others, against the first `n_way` classes"
     n_shot, n_query = (len(idxs) // len(episode.classes) for idxs in (episode.support, episode.query))

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..adapt.base import as_adaptation
-from ..adapt.head import deployed_head
 from ..data.names import composed
 from ..data.size import size_text
 from ..learner.core import FSCLearner
@@ -81,7 +80,7 @@ class FewShotClassifier:
                                  'inductive adaptation, such as PA or FineTune')
             if self.adapt.on_images: self._trained = copy.deepcopy(model).eval()
             else: model = self.adapt(model)
-        self.head = deployed_head(model)
+        self.head = model.head(statistics='support')
         self._support: Support | None = None
         self._at_once: int | None = None # Images to encode at once; None: not yet known
 

@@ -13,9 +13,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..adapt.head import DeployedHead, deployed_head, free_norms
 from ..extras import extra
 from ..files import atomic_write
+from ..methods.head import Head, free_norms
 from .classifier import FewShotClassifier
 
 __all__ = ['head_inputs']
@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 class _Scores(nn.Module):
     "A head without its chunks, of which a graph needs none"
-    def __init__(self, head: DeployedHead):
+    def __init__(self, head: Head):
         super().__init__()
         self.head = head
 
@@ -34,7 +34,7 @@ class _Scores(nn.Module):
 
 class _ScoresOf(nn.Module):
     "Scores from features and all that `fit` fixed, as named inputs"
-    def __init__(self, head: DeployedHead):
+    def __init__(self, head: Head):
         super().__init__()
         self.scores, self.names = _Scores(head), list(head_inputs(head))
 
@@ -42,7 +42,7 @@ class _ScoresOf(nn.Module):
         return functional_call(self.scores, {f'head.{k}': v for k, v in zip(self.names, fixed)}, (features,))
 
 
-def head_inputs(head: DeployedHead) -> dict[str, Tensor]:
+def head_inputs(head: Head) -> dict[str, Tensor]:
     "What `fit` fixed, by name: prototypes or support features, their one-hot labels, and statistics of batch norms"
     statistics = {f'model.{name}.running_{kind}': getattr(norm, f'running_{kind}')
                   for name, norm in free_norms(head.model).items() for kind in ('mean', 'var')}
@@ -102,7 +102,7 @@ def _check(classifier: FewShotClassifier, folder: Path) -> None:
                        for name in ('encoder.onnx', 'head.onnx'))
     random = torch.Generator().manual_seed(0)
     shape, n_way = classifier.preprocess.shape, len(classifier.support.classes)
-    head = deployed_head(classifier.model).cpu()
+    head = classifier.model.head(statistics='support').cpu()
     for n, way, shot in ((1, n_way, 1), (3, n_way + _any_way(classifier.head, n_way), 4)):
         images = torch.randn(n, *shape, generator=random)
         features = head.model.encode(images)
@@ -113,7 +113,7 @@ def _check(classifier: FewShotClassifier, folder: Path) -> None:
         _compare('head.onnx', head(features), scorer.run(None, inputs)[0])
 
 
-def _any_way(head: DeployedHead, n_way: int) -> bool:
+def _any_way(head: Head, n_way: int) -> bool:
     "Can the head tell more classes apart than these?"
     return head.problem(n_way + 1) is None
 

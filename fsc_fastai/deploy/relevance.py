@@ -11,10 +11,10 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from ..adapt.head import DeployedHead
 from ..briefly import brief_repr
 from ..explain.heatmaps import to_heatmaps
 from ..explain.to_pixels import explain_images
+from ..methods.head import Head
 from .classifier import FewShotClassifier, Prediction
 from .support import Label, is_single
 
@@ -61,7 +61,7 @@ def explain(
     return Explanation(prediction, self.preprocess.image(item), relevance)
 
 
-def _with_known_support(head: DeployedHead) -> Any:
+def _with_known_support(head: Head) -> Any:
     "The model, whose encoder lets pass the support features that the classifier has kept in the place of images"
     model: Any = copy.copy(head.model)
     model.encode = lambda x: x if x.shape[1:] == head.support.shape[1:] else head.model.encode(x)

@@ -6,7 +6,7 @@ of which is differentiated by the other two, so that all are differentiable as o
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch.overrides import has_torch_function
 
 from ..as_built import as_built, blueprint
 
-__all__ = ['SmallConv2d', 'TurnedKernel', 'conv_small', 'conv_small_input']
+__all__ = ['SmallConv2d', 'conv_small', 'conv_small_input']
 
 LARGEST = 4 # Side of a map for which matrix products win
 FEWEST = 16 # Maps for which it pays to rearrange the kernel
@@ -158,14 +158,11 @@ def _add_product(out: Tensor, maps: Tensor, matrix: Tensor) -> None:
 
 def _convolved(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     "y at each position = Σ over the taps of w·x at the position that meets it there"
-    return _turned(_convolved_turned(_turned(x), _turned(weight.transpose(0, 1)), padding))
-
-
-def _convolved_turned(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
-    sides = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[:2], padding, weight.shape[:2], strict=True)]
+    sides = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True)]
+    x, weight = _turned(x), _turned(weight.transpose(0, 1))
     y = x.new_zeros(*sides, x.shape[2], weight.shape[3])
     for tap in _taps(x.shape, sides, weight.shape, padding): _add_product(y[tap.of_y], x[tap.of_x], weight[tap.kernel])
-    return y
+    return _turned(y)
 
 
 def _transposed(g: Tensor, weight: Tensor, padding: Pair) -> Tensor:
@@ -185,41 +182,3 @@ def _weight_gradient(x: Tensor, g: Tensor, padding: Pair) -> Tensor:
     for tap in _taps(x.shape, g.shape, kernel, padding):
         torch.mm(g[tap.of_y].flatten(0, 2).T, x[tap.of_x].flatten(0, 2), out=weight[tap.kernel])
     return _turned(weight)
-
-
-class TurnedKernel:
-    """The weights of a convolution, rearranged once for many maps `(H, W, n, n_in)`, positions first; without gradients.
-
-    On a map of 2×2 a 3×3 kernel with padding 1 takes 9 matrix products instead of 16. Along one axis
-
-        y₀ = w₁x₀ + w₂x₁ = w₁(x₀ + x₁) + (w₂ − w₁)x₁
-        y₁ = w₀x₀ + w₁x₁ = w₁(x₀ + x₁) + (w₀ − w₁)x₀
-
-    which takes three products, the first of them shared (Karatsuba's trick), and so along the other.
-    """
-    def __init__(self,
-        weight: Tensor, # `(n_out, n_in, height, width)`
-        bias: Tensor | None = None, # `(n_out,)`
-        padding: Any = 0, # One number, or one for each side; the stride is 1
-    ):
-        self.padding, self.bias = _pair(padding), bias
-        self.weight = _turned(weight.transpose(0, 1))
-        self.of_2x2 = None if self.weight.shape[:2] != (3, 3) or self.padding != (1, 1) else _along_both(
-            self.weight, lambda w: (w[1], w[2] - w[1], w[0] - w[1])).flatten(0, 1)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        "Maps `(H, W, n, n_in)` to `(H', W', n, n_out)`"
-        x = x.contiguous()
-        y = (_convolved_turned(x, self.weight, self.padding) if self.of_2x2 is None or x.shape[:2] != (2, 2)
-             else _convolved_2x2(x, self.of_2x2))
-        return y if self.bias is None else y + self.bias
-
-
-def _convolved_2x2(x: Tensor, weight: Tensor) -> Tensor:
-    products = torch.bmm(_along_both(x, lambda x: (x[0] + x[1], x[1], x[0])).flatten(0, 1), weight)
-    return _along_both(products.unflatten(0, (3, 3)), lambda m: (m[0] + m[1], m[0] + m[2]))
-
-
-def _along_both(t: Tensor, f: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
-    "What `f` makes of the entries along the first axis, then along the second"
-    return torch.stack(f(torch.stack(f(t)).transpose(0, 1))).transpose(0, 1)

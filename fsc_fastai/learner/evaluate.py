@@ -21,8 +21,7 @@ from ..data.manifest import images_hash
 from ..data.sampler import Count, EpisodeIndices, EpisodeSampler, check_whole, count_text
 from ..methods.base import FewShotModel
 from ..methods.finite import REMEDY
-from ..methods.graph import GNNNet
-from ..methods.relation_quick import QuickRelation
+from ..methods.head import Head
 from ..tensors import evaluating
 from .adapted import KeptEpisodes, adapted_accuracies, as_adaptations, weights_digest
 from .core import FSCLearner
@@ -84,15 +83,16 @@ def episode_scores(
     if getattr(model, 'training', False): raise ValueError('episode_scores in training mode: call model.eval() before')
     first = [sampler.episode(k) for k in range(min(2, n_episodes))]
     n_images = len(first[0].support) + len(first[0].query)
-    scorer, features = model.prepared(features) if n_images * n_episodes > len(features) else (model, features)
+    head = model.head()
+    if n_images * n_episodes > len(features): features = head.compact(features)
 
     def classify(f_support: Tensor, f_query: Tensor, n_way: int = len(first[0].classes)) -> Tensor:
         support_y = _episode_labels(range(n_way), f_support.shape[0] // n_way, features.device)
-        if transductive: return transductive_scores(scorer, f_support, support_y, f_query, candidates)
-        return scorer.forward_head(f_support, support_y, f_query)
+        if transductive: return transductive_scores(head, f_support, support_y, f_query, candidates)
+        return head.fit(f_support, support_y)(f_query)
 
     def classify_all(f_support: Tensor, f_query: Tensor) -> Tensor:
-        of_many = getattr(scorer, 'forward_episodes', None)
+        of_many = getattr(model, 'forward_episodes', None)
         if of_many is None or transductive: return torch.vmap(classify)(f_support, f_query)
         n_way = len(first[0].classes)
         return of_many(f_support, _episode_labels(range(n_way), f_support.shape[1] // n_way, features.device), f_query)
@@ -103,7 +103,7 @@ def episode_scores(
         return features[support], features[query]
 
     if sampler.varies: at_once = 1
-    elif at_once is None: at_once = _episodes_at_once(scorer, *maps_of(first[:1]))
+    elif at_once is None: at_once = _episodes_at_once(head, *maps_of(first[:1]))
     if at_once > 1 and not _vectorises(classify, classify_all, *maps_of(first)): at_once = 1
     together = list(chunked(range(n_episodes), at_once))
     for ks in together[own_part(len(together), share)]:
@@ -115,10 +115,9 @@ def episode_scores(
             yield episode, s, _episode_labels(episode.classes, n_query, s.device).as_subclass(Tensor)
 
 
-def _episodes_at_once(model: Any, f_support: Tensor, f_query: Tensor) -> int:
+def _episodes_at_once(head: Head, f_support: Tensor, f_query: Tensor) -> int:
     "How many episodes to classify together, by the memory that their pairs of maps take (one episode of maps is given)"
-    # the edges of an episode's graphs, or the matrix products of its pairs, fill the cores of a CPU by themselves
-    if f_query.is_cpu and isinstance(model, (GNNNet, QuickRelation)): return 1
+    if f_query.is_cpu and not head.together: return 1
     # on a GPU a sixteenth of what is free, as what becomes of the pairs takes several times their memory
     room = torch.cuda.mem_get_info(f_query.device)[0] // 16 if f_query.is_cuda else AT_ONCE_MB * 2**20
     pairs = f_query[0].numel() * f_query.element_size() * max(2 * f_support.shape[1], 1)

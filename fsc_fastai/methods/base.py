@@ -7,48 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..tensors import full_precision, plain
+from ..tensors import plain
+from .head import Head, Statistics, create_head
+from .labels import class_means, episode_way, one_hot
 from .losses import EpisodeCrossEntropy
 
 __all__ = ['FewShotModel', 'Processed', 'episode_way', 'one_hot', 'class_means']
-
-
-def episode_way(support_y: Tensor) -> int:
-    """The number of classes of an episode, from the labels of its support.
-
-    An episodic loader's labels carry their `classes`, and one-hot labels have a column for each class: both tell without asking
-    the device. Plain integer labels are 0…n_way−1, all of them: `ValueError` where a class has no support.
-    """
-    if support_y.ndim == 2: return support_y.shape[1]
-    classes = getattr(support_y, 'classes', None)
-    if classes: return len(classes)
-    found = plain(support_y).unique().tolist()
-    if found and found == list(range(len(found))): return len(found)
-    raise ValueError(f'labels of a support set are 0…n_way−1, each of them at least once: found {found or "no labels at all"}')
-
-
-def one_hot(
-    support_y: Tensor, # Labels `(n_support,)`, or already one-hot `(n_support, n_way)`
-    dtype: torch.dtype = torch.float32, # Type of the result
-) -> Tensor:
-    "`support_y` as a matrix `(n_support, n_way)`"
-    if support_y.ndim == 2: return plain(support_y).to(dtype)
-    return (plain(support_y)[:, None] == torch.arange(episode_way(support_y), device=support_y.device)).to(dtype)
-
-
-def class_means(
-    f_support: Tensor, # Features `(n_support, ...)`
-    support_y: Tensor, # Labels `(n_support,)`, or one-hot `(n_support, n_way)`
-) -> Tensor:
-    """The mean feature of each class, `(n_way, ...)`; classes may have unequal shots, and come in any order.
-
-    >>> class_means(torch.tensor([[1.], [10.], [3.]]), torch.tensor([0, 1, 0]))
-    tensor([[ 2.],
-            [10.]])
-    """
-    member = one_hot(support_y, f_support.dtype)
-    with full_precision(f_support): total = member.T @ f_support.flatten(1)
-    return (total / member.sum(0)[:, None]).unflatten(1, f_support.shape[1:])
 
 
 class Processed:
@@ -91,6 +55,7 @@ class FewShotModel(nn.Module):
     scores_only = False # Are the scores all that the loss takes in training?
     transductive = True # May confident queries join the support set?
     guidance: tuple[tuple[float, float], ...] = (1., .5), (1., 1.) # ξ and λ of guided training: for one shot, for more
+    queries_apart = True # With fixed statistics, is a query's score its own, whatever other queries are scored with it?
 
     def __init__(self,
         encoder: nn.Module, # Images `(n, 3, size, size)` to feature maps, with the attribute `out_shape` = (C, H, W)
@@ -134,12 +99,18 @@ class FewShotModel(nn.Module):
         "The loss that the method is published with, of `training_output` in training and of scores in evaluation"
         return EpisodeCrossEntropy()
 
-    def prepared(self, f: Tensor) -> tuple[Any, Tensor]:
-        """What scores many episodes of the same images fastest: something with `forward_head`, and the images for it.
+    def head(self,
+        f_support: Tensor | None = None, # Feature maps `(n_support, C, H, W)`; None: a head to `fit`
+        support_y: Tensor | None = None, # Labels `(n_support,)`, or one-hot `(n_support, n_way)`
+        statistics: Statistics = 'batch', # Of batch norms that keep none: of the queries at hand, or fixed by the support
+    ) -> Head:
+        """This method beside a support set: `head(f_query)` gives scores `(n_query, n_way)`.
 
-        `f` holds a feature map for each image; so does what is returned, in any form. Scores are the same up to rounding.
+        With statistics of the 'batch' it is the method as published, and has gradients. Fixed by the 'support', a copy of the
+        model in eval mode scores each query by itself. The best head that was registered by `head_for` is taken.
         """
-        return self, f
+        head = create_head(self, statistics)
+        return head if f_support is None or support_y is None else head.fit(f_support, support_y)
 
     def forward_features(self, x: Tensor) -> Tensor:
         "timm's name for `encode`"

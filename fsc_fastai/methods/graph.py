@@ -13,7 +13,6 @@ from ..as_built import as_built, blueprint
 from ..encode.encoder import Encoder
 from ..tensors import Pool, pool_vectors, vector_size
 from .base import FewShotModel, Processed, episode_way, one_hot
-from .graph_quick import QuickGraph
 from .registry import register_method
 
 __all__ = ['GNNNet', 'GraphNodes', 'GraphNet', 'GraphLayer', 'Adjacency', 'EdgeNorm', 'GraphLayerTrace']
@@ -107,16 +106,16 @@ class Adjacency(nn.Module):
         z = torch.cat([(x[:, i] - x[:, j]).abs().flatten(0, 1), x.new_zeros(1, x.shape[2])])
         share = x.new_full((z.shape[0], 1), 2 / (n_graphs * n**2))
         share[-1] = 1 / n
-        weight = self._layers(z, share)[:-1].unflatten(0, (n_graphs, -1))
+        weight = self.weights(z, share)[:-1].unflatten(0, (n_graphs, -1))
         both_ways = torch.zeros(n, n, dtype=torch.long, device=x.device)
         both_ways[i, j] = both_ways[j, i] = torch.arange(i.shape[0], device=x.device)
         return weight[:, both_ways]
 
     def _of_ordered_pairs(self, x: Tensor) -> Tensor:
         "The same by operations that every pair goes through, for any number of nodes in an exported graph"
-        return self._layers((x[:, :, None] - x[:, None]).abs(), None)
+        return self.weights((x[:, :, None] - x[:, None]).abs(), None)
 
-    def _layers(self, z: Tensor, share: Tensor | None) -> Tensor:
+    def weights(self, z: Tensor, share: Tensor | None = None) -> Tensor:
         "Differences `(..., n_in)` to edge weights `(...)`"
         each_row = _each_row if as_built(self, Adjacency) else _each_row_by_module
         for conv, norm, activation in zip(self.hidden[::3], self.hidden[1::3], self.hidden[2::3]):
@@ -188,6 +187,7 @@ class GNNNet(FewShotModel):
     """
     any_way = False
     transductive = False
+    queries_apart = False # Those of one graph see each other
 
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
@@ -230,11 +230,3 @@ class GNNNet(FewShotModel):
     def classify(self, f_p: GraphNodes) -> Tensor:
         "Scores `(n_query, n_way)` of the query nodes"
         return self.classify_with_trace(f_p)[0]
-
-    def quick(self,
-        support: Tensor, # Nodes `(n_support, n_features + n_way)`
-    ) -> QuickGraph | None:
-        "The graph network with a graph for each query; None where it scores in another way, or by statistics of the batch"
-        same = as_built(self, GNNNet, 'process', 'classify', 'classify_with_trace', 'forward_head', gnn=GraphNet)
-        fixed = all(getattr(part, 'running_mean', 0) is not None for part in self.gnn.modules())
-        return QuickGraph(self.gnn, support) if same and fixed else None

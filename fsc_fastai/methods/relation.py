@@ -13,9 +13,8 @@ from .base import FewShotModel, class_means
 from .losses import EpisodeCrossEntropy, SigmoidMSE
 from .pairs import Pairs
 from .registry import register_method
-from .relation_quick import QuickRelation
 
-__all__ = ['RelationNet', 'RelationModule', 'RelationBlock', 'RelationTrace', 'BlockTrace']
+__all__ = ['RelationNet', 'RelationModule', 'RelationBlock', 'RelationTrace', 'BlockTrace', 'sums']
 
 RelationLoss = Literal['ce', 'mse']
 
@@ -66,16 +65,26 @@ class RelationBlock(nn.Module):
     def forward(self, x: Tensor | Pairs) -> BlockTrace:
         "Maps `(n, n_in, H, W)`, or pairs of maps whose concatenation has `n_in` channels"
         if isinstance(x, Pairs) and not as_built(self, RelationBlock, conv=SmallConv2d): x = x.features.flatten(0, 1)
-        z = self._conv_pairs(x) if isinstance(x, Pairs) else self.conv(x)
+        return self.rest(x, sums(*self.convolved(x.support, x.query)) if isinstance(x, Pairs) else self.conv(x))
+
+    def convolved(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        "What the convolution makes of either part of a pair, whose sum is what it makes of the pair"
+        w_support, w_query = self.conv.weight.chunk(2, 1)
+        return (conv_small(support, w_support, self.conv.bias, self.conv.padding),
+                conv_small(query, w_query, padding=self.conv.padding))
+
+    def rest(self, x: Any, z: Tensor) -> BlockTrace:
+        "What comes after the convolution, which made `z` of `x`"
         active = self.relu(self.norm(z))
         return BlockTrace(x, active, *self.pool(active))
 
-    def _conv_pairs(self, pairs: Pairs) -> Tensor:
-        # conv(cat(a, b)) = conv_a(a) + conv_b(b): n_way + n_query maps to convolve instead of n_way·n_query pairs
-        w_support, w_query = self.conv.weight.chunk(2, 1)
-        support = conv_small(pairs.support, w_support, self.conv.bias, self.conv.padding)
-        query = conv_small(pairs.query, w_query, padding=self.conv.padding)
-        return (support[None] + query[:, None]).flatten(0, 1)
+
+def sums(
+    support: Tensor, # `(n_way, C, H, W)`
+    query: Tensor, # `(n_query, C, H, W)`
+) -> Tensor:
+    "The sum of every pair `(n_query·n_way, C, H, W)`: n_way + n_query maps to convolve instead of n_way·n_query"
+    return (support[None] + query[:, None]).flatten(0, 1)
 
 
 class RelationModule(nn.Module):
@@ -109,7 +118,10 @@ class RelationModule(nn.Module):
         problem = self.problem(pairs.query if isinstance(pairs, Pairs) else pairs)
         if problem: raise ValueError(problem)
         n_query, n_way = ((pairs.query.shape[0], pairs.support.shape[0]) if isinstance(pairs, Pairs) else pairs.shape[:2])
-        layer1 = self.layer1(pairs if isinstance(pairs, Pairs) else pairs.flatten(0, 1))
+        return self.rest(self.layer1(pairs if isinstance(pairs, Pairs) else pairs.flatten(0, 1)), n_query, n_way)
+
+    def rest(self, layer1: BlockTrace, n_query: int, n_way: int) -> tuple[Tensor, RelationTrace]:
+        "What comes after the first block"
         layer2 = self.layer2(layer1.pooled)
         same = tuple(layer2.pooled.shape[-2:]) == self.map_size
         flat = (layer2.pooled if same else F.adaptive_avg_pool2d(layer2.pooled, self.map_size)).flatten(1)
@@ -153,16 +165,6 @@ class RelationNet(FewShotModel):
     def classify_with_trace(self, f_p: Pairs | Tensor) -> tuple[Tensor, RelationTrace]:
         "`classify`, and the activations on the way"
         return self.relation(f_p)
-
-    def prepared(self, f: Tensor) -> tuple[Any, Tensor]:
-        "On a CPU `QuickRelation`"
-        quick = self.quick()
-        return (quick, quick.prepare(f)) if quick is not None and quick.serves(f) else (self, f)
-
-    def quick(self) -> QuickRelation | None:
-        "The relation module for images that meet in many pairs; None for a model that scores in a way of its own"
-        same = as_built(self, RelationNet, 'process', 'classify', 'forward_head', relation=RelationModule)
-        return QuickRelation(self.relation) if same else None
 
     def default_loss(self) -> nn.Module:
         "Cross entropy, or the mean squared error of the publication"

@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from fsc_fastai.adapt.head import EDGES, PAIRS, deployed_head, free_norms
+from fsc_fastai.adapt.graph_head import EDGES
 from fsc_fastai.methods import FewShotModel, create_fsc_model
+from fsc_fastai.methods import head as heads
 from fsc_fastai.methods.base import one_hot
+from fsc_fastai.methods.head import PAIRS, free_norms
 
 from ..deploy.toys import METHODS
 
@@ -22,7 +24,7 @@ def labels(*shots): return one_hot(torch.arange(len(shots)).repeat_interleave(to
 
 @pytest.mark.parametrize('method', METHODS)
 def test_a_query_scores_the_same_alone_in_a_batch_and_in_another_order(method):
-    head = deployed_head(model_on_maps(method)).fit(maps(15), labels(3, 3, 3, 3, 3))
+    head = model_on_maps(method).head(maps(15), labels(3, 3, 3, 3, 3), 'support')
     query = maps(40, 1)
     together = head(query)
     torch.testing.assert_close(torch.cat([head(q[None]) for q in query]), together, rtol=1e-5, atol=1e-6)
@@ -41,14 +43,14 @@ def test_the_published_scores_do_depend_on_the_batch(method):
 @pytest.mark.parametrize('method', ['can', 'proto', 'matching'])
 def test_methods_without_batch_statistics_score_as_published(method):
     model, query = model_on_maps(method), maps(7, 1)
-    head = deployed_head(model).fit(maps(10), labels(1, 2, 3, 4))
+    head = model.head(statistics='support').fit(maps(10), labels(1, 2, 3, 4))
     wanted = model.forward_head(maps(10), labels(1, 2, 3, 4), query)
     torch.testing.assert_close(head(query), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_relation_statistics_are_those_of_samples_beside_prototypes_without_them():
     model, f, member = model_on_maps('relation'), maps(5), labels(1, 2, 2)
-    head = deployed_head(model).fit(f, member)
+    head = model.head(f, member, 'support')
     pairs = []
     for i in range(5):
         for way in range(3):
@@ -62,7 +64,7 @@ def test_relation_statistics_are_those_of_samples_beside_prototypes_without_them
 
 def test_graph_statistics_never_show_a_sample_its_own_label():
     "A graph whose query carried its label would normalise other label features than real queries meet"
-    head = deployed_head(model_on_maps('gnn')).fit(maps(5), labels(1, 1, 1, 1, 1))
+    head = model_on_maps('gnn').head(maps(5), labels(1, 1, 1, 1, 1), 'support')
     seen = []
     head.model.gnn.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     head.fit(maps(5), labels(1, 1, 1, 1, 1))
@@ -76,22 +78,22 @@ def test_graph_statistics_never_show_a_sample_its_own_label():
 @pytest.mark.parametrize('method', METHODS)
 def test_any_order_and_balance_of_the_support_will_do(method):
     model, f, member = model_on_maps(method), maps(25), labels(1, 2, 12, 4, 6)
-    head = deployed_head(model).fit(f, member)
+    head = model.head(f, member, 'support')
     scores = head(maps(3, 1))
     assert scores.shape == (3, 5) and scores.isfinite().all()
     if method != 'gnn':  # it keeps means of neighbours where a class has many samples
         order = torch.randperm(25)
-        torch.testing.assert_close(deployed_head(model).fit(f[order], member[order])(maps(3, 1)), scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.head(f[order], member[order], 'support')(maps(3, 1)), scores, rtol=1e-4, atol=1e-5)
 
 
 def test_hundreds_of_samples_stay_within_the_memory_limits():
     member = labels(*[210] * 5)
-    graph = deployed_head(model_on_maps('gnn')).fit(maps(1050), member)
+    graph = model_on_maps('gnn').head(maps(1050), member, 'support')
     nodes = graph.member.shape[0] + 1
     assert nodes == 51 and graph.chunk() * nodes**2 <= EDGES
     # means stand for the samples: the mean of the means is still that of the class
     torch.testing.assert_close(graph.support[:10].mean(0), maps(1050)[:210].mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
-    relation, most = deployed_head(model_on_maps('relation')), []
+    relation, most = model_on_maps('relation').head(statistics='support'), []
     relation.model.relation.layer1.norm.register_forward_pre_hook(lambda m, args: most.append(args[0].shape[0]))
     relation.fit(maps(1050), member)(maps(300, 1))
     assert max(most) <= PAIRS
@@ -99,19 +101,19 @@ def test_hundreds_of_samples_stay_within_the_memory_limits():
 
 @pytest.mark.parametrize('method', ['relation', 'can', 'proto', 'matching'])
 def test_more_ways_than_in_training(method):
-    head = deployed_head(model_on_maps(method, n_way=5)).fit(maps(24), labels(*[2] * 12))
+    head = model_on_maps(method, n_way=5).head(maps(24), labels(*[2] * 12), 'support')
     assert head(maps(3, 1)).shape == (3, 12)
 
 
 def test_a_graph_network_says_that_it_can_not_do_more_ways():
-    head = deployed_head(model_on_maps('gnn'))
+    head = model_on_maps('gnn').head(statistics='support')
     assert 'tells 5 classes apart, found 6' in head.problem(6) and head.problem(5) is None
 
 
 def test_the_model_stays_as_it_is():
     model = model_on_maps('relation').train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    deployed_head(model).fit(maps(6), labels(2, 2, 2))(maps(2))
+    model.head(statistics='support').fit(maps(6), labels(2, 2, 2))(maps(2))
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert all(norm.running_mean is None for norm in free_norms(model).values())
     assert before.keys() == model.state_dict().keys() and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -130,6 +132,33 @@ class Centred(FewShotModel):
 
 
 def test_a_method_of_ones_own_gets_fixed_statistics_too():
-    head = deployed_head(Centred(nn.Identity()).eval()).fit(maps(6), labels(3, 3))
+    head = Centred(nn.Identity()).eval().head(statistics='support').fit(maps(6), labels(3, 3))
     query = maps(4, 1)
     torch.testing.assert_close(torch.cat([head(q[None]) for q in query]), head(query), rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_of_one_s_own_serves_its_method_where_it_says_so(monkeypatch):
+    monkeypatch.setattr(heads, '_heads', {})
+    model, y, query = Centred(nn.Identity()).eval(), torch.arange(2).repeat_interleave(3), maps(4, 1)
+
+    @heads.head_for(Centred)
+    class Doubled(heads.Head):
+        def scores(self, f_query): return 2 * super().scores(f_query)
+
+    torch.testing.assert_close(model.head(maps(6), y)(query), 2 * model.forward_head(maps(6), y, query))
+    model.process = lambda *args: Centred.process(model, *args)
+    torch.testing.assert_close(model.head(maps(6), y)(query), model.forward_head(maps(6), y, query))
+
+
+def test_statistics_are_of_the_batch_or_of_the_support():
+    with pytest.raises(ValueError, match="statistics='running': choose from"): model_on_maps('can').head(statistics='running')
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_by_statistics_of_the_batch_a_head_is_the_method(method):
+    model, y, query = model_on_maps(method), torch.arange(5).repeat_interleave(3), maps(10, 1)
+    head = model.head()
+    wanted = model.forward_head(maps(15), y, query)
+    torch.testing.assert_close(head.fit(maps(15), y)(query), wanted)
+    torch.testing.assert_close(head.fit(head.compact(maps(15)), y)(head.compact(query)), wanted, rtol=1e-4, atol=1e-5)
+    assert head.model is model

@@ -25,7 +25,7 @@ def test_equals_the_published_scores(path):
     y = torch.arange(len(support)).repeat_interleave(support.shape[1])
     f_support, f_query = support.flatten(0, 1), query.flatten(0, 1)
     torch.testing.assert_close(model.forward_head(f_support, y, f_query).sigmoid(), data['score_inductive'], rtol=1e-4, atol=1e-5)
-    scores = transductive_scores(model, f_support, y, f_query, data['candidates'].tolist())
+    scores = transductive_scores(model.head(), f_support, y, f_query, data['candidates'].tolist())
     torch.testing.assert_close(scores.sigmoid(), data['score_transductive'], rtol=1e-4, atol=1e-5)
 
 
@@ -38,4 +38,4 @@ def test_candidates_scale_with_fewer_queries():
 def test_gnn_is_refused():
     model = GNNNet(MapEncoder((8, 2, 2)), n_way=3).eval()
     with pytest.raises(TypeError, match='GNN'):
-        transductive_scores(model, torch.rand(3, 8, 2, 2), torch.arange(3), torch.rand(6, 8, 2, 2))
+        transductive_scores(model.head(), torch.rand(3, 8, 2, 2), torch.arange(3), torch.rand(6, 8, 2, 2))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch.nn.grad import conv2d_input
 from torch.testing import assert_close
 
-from fsc_fastai.kernels.small_conv import FEWEST, SmallConv2d, TurnedKernel, conv_small, conv_small_input
+from fsc_fastai.kernels.small_conv import FEWEST, SmallConv2d, conv_small, conv_small_input
 
 SHAPES = [((3, 3), 1, 3), ((2, 2), 1, 3), ((1, 1), 1, 3), ((4, 3), (1, 0), 3), ((4, 4), 2, 3), ((3, 3), 0, 2), ((2, 3), 1, 1)]
 
@@ -68,11 +68,3 @@ def test_under_autocast_it_is_torch_s():
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert conv.weight.grad.dtype == torch.float32
-
-
-@pytest.mark.parametrize('size,padding,kernel', [*SHAPES, ((2, 2), 2, 3), ((2, 2), 0, 2), ((6, 9), 0, 3)], ids=str)
-def test_a_kernel_that_is_turned_once(size, padding, kernel):
-    x, w, b = (t.detach() for t in tensors(size, kernel, n=5))
-    for bias in (b, None):
-        ours = TurnedKernel(w, bias, padding)(x.permute(2, 3, 0, 1)).permute(2, 3, 0, 1)
-        assert_close(ours, F.conv2d(x, w, bias, padding=padding))
