@@ -197,7 +197,7 @@ MUTATIONS = (
              'tests/learner/test_core.py::test_accumulation_equals_the_mean_gradient_of_its_episodes'),
 
     # Methods
-    Mutation('class means divide by the shots', BASE, '(total / member.sum(0)[:, None])', '(total / member.sum())',
+    Mutation('class means divide by the shots', 'fsc_fastai/methods/labels.py', '(total / member.sum(0)[:, None])', '(total / member.sum())',
              'tests/methods/test_base.py'),
     Mutation('a pair holds the prototype first', 'fsc_fastai/methods/pairs.py',
              'torch.cat(torch.broadcast_tensors(*pair_parts(self)), 2)',

@@ -5,19 +5,16 @@ Operations are known by name, so that `torch.relu`, `Tensor.relu`, `F.relu` and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .flow import scaled
 
-if TYPE_CHECKING:
-    from .tracing import RelevanceMode
-
 __all__ = ['register_op', 'HANDLERS']
 
-Handler = Callable[['RelevanceMode', Callable, tuple, dict], Any]
+Handler = Callable[[Any, Callable, tuple, dict], Any] # Of a `RelevanceMode`, a function of torch and its arguments
 HANDLERS: dict[str, Handler] = {}
 
 
