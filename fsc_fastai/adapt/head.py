@@ -19,10 +19,6 @@ class VectorHead(Head):
         "Pooled vectors `(n, d)`"
         return pool_vectors(f, self.model.pool)
 
-    def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        "The vectors"
-        return self.compact(f_support), member
-
 
 @head_for(CrossAttentionNet)
 class PrototypeHead(Head):

@@ -323,7 +323,7 @@ class FewShotClassifier:
         adapted = self.adapt(trained.to(self.device), self.preprocess.normalise(pixels.to(self.device)),
                                                support.member.argmax(1).to(self.device))
         try:
-            self.head = deployed_head(adapted)
+            self.head = adapted.head(statistics='support')
             with torch.no_grad(): features = torch.cat([self.head.compact(self.encode(part)) for part in pixels.split(BATCH)])
             new = replace(support, features=features)
             if problem := self.head.problem(len(new.classes)): raise ValueError(problem)

@@ -123,7 +123,7 @@ class Head(nn.Module):
 
     def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
         "What is kept of the support set, and its labels"
-        return f_support, member
+        return self.compact(f_support), member
 
     def rehearse(self, f_support: Tensor, member: Tensor) -> None:
         "Classify support samples as if they were queries"
