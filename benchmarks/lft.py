@@ -120,12 +120,12 @@ def step_time(size: int, device: str, steps: int, rounds: int) -> None:
 
 def peak_memory(kind: str, size: int, device: str, steps: int = 3) -> float:
     "Peak of some training steps in MB, not counting what the imports take"
-    before = _resident('VmRSS')
+    before = resident('VmRSS')
     ByLearner(size, device, steps, [] if kind == 'plain' else [lft_callback(size, device, steps, kind == 'lft_aux')])()
-    return torch.cuda.max_memory_allocated() / 2**20 if device == 'cuda' else _resident('VmHWM') - before
+    return torch.cuda.max_memory_allocated() / 2**20 if device == 'cuda' else resident('VmHWM') - before
 
 
-def _resident(what: str) -> float:
+def resident(what: str) -> float:
     "MB of this process: VmRSS now, VmHWM at most (unlike getrusage's, it does not begin with the parent's)"
     line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(what))
     return int(line.split()[1]) / 2**10

@@ -1,0 +1,70 @@
+"""What a step of each training method costs beside the plain step, in time and memory: GNN on ResNet10.
+
+    python -m benchmarks.later_training [--size 84] [--rounds 5] [--threads 1]
+
+Peak memory: what is allocated on a GPU; on CPU what is resident, in a process of its own for each.
+"""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.lft import N_WAY, ByLearner, Episodes, lft_callback, resident
+from benchmarks.options import DEVICE, SIZE, options
+from benchmarks.timing import note, paired, report
+from fsc_fastai.callback.ata import ATACallback
+from fsc_fastai.callback.lft import FTCallback
+from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.styleadv import StyleAdvCallback
+from fsc_fastai.callback.svasp import SVasPCallback
+from fsc_fastai.callback.wave_san import WaveSANCallback
+from fsc_fastai.encode import create_encoder
+from fsc_fastai.methods import GNNNet
+
+KINDS: dict[str, Callable[[int, str], list]] = {
+    'plain': lambda size, device: [],
+    'LRP': lambda size, device: [LRPGuidedCallback()],
+    'FT': lambda size, device: [FTCallback()],
+    'LFT': lambda size, device: [lft_callback(size, device, 1, True)],
+    'StyleAdv': lambda size, device: [StyleAdvCallback()],
+    'SVasP': lambda size, device: [SVasPCallback()],
+    'ATA': lambda size, device: [ATACallback()],
+    'wave-SAN': lambda size, device: [WaveSANCallback([Episodes(1, size, device, seed=1)])]}
+
+
+def steps(kind: str, size: int, device: str, n: int = 1) -> ByLearner:
+    "Steps of a kind by a learner"
+    torch.manual_seed(0)
+    model = GNNNet(create_encoder('resnet10', img_size=size), n_way=N_WAY).to(device)
+    return ByLearner(size, device, n, KINDS[kind](size, device), model)
+
+
+def peak_memory(kind: str, size: int, device: str) -> float:
+    "Peak of three steps in MB, not counting what the imports take"
+    before = resident('VmRSS')
+    steps(kind, size, device, 3)()
+    return torch.cuda.max_memory_allocated() / 2**20 if device == 'cuda' else resident('VmHWM') - before
+
+
+def main() -> None:
+    "Run both comparisons"
+    args = options(__doc__, size=SIZE, device=DEVICE, peak=dict(choices=KINDS, help='only the peak memory of one kind of step'))
+    if args.peak:
+        print(peak_memory(args.peak, args.size, args.device))
+        return
+    command = [sys.executable, '-m', 'benchmarks.later_training', '--size', str(args.size), '--device', args.device, '--peak']
+    env = os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536'}  # freed memory is returned at once
+    peaks = {kind: float(subprocess.run([*command, kind], check=True, capture_output=True, text=True, env=env).stdout.split()[-1])
+             for kind in KINDS}
+    note(f'\nPeak memory of GNN/ResNet10 at {args.size} px, {args.device}')
+    for kind, peak in peaks.items(): note(f'  {kind:<44}{peak:>9.0f} MB {peak / peaks["plain"]:>8.2f} x')
+    n = 1 if args.device == 'cpu' else 20
+    report(f'Step of GNN/ResNet10 at {args.size} px, {args.device}',
+           paired({kind: steps(kind, args.size, args.device, n) for kind in KINDS}, args.rounds, dict.fromkeys(KINDS, n)))
+
+
+if __name__ == '__main__': main()
