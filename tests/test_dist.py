@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from configparser import ConfigParser
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -54,4 +55,6 @@ def test_the_wheel_holds_the_package_its_types_and_the_licence(sdist, tmp_path):
     assert 'fsc_fastai/py.typed' in SOURCES and {o for o in names if not o.startswith(info)} == SOURCES
     assert info + 'licenses/LICENSE' in names
     assert f'\nVersion: {__version__}\n' in metadata and 'Description-Content-Type: text/markdown' in metadata
-    assert 'fsc_demo = fsc_fastai.commands.cli:fsc_demo' in scripts
+    settings = ConfigParser(delimiters=['='])
+    settings.read(ROOT/'settings.ini', encoding='utf-8')
+    assert scripts.replace(' = ', '=').split()[1:] == sorted(settings['DEFAULT']['console_scripts'].split())
