@@ -44,6 +44,14 @@ def test_names_of_the_snippets_exist(document):
     assert used <= made | set(vars(fsc_fastai.all)) | set(dir(builtins))
 
 
+def test_the_glossary_names_what_exists():
+    text = (ROOT/'docs'/'glossary.md').read_text(encoding='utf-8')
+    names = re.findall(r"`([A-Z]\w+)(?:\(\))?`", text)
+    assert len(names) > 5 and not [o for o in names if not hasattr(fsc_fastai.all, o)]
+    linked = [(ROOT/o).read_text(encoding='utf-8') for o in ('README.md', 'docs/index.md')]
+    assert 'docs/glossary.md' in linked[0] and '\nglossary\n' in linked[1]
+
+
 def test_three_lines_are_three():
     lines = [line for line in SNIPPETS[0][1].splitlines() if line and not line.startswith('from')]
     assert len(lines) == 3 and 'fine_tune' in lines[2]
