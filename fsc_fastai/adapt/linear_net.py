@@ -30,6 +30,10 @@ class LinearNet(FewShotModel):
         "Queries as vectors `(n_query, C)`: the support is in the weights"
         return pool_vectors(f_query, self.pool)
 
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        "Scores of the queries; images of the support are not encoded"
+        return self.classify(pool_vectors(self.encode(query_x), self.pool))
+
     def classify(self, f_p: Tensor) -> Tensor:
         "Scores `(n_query, n_way)`"
         return self.fc(f_p)
