@@ -244,7 +244,9 @@ def test_an_error_leaves_nothing_on_the_model(place, tmp_path):
     mend(cb)
     learn.fit(1)
     assert len(cb.losses) == 3 and list(learn.recorder.metric_names).count('plain_loss') == 1 and not learn.metrics
-    assert torch.save(model, tmp_path/'model.pt') is None
+    torch.save(model, tmp_path/'model.pt')
+    saved = torch.load(tmp_path/'model.pt', weights_only=False).state_dict()
+    assert saved.keys() == model.state_dict().keys() and all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
 
 
 def test_an_error_in_the_second_pass_or_in_the_loss(tmp_path):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.tracker import SaveModelCallback
-from fastai.callback.training import GradientClip
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Callback, load_learner
 from fastai.optimizer import SGD
@@ -106,7 +105,8 @@ def test_lr_find_and_summary(root):
     before = weights(learn)
     assert learn.lr_find(num_it=6, show_plot=False).valley > 0
     assert all(torch.equal(before[k], v) for k, v in weights(learn).items())
-    assert 'RelationModule' in learn.summary() or 'Conv2d' in learn.summary()
+    n = sum(p.numel() for p in learn.model.parameters())
+    assert f'Total params: {n:,}' in learn.summary()
 
 
 def test_lr_find_leaves_the_episodes_and_the_need_of_pretraining(root):
@@ -192,10 +192,6 @@ def test_channels_last_is_another_layout_of_the_same_training(root, method):
     expected, found = weights(plain), weights(last)
     assert all(torch.allclose(found[k], expected[k], rtol=1e-3, atol=1e-5) for k in expected)
     assert any(not torch.allclose(found[k], before[k], rtol=1e-3, atol=1e-5) for k in expected)
-
-
-def test_gradient_clip_works(root):
-    hue_learner(root, cbs=GradientClip(0.1)).fit(1)
 
 
 class Boom(Callback):

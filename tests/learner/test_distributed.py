@@ -16,6 +16,7 @@ from fastai.optimizer import SGD
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.learner import evaluate
 
 from ..learners import hue_learner, hue_loaders, weights, write_hues
 from ..ranks import in_ranks
@@ -88,7 +89,7 @@ def tables(hues, **kwargs):
 @pytest.mark.parametrize('at_once', [3, 64], ids=['several shares', 'one rank has none'])
 def test_evaluation_gives_the_table_of_one_process(hues, tmp_path, monkeypatch, kwargs, at_once):
     monkeypatch.setattr('fsc_fastai.learner.evaluate._episodes_at_once', lambda *args: at_once)
-    monkeypatch.setattr('fsc_fastai.learner.evaluate._encode_domain.__defaults__', (20,))
+    monkeypatch.setattr(evaluate, '_encode_domain', partial(evaluate._encode_domain, bs=20))
     table, episodes, confusion = tables(hues, **kwargs)
     for shared_table, shared_episodes, shared_confusion in in_ranks(partial(tables, hues, **kwargs), tmp_path):
         pd.testing.assert_frame_equal(shared_table, table, check_exact=True)
