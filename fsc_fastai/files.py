@@ -20,7 +20,7 @@ from torch import Tensor, nn
 __all__ = ['atomic_write', 'save_weights', 'load_weights', 'check_made', 'broken']
 
 _numbers = count()
-_POSIX = os.name == 'posix'  # elsewhere a folder can not be flushed, nor a process be asked for harmlessly
+_POSIX = os.name == 'posix'  # elsewhere a folder cannot be flushed, nor a process be asked for harmlessly
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def atomic_write(
         _flush_entry(target)
     except (OSError, RuntimeError) as e:
         if not _refused(e, part): raise
-        raise OSError(f'{path} can not be written ({type(e).__name__}: {e}). What stood there is untouched: make room, or '
+        raise OSError(f'{path} cannot be written ({type(e).__name__}: {e}). What stood there is untouched: make room, or '
                       'choose a folder that can be written, and run the same again') from e
     finally: _remove(part)
 

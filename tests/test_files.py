@@ -55,7 +55,7 @@ def test_a_full_disk_is_named(tmp_path, kind):
     def on_a_small_disk():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        with pytest.raises(OSError, match=f'{file} can not be written .*untouched: make room'):
+        with pytest.raises(OSError, match=f'{file} cannot be written .*untouched: make room'):
             if kind == 'weights': save_weights(nn.Linear(300, 300), file, {})
             else:
                 with atomic_write(file) as part: WRITERS[kind](part)
@@ -65,9 +65,9 @@ def test_a_full_disk_is_named(tmp_path, kind):
 
 def test_a_place_that_can_not_be_written_is_named(tmp_path):
     (tmp_path/'file').write_text('in the way')
-    with pytest.raises(OSError, match='file/x can not be written .*choose a folder'), atomic_write(tmp_path/'file'/'x'): pass
+    with pytest.raises(OSError, match='file/x cannot be written .*choose a folder'), atomic_write(tmp_path/'file'/'x'): pass
     (tmp_path/'folder'/'full').mkdir(parents=True)
-    with pytest.raises(OSError, match='folder can not be written'), atomic_write(tmp_path/'folder') as part: part.mkdir()
+    with pytest.raises(OSError, match='folder cannot be written'), atomic_write(tmp_path/'folder') as part: part.mkdir()
     assert names(tmp_path) == ['file', 'folder'] and names(tmp_path/'folder') == ['full']
 
 

@@ -76,7 +76,7 @@ def test_orientation_is_ignored_everywhere_where_it_shall_be(tree):
 
 def test_twelve_bits_are_the_same_everywhere(tmp_path):
     tree = deep_tree(tmp_path)
-    with pytest.raises(OSError, match='12 of 12 images can not be used:\n.*white=4095'): EpisodeDataLoaders.from_folder(tree)
+    with pytest.raises(OSError, match='12 of 12 images cannot be used:\n.*white=4095'): EpisodeDataLoaders.from_folder(tree)
     dls = EpisodeDataLoaders.from_folder(tree, splitter=ClassSplitter(.5), white=4095, **EPISODES, **PLAIN)
     assert same_everywhere(dls, tree, white=4095)
 

@@ -19,8 +19,8 @@ class AlignedProtoNet(ProtoNet):
     "A prototypical network on features W·x, W the weight of `align`, which starts as the identity (Li et al. 2022)"
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
-        n_way: int = 5, # Not needed: any way is classified
-        n_classes: int = 0, # Not needed
+        n_way: int = 5, # Ignored: this method classifies any number of classes
+        n_classes: int = 0, # Ignored: this method has no global classifier
         distance: Distance = 'cosine', # 'euclidean' (squared, negative) or 'cosine'
         scale: float = 10., # Of the cosine
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'

@@ -39,8 +39,8 @@ class FeatureNet(FewShotModel):
     """
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
-        n_way: int = 5, # Not needed: any way is classified
-        n_classes: int = 0, # Not needed
+        n_way: int = 5, # Ignored: this method classifies any number of classes
+        n_classes: int = 0, # Ignored: this method has no global classifier
         adaptation: Any = 'simple_shot', # A method on features, or its name
         settings: Mapping[str, Any] | None = None, # Of the named method, plain values
         shapes: Mapping[str, Sequence[int]] | None = None, # Of its settings that are tensors, to be loaded

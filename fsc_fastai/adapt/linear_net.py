@@ -19,7 +19,7 @@ class LinearNet(FewShotModel):
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Classes of the support
-        n_classes: int = 0, # Not needed
+        n_classes: int = 0, # Ignored: this method has no global classifier
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
     ):
         super().__init__(encoder, n_way, n_classes)

@@ -95,8 +95,8 @@ class ResumeFit(Callback):
     ranks share it. A kill at any moment leaves a whole file. Does nothing in `lr_find`.
 
     Raises `ValueError` that names the file where it is broken or of another training, and says what differs: schedule, epochs,
-    seeds, episodes, model, optimizer, callbacks. Callbacks that it can not know to matter are warned of. Raises `OSError` where
-    the file can not be written.
+    seeds, episodes, model, optimizer, callbacks. Callbacks that it cannot know to matter are warned of. Raises `OSError` where
+    the file cannot be written.
     """
     order = RESUME
 

@@ -13,7 +13,7 @@ def filtered_archives() -> Iterator[None]:
     """Within it a tar archive that would write outside its folder (`../`, absolute names, links) is an error, whoever unpacks it.
 
     As Python does by itself from 3.14 (PEP 706); zip archives have no way out. Raises `RuntimeError` for releases of Python that
-    can not do so.
+    cannot do so.
     """
     if not hasattr(tarfile, 'data_filter'):
         raise RuntimeError('this Python unpacks archives without looking at their names: update it to 3.10.12, 3.11.4 or later')

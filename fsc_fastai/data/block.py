@@ -19,7 +19,7 @@ __all__ = ['EpisodeBlock', 'EpisodeCategorize']
 
 
 def _check_categories(labels: Sequence) -> None:
-    "`TypeError` naming the first label that can not be the name of a class"
+    "`TypeError` naming the first label that cannot be the name of a class"
     for o in labels:
         whole = isinstance(o, numbers.Integral) or isinstance(o, numbers.Real) and float(o).is_integer()
         if isinstance(o, str) and o or whole: continue

@@ -45,7 +45,7 @@ def _picture(source: Any) -> Image.Image:
 
 
 def _reason(e: Exception) -> str:
-    "Why an image can not be opened, with the remedy where PIL alone has a reason"
+    "Why an image cannot be opened, with the remedy where PIL alone has a reason"
     if not isinstance(e, Image.DecompressionBombError): return str(e)
     return f'{e} Make it smaller; or, where you trust its origin, raise PIL.Image.MAX_IMAGE_PIXELS'
 
@@ -69,7 +69,7 @@ def open_image(
     except FileNotFoundError: raise FileNotFoundError(f'image not found: {_name(fn)}') from None
     except PixelError as e: raise PixelError(f'{_name(fn)}: {e}') from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise OSError(f'{_name(fn)} can not be read as an image: {_reason(e)}') from e
+        raise OSError(f'{_name(fn)} cannot be read as an image: {_reason(e)}') from e
 
 
 class OpenImage(Transform):
@@ -104,7 +104,7 @@ def opener_of(
 
 
 def _why_broken(fn: Path, white: float | None) -> str | None:
-    "Why an image file can not be used, or None; JPEGs are decoded at the smallest scale"
+    "Why an image file cannot be used, or None; JPEGs are decoded at the smallest scale"
     try:
         with Image.open(fn) as im:
             im.draft(im.mode, (32, 32))
@@ -118,7 +118,7 @@ def broken_images(
     files: Iterable[Path], # Image files
     white: float | None = None, # As in `open_image`
 ) -> dict[Path, str]:
-    "The files that can not be used, with the reason; tried in parallel"
+    "The files that cannot be used, with the reason; tried in parallel"
     files = list(files)
     reasons = parallel(_why_broken, files, white=white, threadpool=True, n_workers=8, progress=len(files) > 5000)
     return {f: why for f, why in zip(files, reasons, strict=True) if why}
@@ -134,7 +134,7 @@ def checked_images(
     broken = broken_images(files, white) if verify else {}
     if broken:
         listed = '\n'.join(f'  {f}: {why}' for f, why in list(broken.items())[:10])
-        message = f'{len(broken)} of {len(files)} images can not be used:\n{listed}' + ('\n  …' if len(broken) > 10 else '')
+        message = f'{len(broken)} of {len(files)} images cannot be used:\n{listed}' + ('\n  …' if len(broken) > 10 else '')
         if verify is True: raise OSError(f"{message}\nMend or remove them, or pass verify='skip' to leave them out")
         warnings.warn(f'left out: {message}', stacklevel=3)
     return [f not in broken for f in files]

@@ -180,7 +180,7 @@ class _CachedDL(TfmdDL):
         if self.cache is not None: self.cache.prepare(self._load_image, self._identity)
 
     def do_item(self, s):
-        "Item `s` after its transforms. An episode can not do without one of its images: `SkipItemException` is an error"
+        "Item `s` after its transforms. An episode cannot do without one of its images: `SkipItemException` is an error"
         try: return self.after_item(self.create_item(s))
         except SkipItemException as e:
             raise RuntimeError(f'a transform skips {self._describe(s)}, but an episode has a fixed number of images: '
@@ -188,7 +188,7 @@ class _CachedDL(TfmdDL):
         except OSError as e:
             named = self._describe(s)
             if named in str(e): raise
-            raise OSError(f'{named} can not be read as an image: {e}') from e
+            raise OSError(f'{named} cannot be read as an image: {e}') from e
 
     def _describe(self, i: int) -> str:
         item = self.items[i or 0]

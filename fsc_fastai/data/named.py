@@ -33,7 +33,7 @@ def domain_images(
         learn.evaluate({name: domain_images(name) for name in ('eurosat', 'dtd', 'gtsrb')})
 
     Names are taken in any case, with or without _ and -. Raises `ValueError` for an unknown one (with near ones) or wrong counts,
-    `FileNotFoundError` or `RuntimeError` that says what to do where it can not be had.
+    `FileNotFoundError` or `RuntimeError` that says what to do where it cannot be had.
     """
     root = None if root is None else Path(root).expanduser()
     if own := next((d for d in DOMAINS.values() if plain(name) in (plain(d.name), plain(d.folder))), None):

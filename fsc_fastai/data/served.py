@@ -101,12 +101,12 @@ def served_images(
     root: Path | None = None, # Where it is, or goes; None: in fastai's data folder
     download: bool = True, # Fetch what is not there
 ) -> ImageList | None:
-    "Images of all parts of a data set; None for a name that neither library has. Raises `RuntimeError` where it can not be had"
+    "Images of all parts of a data set; None for a name that neither library has. Raises `RuntimeError` where it cannot be had"
     read = _reader(name)
     if read is None: return None
     try: return read(root, download)
     except Exception as e:  # whatever a library raises for a host that is gone, or an archive that is broken
         other = next((f'domain({o!r}) has it from another host, ' for n, o in ELSEWHERE.items() if n.lower() == name.lower()), '')
-        raise RuntimeError(f'{name} can not be had ({type(e).__name__}: {e}). If its host is gone, {other}docs/domains.md says '
+        raise RuntimeError(f'{name} cannot be had ({type(e).__name__}: {e}). If its host is gone, {other}docs/domains.md says '
                            'who else has it: unpack it where the library looks, and call this with root= that folder and '
                            'download=False. Class folders from anywhere are read by EpisodeDataLoaders.from_folder') from e

@@ -53,7 +53,7 @@ class Bundle:
     def write(self,
         folder: str | os.PathLike, # Made if it is not there
     ) -> Path:
-        """Write both files, after reading them as `read` will: what can not be read again does not replace what can.
+        """Write both files, after reading them as `read` will: what cannot be read again does not replace what can.
 
         Raises `ValueError` for a model that was not built by `create_fsc_model`, and `BundleError` for what `read` would refuse.
         """
@@ -106,7 +106,7 @@ class Bundle:
         arch: nn.Module | None = None, # The backbone, where it was a module of your own
         method: type[FewShotModel] | None = None, # The method, where it was a class of your own that is not registered
     ) -> Bundle:
-        "Raises `FileNotFoundError` where there is no bundle, and `BundleError` for one that can not be trusted to be whole"
+        "Raises `FileNotFoundError` where there is no bundle, and `BundleError` for one that cannot be trusted to be whole"
         folder = Path(folder)
         if not (folder/JSON_NAME).is_file(): raise FileNotFoundError(f'no classifier in {folder}: it has no {JSON_NAME}')
         try:

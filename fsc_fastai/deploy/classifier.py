@@ -94,7 +94,7 @@ class FewShotClassifier:
         """The model of a learner as it is now, without examples. With `adapt` the model is adapted to every new set of examples.
 
         An encoder that was adapted is saved as it came out; loaded again it is no more adapted to examples that join. Raises
-        `ValueError` for transforms that a bundle can not hold, and for a transductive adaptation.
+        `ValueError` for transforms that a bundle cannot hold, and for a transductive adaptation.
         """
         return cls(learn.model, preprocess or Preprocess.from_dls(learn.dls), reject, adapt)
 
@@ -189,7 +189,7 @@ class FewShotClassifier:
     ) -> FewShotClassifier:
         """Learn the classes by these examples, in the place of any before; classes may have unequal numbers of them.
 
-        Raises `ValueError` for fewer than two classes, for a number of classes that the method can not do (a graph network does
+        Raises `ValueError` for fewer than two classes, for a number of classes that the method cannot do (a graph network does
         that of its training only), and for images and labels that do not match; `OSError` names a broken file.
         """
         return self._take(self._examples(items, labels), strict=True)
@@ -207,7 +207,7 @@ class FewShotClassifier:
     ) -> FewShotClassifier:
         """Learn one more class, or more examples of one. Starting from none, answers come as soon as there are enough classes.
 
-        Raises `ValueError` where the method can not do so many; the classifier then stays as it was.
+        Raises `ValueError` where the method cannot do so many; the classifier then stays as it was.
         """
         items = as_items(items)
         return self._join(self._examples(items, [label] * len(items)))
@@ -309,7 +309,7 @@ class FewShotClassifier:
         return self._take(new if self._support is None else self._support.joined(new))
 
     def _take(self, support: Support, strict: bool = False) -> FewShotClassifier:
-        "Take over a support set; one that the method can not do only if it is on the way there, and not `strict`"
+        "Take over a support set; one that the method cannot do only if it is on the way there, and not `strict`"
         if self._trained is not None and len(support.classes) > 1: return self._take_adapted(self._trained, support)
         problem = self.head.problem(len(support.classes))
         if problem and (strict or self.fitted): raise ValueError(problem)

@@ -119,18 +119,18 @@ def built_model(
     method: type[FewShotModel], # Its method
     arch: nn.Module | None = None, # The backbone, where the configuration names none
 ) -> FewShotModel:
-    "The model of a configuration, without its weights. Raises `BundleError` where it can not be built"
+    "The model of a configuration, without its weights. Raises `BundleError` where it cannot be built"
     if config.get('arch') is None: config = {**config, 'arch': copy.deepcopy(arch)}
     try: return create_fsc_model(**{**config, 'method': method})
     except Exception as e:  # a configuration from outside can break a backbone in any way
-        raise _bound(e) or BundleError(f'the model can not be built: {str(e)[:500]}') from e
+        raise _bound(e) or BundleError(f'the model cannot be built: {str(e)[:500]}') from e
 
 
 def _body(config: Mapping[str, Any]) -> nn.Module:
     of_encoder = config.get('encoder_kwargs') or {}
     try: return timm_body(config['arch'], False, config.get('img_size', 84), config.get('in_chans', 3), **of_encoder)
     except Exception as e:  # as in `built_model`
-        raise _bound(e) or BundleError(f'the model can not be built: {str(e)[:500]}') from e
+        raise _bound(e) or BundleError(f'the model cannot be built: {str(e)[:500]}') from e
 
 
 def _bound(e: BaseException | None) -> BundleError | None:

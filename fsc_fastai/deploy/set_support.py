@@ -58,7 +58,7 @@ def set_support(
 ) -> FSCLearner:
     """Set the examples that `predict` classifies by; `export` keeps them. Training afterwards is taken into account.
 
-    Raises as `FewShotClassifier.fit` does, and `ValueError` for transforms that a classifier can not keep; the examples from
+    Raises as `FewShotClassifier.fit` does, and `ValueError` for transforms that a classifier cannot keep; the examples from
     before then stay.
     """
     items, named = labelled_items(items, labels)
@@ -85,7 +85,7 @@ def save_bundle(
 ) -> Path:
     """Write the model, its preprocessing and the examples of `set_support`, if any, as `FewShotClassifier.save` does.
 
-    Plain data: what reads it executes nothing, unlike a pickle. Raises `ValueError` for transforms that a bundle can not hold.
+    Plain data: what reads it executes nothing, unlike a pickle. Raises `ValueError` for transforms that a bundle cannot hold.
     """
     known = self.classifier() if hasattr(self, 'support') else FewShotClassifier.from_learner(self)
     return known.save(folder, thumbnails)

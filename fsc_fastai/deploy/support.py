@@ -93,7 +93,7 @@ def _label(label: Any) -> Label:
 
 
 def text_problem(label: Label) -> str | None:
-    "Why a label can not be written to a file or shown, or None"
+    "Why a label cannot be written to a file or shown, or None"
     if isinstance(label, int): return None if abs(label) < 1 << 63 else 'is a number of more than 64 bits'
     try: label.encode()
     except UnicodeEncodeError: return f'is no valid text: {label[:64]!a}'

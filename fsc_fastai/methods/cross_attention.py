@@ -84,7 +84,7 @@ class CrossAttentionNet(FewShotModel):
 
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
-        n_way: int = 5, # Not needed: any way is classified
+        n_way: int = 5, # Ignored: this method classifies any number of classes
         n_classes: int = 0, # Classes of the training domain, for the global classifier; 0: without
         scale: float = 7., # Of the cosine
         temperature: float = 0.025, # Of the attention

@@ -48,8 +48,8 @@ class FEAT(FewShotModel):
     """
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
-        n_way: int = 5, # Not needed: any way is classified
-        n_classes: int = 0, # Not needed
+        n_way: int = 5, # Ignored: this method classifies any number of classes
+        n_classes: int = 0, # Ignored: this method has no global classifier
         score: Score = 'euclidean', # 'euclidean', 'cosine' or 'distance'
         temperature: float = 64., # Divides 'euclidean' and 'cosine'
         dropout: float = 0.5, # Within the attention, in training

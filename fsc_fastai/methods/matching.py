@@ -53,8 +53,8 @@ class MatchingNet(FewShotModel):
     """
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
-        n_way: int = 5, # Not needed: any way is classified
-        n_classes: int = 0, # Not needed
+        n_way: int = 5, # Ignored: this method classifies any number of classes
+        n_classes: int = 0, # Ignored: this method has no global classifier
         scale: float = 10., # Of the cosine: 1 as published, more lets the attention choose
         fce: bool = False, # Full context embeddings?
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'

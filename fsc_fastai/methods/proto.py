@@ -24,8 +24,8 @@ class ProtoNet(FewShotModel):
     """
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
-        n_way: int = 5, # Not needed: any way is classified
-        n_classes: int = 0, # Not needed
+        n_way: int = 5, # Ignored: this method classifies any number of classes
+        n_classes: int = 0, # Ignored: this method has no global classifier
         distance: Distance = 'euclidean', # 'euclidean' (squared, negative) or 'cosine'
         scale: float = 10., # Of the cosine
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'

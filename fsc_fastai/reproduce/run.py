@@ -45,13 +45,13 @@ def run_cell(
     """The result of a cell: read from its file, or trained, tested and written. Killed at any moment it goes on from there.
 
     Weights are saved after every epoch and after training, the result in one step; what is there is never computed twice.
-    Raises `OSError` for a file that can not be written, `ValueError` for one that is broken, or that another preset or data left.
+    Raises `OSError` for a file that cannot be written, `ValueError` for one that is broken, or that another preset or data left.
     """
     file = result_file(cell, folder)
     recipe, asked = preset.recipes[cell.base], _asked(cell, preset, data)
     if file.exists(): return _read_result(file, asked)
     try: file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OSError(f'{file.parent} can not be made ({e}): choose a folder that can be written') from e
+    except OSError as e: raise OSError(f'{file.parent} cannot be made ({e}): choose a folder that can be written') from e
     start = time.perf_counter()
     learn = train_cell(cell, recipe, data, folder)
     result = asked | dict(results=_test(learn, cell, preset), training=training_curves(cell, recipe, data, folder),

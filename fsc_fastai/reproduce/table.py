@@ -27,7 +27,7 @@ def run_table(
 ) -> Path:
     """Train, test and report a table; returns the Markdown report. Finished cells are read, a cell that was cut off goes on.
 
-    Raises `ValueError` for an unknown table or settings, `OSError` for what can not be written.
+    Raises `ValueError` for an unknown table or settings, `OSError` for what cannot be written.
     """
     if seeds < 1: raise ValueError(f'seeds={seeds}: at least 1')
     if not shots or min(shots) < 1: raise ValueError(f'shots={list(shots)}: at least one, each at least 1')

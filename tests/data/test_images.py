@@ -198,9 +198,9 @@ def test_broken_and_missing_files_are_named(tmp_path):
     jpg.write_bytes(jpg.read_bytes()[:-500])
     (tmp_path/'text.jpg').write_text('no image')
     for name in ('cut.jpg', 'text.jpg'):
-        with pytest.raises(OSError, match=f'{name} can not be read as an image'): open_image(tmp_path/name)
+        with pytest.raises(OSError, match=f'{name} cannot be read as an image'): open_image(tmp_path/name)
     with pytest.raises(FileNotFoundError, match='image not found: .*none.jpg'): open_image(tmp_path/'none.jpg')
-    with pytest.raises(OSError, match='bytes can not be read'): open_image(b'nothing')
+    with pytest.raises(OSError, match='bytes cannot be read'): open_image(b'nothing')
 
 
 def test_check_finds_truncated_files_of_every_format(tmp_path):
@@ -216,7 +216,7 @@ def test_check_finds_truncated_files_of_every_format(tmp_path):
 def test_what_to_do_with_broken_files(tmp_path):
     good, bad = saved(tmp_path, Image.new('RGB', (4, 4))), tmp_path/'bad.png'
     bad.write_bytes(b'x')
-    with pytest.raises(OSError, match=r"1 of 2 images can not be used:\n.*bad.png.*\n.*verify='skip'"):
+    with pytest.raises(OSError, match=r"1 of 2 images cannot be used:\n.*bad.png.*\n.*verify='skip'"):
         checked_images([good, bad])
     with pytest.warns(UserWarning, match=r'left out: 1 of 2[^|]*bad\.png'):
         assert checked_images([good, bad], 'skip') == [True, False]

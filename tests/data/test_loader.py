@@ -180,7 +180,7 @@ def test_broken_image_is_named_in_mid_epoch(make_dls, tree):
     for folder in tree.iterdir():
         f = folder/'03.png'
         f.write_bytes(f.read_bytes()[:50])
-    with pytest.raises(OSError, match=r'c\d\d.03\.png can not be read'): list(make_dls(verify=False, n_episodes=30).train)
+    with pytest.raises(OSError, match=r'c\d\d.03\.png cannot be read'): list(make_dls(verify=False, n_episodes=30).train)
 
 
 def test_a_typing_error_is_not_swallowed(make_dls):

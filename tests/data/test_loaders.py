@@ -72,7 +72,7 @@ def test_torchvision_style_dataset():
     dls = EpisodeDataLoaders.from_dataset(Squares(), **ONE_SHOT, item_tfms=[], batch_tfms=[])
     b = dls.one_batch()
     assert [dls.vocab[c] for c in b.classes] == [Squares.classes[v // 40] for v in (b.support_x[:, 0, 0, 0] * 255).round().int()]
-    with pytest.raises(OSError, match='image 3 of Broken can not be read'):
+    with pytest.raises(OSError, match='image 3 of Broken cannot be read'):
         class Broken(Squares):
             def __getitem__(self, i): return (b'', 0) if i == 3 else super().__getitem__(i)
         list(EpisodeDataLoaders.from_dataset(Broken(), **ONE_SHOT, splitter=ClassSplitter(['a'])).train.images())
@@ -142,7 +142,7 @@ def test_small_classes_can_be_left_out(make_dls, tree):
 
 def test_broken_files_are_met_before_training(make_dls, tree):
     (tree/'c03'/'04.png').write_bytes(b'no image')
-    with pytest.raises(OSError, match='1 of 64 images can not be used:\n.*c03.04.png'): make_dls()
+    with pytest.raises(OSError, match='1 of 64 images cannot be used:\n.*c03.04.png'): make_dls()
     with pytest.warns(UserWarning, match='left out'): dls = make_dls(verify='skip')
     assert len(dls.train.items) + len(dls.valid.items) == 63
 

@@ -144,9 +144,9 @@ def test_a_host_that_is_gone(tmp_path, monkeypatch):
     def gone(*args, **kwargs): raise OSError('404')
     for name, said in (('Food101', "domain.'fastai/food'."), ('DTD', 'docs/domains')):
         monkeypatch.setattr(torchvision.datasets, name, gone)
-        with pytest.raises(RuntimeError, match=f'{name} can not be had .OSError: 404.*{said}'): domain(name, tmp_path)
+        with pytest.raises(RuntimeError, match=f'{name} cannot be had .OSError: 404.*{said}'): domain(name, tmp_path)
     monkeypatch.setattr(served, 'untar_data', gone)
-    with pytest.raises(RuntimeError, match='can not be had'): domain('pets')
+    with pytest.raises(RuntimeError, match='cannot be had'): domain('pets')
     with pytest.raises(RuntimeError, match='no images in'): domain('fastai/food', tmp_path)
 
 

@@ -311,7 +311,7 @@ def test_tensors_that_do_not_fit_are_refused_even_under_a_right_hash(bundle, spo
     (dict(model=dict(method='proto', arch='conv4', encoder_kwargs=dict(act='/lib/x.so'))), 'not a plain value in range'),
     (dict(model=dict(method='proto', arch='conv4', img_size=10**4)), 'wanted 1 to 4096'),
     (dict(model=dict(method='relation', arch='conv4', img_size=32, hidden=16000)), 'tensors are missing'),
-    (dict(model=dict(method='proto', arch='conv4', encoder_kwargs=dict(nonsense=1))), 'can not be built'),
+    (dict(model=dict(method='proto', arch='conv4', encoder_kwargs=dict(nonsense=1))), 'cannot be built'),
     (dict(model=dict(method='proto', arch='resnet18', img_size=32)), 'tensors are'),
     (dict(model=dict(method='can', arch='conv4', img_size=32, n_classes=-3)), 'n_classes=-3: wanted 0'),
 ])

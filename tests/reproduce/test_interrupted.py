@@ -76,7 +76,7 @@ def _with_a_small_disk(glyphs, out, limit, errors):
     else: errors.put('')
 
 
-@pytest.mark.parametrize(('limit', 'named'), [(100_000, r'conv4_28px_seed0.*can not be written'), (600, 'can not be written')])
+@pytest.mark.parametrize(('limit', 'named'), [(100_000, r'conv4_28px_seed0.*cannot be written'), (600, 'cannot be written')])
 def test_a_full_disk_is_named_and_loses_nothing(glyphs, unbroken, tmp_path, limit, named):
     folder = tmp_path/'glyphs'/'short'
     if limit == 600:  # everything is there but a result: text is what the disk has no room for

@@ -50,7 +50,7 @@ def decode(
 
 def _turned(im: Image.Image) -> Image.Image:
     try: return ImageOps.exif_transpose(im)
-    except Exception: return im  # an orientation that can not be read is none
+    except Exception: return im  # an orientation that cannot be read is none
 
 
 def _plain(im: Image.Image) -> Image.Image:

@@ -68,7 +68,7 @@ class Uploads:
         parser = {'multipart/form-data': _InMemory, 'application/x-www-form-urlencoded': FormParser}.get(kind)
         if parser is None: raise Refused('the body is no form: send it as multipart/form-data')
         try: return await parser(request.headers, pieces, max_fields=8, max_part_size=4096).parse()  # type: ignore[arg-type]
-        except (MultiPartException, FormParserError) as e: raise Refused('the form can not be read') from e
+        except (MultiPartException, FormParserError) as e: raise Refused('the form cannot be read') from e
 
 
 def text_of(
@@ -118,5 +118,5 @@ def _decoded(data: bytes, name: str, settings: str, limits: Limits) -> Image.Ima
     if 'too_large' in found: raise Refused(f'{name} {found["too_large"]}', 413)
     if 'unreadable' in found:
         heic = ' HEIC files have to be saved as JPEG first.' if data[4:8] == b'ftyp' and data[8:12] != b'avif' else ''
-        raise Refused(f'{name} can not be read: {", ".join(limits.formats)} files are accepted.{heic}', 415)
+        raise Refused(f'{name} cannot be read: {", ".join(limits.formats)} files are accepted.{heic}', 415)
     return Image.frombytes(found['mode'], found['size'], pixels)

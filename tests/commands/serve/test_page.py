@@ -68,10 +68,10 @@ def test_rejected_images_are_none_of_these():
 
 
 @pytest.mark.parametrize('files, status, message', [
-    (upload(b'<svg xmlns="http://www.w3.org/2000/svg"/>', name='x.svg'), 415, 'can not be read'),
-    (upload(b'%PDF-1.4', name='x.png'), 415, 'can not be read'),
-    (upload(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'), 415, 'can not be read'),
-    (upload(png(picture('red', 1))[:200]), 415, 'can not be read'),
+    (upload(b'<svg xmlns="http://www.w3.org/2000/svg"/>', name='x.svg'), 415, 'cannot be read'),
+    (upload(b'%PDF-1.4', name='x.png'), 415, 'cannot be read'),
+    (upload(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'), 415, 'cannot be read'),
+    (upload(png(picture('red', 1))[:200]), 415, 'cannot be read'),
     (upload(b''), 400, 'no image was chosen'),
     (upload(*[picture('red', 1)] * 4), 413, '4 images at once: at most 3'),
     (upload(Image.new('RGB', (300, 300))), 413, 'more than 50,000 pixels'),
