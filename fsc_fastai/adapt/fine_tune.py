@@ -27,7 +27,7 @@ class FineTune(Adaptation):
     """
     epochs: int = 100 # Passes over the support
     steps: int | None = None # Batches in all, in the place of `epochs`
-    bs: int = 4 # Images a batch
+    bs: int = 4 # Images per batch
     lr: float = 0.01 # Of classifier and encoder
     momentum: float = 0.9 # Of the classifier
     dampening: float = 0.9 # Of its momentum, from the second step on

@@ -18,7 +18,7 @@ Gradients = list[Tensor | None]
 
 def gradient(
     loss: Tensor | Sequence[Tensor], # What to differentiate, a scalar or several tensors
-    wrt: Sequence[Tensor], # By what
+    wrt: Sequence[Tensor], # The tensors to differentiate by
     scale: Tensor | None = None, # Keeps gradients in the range of half precision on the way; the result is without it
     weights: Sequence[Tensor] | None = None, # Of the entries of `loss`, where it is not a scalar
     **kwargs: Any, # For `torch.autograd.grad`

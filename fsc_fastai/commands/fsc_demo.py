@@ -46,7 +46,7 @@ def fsc_demo(
     size: int = 48, # Side of the images in pixels
     epochs: int = 2, # Epochs of 60 episodes with the whole model unfrozen
     pretrain_epochs: int = 5, # Epochs of encoder pre-training first
-    n_episodes: int = 300, # Test episodes a domain
+    n_episodes: int = 300, # Test episodes per domain
 ) -> None:
     """Train a RelationNet on Latin glyphs and test it on scripts that it has never seen; about four minutes on two cores.
 

@@ -27,10 +27,10 @@ def _domains(paths) -> dict:
 def fsc_eval(
     learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or folder of a bundle
     *domains: str, # Folders with a folder of images per class; `glyphs` for the embedded unseen domains
-    n_episodes: int = 2000, # Test episodes a domain
-    n_way: int = 5, # Classes an episode
-    n_shot: int = 5, # Support images a class
-    n_query: int = 16, # Queries a class
+    n_episodes: int = 2000, # Test episodes per domain
+    n_way: int = 5, # Classes per episode
+    n_shot: int = 5, # Support images per class
+    n_query: int = 16, # Queries per class
     seed: int = 0, # The same seed draws the same episodes for every learner
     transductive: bool = False, # Let confident queries join the support set
     adapt: str | None = None, # Adaptation to each support: pa, or pa:lr=0.1,steps=20; several are joined by +, as in none+pa+pmf

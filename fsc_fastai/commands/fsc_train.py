@@ -23,10 +23,10 @@ def fsc_train(
     out: Path = Path('export.pkl'), # Where to write the trained learner
     epochs: int = 10, # Epochs with the whole model unfrozen
     pretrain_epochs: int = 20, # Epochs of encoder pre-training by plain classification first
-    n_way: int = 5, # Classes an episode
-    n_shot: int = 5, # Support images a class
-    n_query: int = 16, # Queries a class
-    n_episodes: int = 100, # Training episodes an epoch
+    n_way: int = 5, # Classes per episode
+    n_shot: int = 5, # Support images per class
+    n_query: int = 16, # Queries per class
+    n_episodes: int = 100, # Training episodes per epoch
     size: int = 84, # Side of the images in pixels
     lr: float = 2e-3, # Peak learning rate
     pretrained: bool = False, # Start from timm's weights for this backbone

@@ -54,14 +54,14 @@ class EpisodeCategorize(Categorize):
 
 
 def EpisodeBlock(
-    n_way: Count = 5, # Classes an episode; a pair (lowest, highest) is drawn from for each
-    n_shot: Count = 5, # Support images a class
-    n_query: Count = 16, # Queries a class
-    n_episodes: int = 100, # Training episodes an epoch
-    val_n_way: Count | None = None, # Classes an episode of validation; None: as in training
-    val_n_shot: Count | None = None, # Its support images a class; None: as in training
-    val_n_query: Count | None = None, # Its queries a class; None: as in training
-    val_n_episodes: int | None = None, # Episodes a validation; None: as in training
+    n_way: Count = 5, # Classes per episode; given a pair (lowest, highest), each episode draws its own number
+    n_shot: Count = 5, # Support images per class
+    n_query: Count = 16, # Queries per class
+    n_episodes: int = 100, # Training episodes per epoch
+    val_n_way: Count | None = None, # Classes per episode of validation; None: as in training
+    val_n_shot: Count | None = None, # Its support images per class; None: as in training
+    val_n_query: Count | None = None, # Its queries per class; None: as in training
+    val_n_episodes: int | None = None, # Episodes per validation; None: as in training
     seed: int = 0, # The k-th episode of an epoch depends on (seed, epoch, k) alone
     vocab: Sequence | None = None, # Names of the classes; None: from the labels, the training classes first
     drop_small: bool = False, # Leave out the classes with too few images, instead of an error

@@ -29,7 +29,7 @@ class Domain:
     layout: str # What to put where, for the message when something is missing
     n_classes: tuple[int, int, int] # Base, val and novel
     n_images: int | None = None # In all splits together, where it is known
-    per_class: int | None = None # Exactly so many images a class, where it is so
+    per_class: int | None = None # Exactly so many images per class, where it is so
     max_images: int | None = None # Only the first of a class's sorted files
     max_classes: int | None = None # Only the classes with the most files
     download: Callable[[Path], Path] | None = None # Into the folder given, or the one returned, where that can be automated

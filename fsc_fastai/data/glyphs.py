@@ -141,7 +141,7 @@ def untar_glyphs(
     domain: str = 'latin', # One of `glyph_domains()`
     *,
     n_classes: int | None = None, # Classes in all, shared among the splits in proportion; all by default
-    n_images: int = 60, # Images a class
+    n_images: int = 60, # Images per class
     size: int = 84, # Side of the images in pixels
     seed: int = 0, # Another seed gives other images of the same classes
     path: str | Path | None = None, # Where to make the domain's folder; in fastai's data folder by default

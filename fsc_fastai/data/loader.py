@@ -226,7 +226,7 @@ class ImageDL(_CachedDL):
     """
     def __init__(self,
         dataset: Any = None, # Dataset of (image, class number)
-        bs: int = 64, # Images a batch
+        bs: int = 64, # Images per batch
         shuffle: bool = False, # Another order at each pass
         *,
         idxs: Sequence[int] | None = None, # Positions of the images to use; None: all
@@ -270,14 +270,14 @@ class EpisodicDL(_CachedDL):
 
     def __init__(self,
         dataset: Any = None, # Dataset of (image, class number); the images of one size
-        bs: int = 1, # Without meaning here: a batch is an episode
+        bs: int = 1, # Ignored: a batch is an episode
         shuffle: bool = False, # New episodes in each pass, or always the same
         num_workers: int | None = None, # None: 0 with a cache, fastai's default without
         *,
-        n_way: Count = 5, # Classes an episode; a pair (lowest, highest) is drawn from for each
-        n_shot: Count = 5, # Support images a class
-        n_query: Count = 16, # Queries a class
-        n_episodes: int = 100, # Episodes a pass
+        n_way: Count = 5, # Classes per episode; given a pair (lowest, highest), each episode draws its own number
+        n_shot: Count = 5, # Support images per class
+        n_query: Count = 16, # Queries per class
+        n_episodes: int = 100, # Episodes per pass
         seed: int = 0, # Another seed, other episodes
         epoch: int = 0, # Number of the epoch to come
         drop_small: bool = False, # Leave out the classes with too few images, instead of an error
@@ -349,14 +349,14 @@ class EpisodicDL(_CachedDL):
         return self.after_batch(flat if self.device is None else to_device(flat, self.device))
 
     def images(self,
-        bs: int = 64, # Images a batch
+        bs: int = 64, # Images per batch
         **kwargs, # For `ImageDL`
     ) -> ImageDL:
         "Every image of the set in order, with the transforms of validation: batches `(images, class numbers)`"
         return self._image_dl(self.dataset, bs=bs, **kwargs)
 
     def image_split(self,
-        bs: int = 64, # Images a batch
+        bs: int = 64, # Images per batch
         valid_pct: float = 0.1, # Share of each class's images that are held out
     ) -> tuple[ImageDL, ImageDL]:
         "The images of every class in two loaders, one that augments and shuffles and one to validate on"

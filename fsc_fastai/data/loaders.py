@@ -249,7 +249,7 @@ class EpisodeDataLoaders(DataLoaders):
 
     def test_images(self,
         items: Any, # Files, PIL images, arrays or tensors; or one of them
-        bs: int = 64, # Images a batch
+        bs: int = 64, # Images per batch
         **kwargs, # For `test_dl`
     ) -> ImageDL:
         "Batches `(images,)` of new images in their order, with the transforms of validation"

@@ -73,9 +73,9 @@ class EpisodeSampler:
     """
     def __init__(self,
         labels: Sequence[int] | np.ndarray, # Class of every image of the dataset
-        n_way: Count = 5, # Classes an episode
-        n_shot: Count = 5, # Support images a class
-        n_query: Count = 16, # Query images a class
+        n_way: Count = 5, # Classes per episode
+        n_shot: Count = 5, # Support images per class
+        n_query: Count = 16, # Query images per class
         seed: int = 0, # Another seed, other episodes
         drop_small: bool = False, # Leave out the classes with too few images, instead of an error
         vocab: Sequence | None = None, # Names of the classes, for messages

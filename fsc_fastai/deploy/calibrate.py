@@ -40,16 +40,16 @@ class Calibration:
 def calibrate(
     self: FewShotClassifier,
     items: Any, # Images of classes held out from training, or a folder with a folder of images per class
-    labels: Sequence[Any] | None = None, # Class of each; None: the names of the folders
+    labels: Sequence[Any] | None = None, # The class of each image; None: the names of the folders
     *,
     keep: float = 0.95, # Share of the images of known classes that the threshold lets pass
     n_episodes: int = 100, # Episodes to draw
-    n_way: int | None = None, # Known classes an episode; None: as many as there are in use
-    n_shot: int | None = None, # Examples a class; None: the median of those in use
+    n_way: int | None = None, # Known classes per episode; None: as many as there are in use
+    n_shot: int | None = None, # Examples per class; None: the median of those in use
     n_query: int = 5, # Other images of each known and each unknown class
     seed: int = 0, # Of the episodes
 ) -> Calibration:
-    """Set `temperature` and `reject` by what they would have done in episodes like the case in use.
+    """Choose `temperature` and `reject` on episodes like the case in use.
 
     Each episode has `n_way` known classes and up to as many others, whose images should be refused. The temperature minimises
     the cross entropy of the known ones (Guo et al. 2017, section 4.2).

@@ -185,7 +185,7 @@ class FewShotClassifier:
 
     def fit(self,
         items: Any, # Images, or a folder with a folder of images per class
-        labels: Sequence[Any] | None = None, # Label of each, text or whole numbers; None: the names of the folders
+        labels: Sequence[Any] | None = None, # The label of each image, text or whole numbers; None: the names of the folders
     ) -> FewShotClassifier:
         """Learn the classes by these examples, in the place of any before; classes may have unequal numbers of them.
 
@@ -196,7 +196,7 @@ class FewShotClassifier:
 
     def fit_pixels(self,
         pixels: Tensor, # Bytes `(n_support, channels, height, width)`, as `preprocess.pixels` gives them
-        labels: Sequence[Label], # Label of each
+        labels: Sequence[Label], # The label of each image
     ) -> FewShotClassifier:
         "`fit` on images that are preprocessed already"
         return self._take(self._support_of(pixels.split(BATCH), tuple(labels)), strict=True)
@@ -250,7 +250,7 @@ class FewShotClassifier:
 
     def score(self,
         items: Any, # Images, or a folder with a folder of images per class
-        labels: Sequence[Any] | None = None, # Label of each; None: the names of the folders
+        labels: Sequence[Any] | None = None, # The label of each image; None: the names of the folders
     ) -> float:
         "The share of images whose likeliest class is their label"
         items, labels = labelled_items(items, labels)

@@ -64,7 +64,7 @@ class Preprocess:
     Raises `ValueError` for sizes and statistics that make no sense.
     """
     size: Size = 84 # Side of the images that the encoder sees, or (height, width)
-    resize: Size = 0 # What images are brought to before their middle is cut out, likewise; 0: 1.15·size
+    resize: Size = 0 # Side, or (height, width), that images are resized to before their middle is cut out; 0: 1.15·size
     fit: Fit = 'squish' # How an image gets that shape: as fastai's `Resize`
     mean: tuple[float, ...] = tuple(imagenet_stats[0]) # Of the channels
     std: tuple[float, ...] = tuple(imagenet_stats[1]) # Of the channels
@@ -155,7 +155,7 @@ class Preprocess:
 
     def batches(self,
         items: Iterable[Any], # Files, bytes, PIL images, arrays or tensors
-        bs: int = 64, # Images a batch
+        bs: int = 64, # Images per batch
     ) -> Iterator[Tensor]:
         "Bytes `(bs, channels, height, width)`, opened in threads"
         with ThreadPoolExecutor(min(8, defaults.cpus)) as pool:

@@ -31,7 +31,7 @@ class LearnerSupport:
     def __init__(self,
         preprocess: Preprocess, # From an image to what the encoder takes
         pixels: Tensor, # Bytes `(n_support, channels, height, width)`
-        labels: tuple[Label, ...], # Of each
+        labels: tuple[Label, ...], # The label of each example
         reject: float | None = None, # Below this probability an image is none of the classes
     ):
         self.preprocess, self.pixels, self.labels, self.reject = preprocess, pixels, labels, reject
@@ -52,7 +52,7 @@ class LearnerSupport:
 def set_support(
     self: FSCLearner,
     items: Any, # Images (files, bytes, PIL images, arrays, tensors), or a folder with a folder of images per class
-    labels: Sequence[Any] | None = None, # Label of each, text or whole numbers; None: the names of the folders
+    labels: Sequence[Any] | None = None, # The label of each image, text or whole numbers; None: the names of the folders
     reject: float | None = None, # Below this probability an image is none of the classes; None: never
     preprocess: Preprocess | None = None, # None: the validation transforms of the loaders
 ) -> FSCLearner:

@@ -112,7 +112,7 @@ def _one_type(labels: Iterable[Label]) -> None:
 
 def labelled_items(
     items: Any, # Images, or a folder with a folder of images per class
-    labels: Sequence[Any] | None, # Label of each; None: the names of the folders
+    labels: Sequence[Any] | None, # The label of each image; None: the names of the folders
 ) -> tuple[list[Any], tuple[Label, ...]]:
     """Images and their labels, checked: as many of one as of the other, one at least, labels of one type.
 

@@ -46,7 +46,7 @@ class Explainer(ABC):
 
     @abstractmethod
     def start_of(self, scores: Tensor) -> Tensor:
-        "What starts at the scores `(n_query, n_way)`, in the same shape"
+        "The relevance that starts at the scores `(n_query, n_way)`, in the same shape"
 
     def finish(self, x: Tensor, flow: Tensor) -> Tensor:
         "Relevance of `x` from what arrived there: nothing is left to do"

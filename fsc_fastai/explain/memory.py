@@ -47,7 +47,7 @@ class Memory:
         self._reshaped: dict[int, tuple[Tensor, Tensor]] = {} # by tensor: what `unsqueeze_` and its like made of it
 
     def latest(self, t: Tensor) -> Tensor:
-        "What `t` is now"
+        "The present value of `t`"
         while self._written or self._reshaped:
             if id(t) in self._reshaped: t = self._reshaped[id(t)][1]
             elif (written := self._written.get(_storage(t))) is not None:
@@ -68,7 +68,7 @@ class Memory:
         t: Tensor, # Is written to, with all that shares its memory
         value: Tensor, # In its shape
     ) -> Tensor:
-        "What `t` is from now on"
+        "Remember the value that `t` has from now on"
         t = self.latest(t)
         base = t if t._base is None else t._base
         if _storage(value) == _storage(base): value = _marked(value.clone())

@@ -29,7 +29,7 @@ def episode_accuracy(
 
 
 def ci95(
-    accuracies: Sequence[float] | Tensor, # One an episode `(n_episodes,)`
+    accuracies: Sequence[float] | Tensor, # The accuracy of each episode `(n_episodes,)`
 ) -> float:
     """Half width of the 95 % confidence interval of the mean over episodes, 1.96·std/√n; nan for fewer than two.
 

@@ -36,7 +36,7 @@ class ImageClassifier(nn.Module):
 def classification_learner(
     dls: EpisodeDataLoaders, # Episodes whose training classes are to be told apart
     encoder: Encoder, # From `create_encoder`, or the encoder of a few-shot model
-    bs: int = 64, # Images a step
+    bs: int = 64, # Images per step
     valid_pct: float = 0.1, # Share of each class's images that are held out for the accuracy
     **kwargs, # For fastai's `Learner`
 ) -> Learner:

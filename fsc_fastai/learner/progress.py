@@ -19,7 +19,7 @@ def _cell(name: str, value: Any) -> str:
 
 @contextmanager
 def plain_rows(
-    learn: Learner, # Any
+    learn: Learner, # Any fastai learner
 ) -> Iterator[None]:
     "Inside, `learn` draws no bars and prints a line an epoch: `epoch 3  train_loss 0.4123  accuracy 0.8250  time 00:12`"
     def row(values: list[Any]) -> None:
@@ -31,7 +31,7 @@ def plain_rows(
 
 
 def plain_output(
-    learn: Learner, # Any
+    learn: Learner, # Any fastai learner
 ) -> AbstractContextManager:
     "`plain_rows` where progress bars would fill a log; nothing on a terminal"
     return nullcontext() if sys.stdout.isatty() else plain_rows(learn)

@@ -60,13 +60,13 @@ class Recipe:
     arch: str = 'conv4'             # backbone
     size: int = 32                  # side of the images in pixels
     pretrain_epochs: int = 10       # of plain classification first; 0: from random weights
-    pretrain_bs: int = 64           # images a step of it
+    pretrain_bs: int = 64           # images per step of it
     pretrain_lr: float = 3e-3       # its learning rate
     pretrain_patience: int = 0      # end it when its accuracy has levelled off, see `LevelsOff`; 0: after `pretrain_epochs`
     epochs: int = 4
-    n_episodes: int = 50            # training episodes an epoch
-    n_query: int = 5                # training queries a class
-    n_acc: int = 1                  # episodes a step
+    n_episodes: int = 50            # training episodes per epoch
+    n_query: int = 5                # training queries per class
+    n_acc: int = 1                  # episodes per step
     optimizer: str = 'adam'         # or sgd: with Nesterov's momentum 0.9 and weight decay 5e-4
     lr: float = 1e-3
     encoder_lr: float = 1.          # the encoder's share of `lr`

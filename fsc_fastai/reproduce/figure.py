@@ -41,7 +41,7 @@ def statistics_effects(
 def write_figure(
     frame: pd.DataFrame, # From `statistics_frame`
     folder: Path, # Where the report goes
-    command: str, # The command that made it
+    command: str, # The command line that made it, printed in the report
 ) -> Path:
     "Write `figure3.md`, `.csv`, `_effects.csv` and `.png`; returns the Markdown file"
     means = frame.drop(columns=['shot', 'seed']).groupby(['model', 'domain'], sort=False, as_index=False).mean()

@@ -27,7 +27,7 @@ CONTROL_PAIRS = (*((a, b) for c in CONTROLS for a, b in (('RN', f'{c.capitalize(
 
 
 def mean_and_ci(
-    values: Sequence[float], # One value a seed
+    values: Sequence[float], # One value per seed
 ) -> tuple[float, float]:
     "Mean over seeds and half width of its 95 % interval by Student's t; nan for a single seed"
     n = len(values)
@@ -86,7 +86,7 @@ def _effects(pairs: Iterable[tuple[str, str, pd.DataFrame, pd.DataFrame]], keys:
 
 
 def markdown(
-    table: pd.DataFrame, # Any
+    table: pd.DataFrame, # Any data frame
 ) -> str:
     "A frame as a Markdown table"
     head = '| ' + ' | '.join(map(str, table.columns)) + ' |'
@@ -136,7 +136,7 @@ def write_report(
     frame: pd.DataFrame, # From `results_frame`, with `attrs['seen']`, domains that are not unseen
     table: str, # table2, table3, table4 or controls
     folder: Path, # Where the report goes
-    command: str, # The command that made it
+    command: str, # The command line that made it, printed in the report
     description: str, # Protocol and preset in a sentence
     training: pd.DataFrame, # From `training_frame`
 ) -> Path:

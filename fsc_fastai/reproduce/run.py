@@ -29,7 +29,7 @@ __all__ = ['result_file', 'run_cell', 'results_frame', 'statistics_frame']
 
 
 def result_file(
-    cell: Cell, # Of a table
+    cell: Cell, # A trained model of a table
     folder: Path, # Where trained models and results live
 ) -> Path:
     "Where the result of a cell is when it is finished"
@@ -39,7 +39,7 @@ def result_file(
 def run_cell(
     cell: Cell, # What to train
     preset: Preset, # How long and how large
-    data: Data, # On which domains
+    data: Data, # The domains to train and test on
     folder: Path, # Where trained models and results live
 ) -> dict[str, Any]:
     """The result of a cell: read from its file, or trained, tested and written. Killed at any moment it goes on from there.

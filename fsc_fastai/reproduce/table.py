@@ -21,9 +21,9 @@ def run_table(
     out: Path = Path('results'), # Its folder `<data>/<preset>` gets models, results and the report
     seeds: int = 5, # Models of each kind
     shots: Sequence[int] = (5, 1), # Shots in the order in which to train
-    command: str = '', # That runs this, for the report
-    methods: Sequence[str] = tuple(METHODS), # Only the cells of these
-    train: bool = True, # False: report the cells that are finished
+    command: str = '', # The command line, printed in the report
+    methods: Sequence[str] = tuple(METHODS), # Only the cells of these methods
+    train: bool = True, # Train what is missing; False: only report the cells that are finished
 ) -> Path:
     """Train, test and report a table; returns the Markdown report. Finished cells are read, a cell that was cut off goes on.
 
@@ -46,7 +46,7 @@ def run_table(
 
 
 def _unfinished(cells: Sequence[Cell], wanted: Sequence[Cell]) -> str:
-    "What of a table is there, where it is not whole"
+    "Which cells of an incomplete table are finished"
     seeds = len({c.seed for c in wanted})
     if len(cells) == len(wanted): return f'{seeds} seed{"s" * (seeds > 1)}. '
     return f'**Not finished: {len(cells)} of {len(wanted)} cells are there: {", ".join(c.key for c in cells)}.** '

@@ -45,7 +45,7 @@ class KeepBest(Callback):
     order = BEST
     _stateattrs = ('weights',)
 
-    def __init__(self, metric: Metric): # Of the learner's: the accuracy
+    def __init__(self, metric: Metric): # Which of the learner's metrics to watch: the accuracy
         self.metric = metric
         self.before_fit()
 
@@ -74,8 +74,8 @@ class LevelsOff(KeepBest):
     ends, with the weights of the best epoch.
     """
     def __init__(self,
-        metric: Metric, # Of the learner's: the accuracy
-        patience: int = 3, # Epochs without a better one
+        metric: Metric, # Which of the learner's metrics to watch: the accuracy
+        patience: int = 3, # Epochs without a better value, after which training ends
     ):
         super().__init__(metric)
         self.patience = patience
@@ -112,8 +112,8 @@ GUIDES: dict[str, Callable[[], dict[str, Any]]] = {
 
 def train_cell(
     cell: Cell, # What to train
-    recipe: Recipe, # How
-    data: Data, # On which domains
+    recipe: Recipe, # How to train it
+    data: Data, # The domains to train and test on
     folder: Path, # Of the table: trained models and encoders are kept there
 ) -> FSCLearner:
     """The trained learner of a cell; weights that are there are read, a training that was cut off goes on after its last epoch.
@@ -174,8 +174,8 @@ def _save(module: nn.Module, weights: Path, made: dict[str, Any], best: KeepBest
 
 def training_curves(
     cell: Cell, # That has been trained
-    recipe: Recipe, # How
-    data: Data, # On which domains
+    recipe: Recipe, # How to train it
+    data: Data, # The domains to train and test on
     folder: Path, # Of the table
 ) -> dict[str, list[float]]:
     "The accuracy of every epoch, by which the best was chosen: in pre-training, and on validation episodes"
