@@ -3,6 +3,7 @@ from . import calibrate, onnx  # noqa: F401  these add their methods to classifi
 from . import relevance as explain
 from . import set_support as learner
 from .calibrate import Calibration
+from .card import ModelCard
 from .checks import BundleError
 from .classifier import FewShotClassifier, NotFittedError, Prediction
 from .preprocess import Preprocess
@@ -10,4 +11,4 @@ from .relevance import Explanation
 from .set_support import learner_from_bundle
 
 __all__ = ['FewShotClassifier', 'Prediction', 'NotFittedError', 'Preprocess', 'Calibration', 'Explanation', 'BundleError',
-           'learner_from_bundle']
+           'ModelCard', 'learner_from_bundle']

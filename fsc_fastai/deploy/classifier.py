@@ -23,6 +23,7 @@ from ..methods import FewShotModel
 from ..methods.finite import check_weights, finite_scores
 from ..tensors import largest_output
 from .bundle import Bundle
+from .card import ModelCard, write_card
 from .checks import BundleError
 from .hub import local_folder, upload
 from .preprocess import Preprocess
@@ -117,25 +118,31 @@ class FewShotClassifier:
     def save(self,
         folder: str | PathLike, # Made if it is not there; an older classifier in it is replaced, at once or not at all
         thumbnails: bool = False, # Small pictures of the examples as well?
+        card: ModelCard | None = None, # What README.md says of training, accuracies and licences
     ) -> Path:
-        """Write the model and the examples (as features) as JSON and safetensors, for `from_pretrained`.
+        """Write the model and the examples (as features) as JSON and safetensors, for `from_pretrained`; a README.md for people.
 
-        Raises `BundleError` for what could not be loaded again, and for a model that gives no finite scores; an older classifier
-        in the folder then stays.
+        A README.md that no save wrote stays, with a warning. Raises `BundleError` for what could not be loaded again, and for a
+        model that gives no finite scores; an older classifier in the folder then stays.
         """
         try: self._check_finite('not saved')
         except ValueError as e: raise BundleError(str(e)) from e
         support = self._support
         if support is not None and not thumbnails: support = replace(support, thumbnails=None)
-        return Bundle(self.model, self.preprocess, self.reject, self.temperature, support).write(folder)
+        bundle = Bundle(self.model, self.preprocess, self.reject, self.temperature, support)
+        text = (card or ModelCard()).text(bundle).encode()
+        folder = bundle.write(folder)
+        write_card(folder, text)
+        return folder
 
     def push_to_hub(self,
         repo_id: str, # `owner/name`, or `hf://owner/name`
         thumbnails: bool = False, # Small pictures of the examples as well?
+        card: ModelCard | None = None, # What README.md says of training, accuracies and licences
         **kwargs, # For `HfApi.create_repo`, such as `private` and `token`
     ) -> str:
-        "Save to the Hugging Face Hub; returns the address of the commit"
-        with TemporaryDirectory() as folder: return upload(self.save(folder, thumbnails), repo_id, **kwargs)
+        "Save to the Hugging Face Hub, where a README.md that no save wrote stays; returns the address of the commit"
+        with TemporaryDirectory() as folder: return upload(self.save(folder, thumbnails, card), repo_id, **kwargs)
 
     @property
     def model(self) -> FewShotModel:

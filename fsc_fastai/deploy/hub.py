@@ -1,4 +1,4 @@
-"Classifiers on the Hugging Face Hub: the two files of a bundle, nothing else"
+"Classifiers on the Hugging Face Hub: the two files of a bundle are read, nothing else; a card for people is beside them"
 from __future__ import annotations
 
 import os
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from .bundle import JSON_NAME
+from .card import CARD_NAME, is_written
 
 __all__ = ['HUB', 'upload', 'local_folder']
 
@@ -26,7 +27,10 @@ def upload(
     repo_id = repo_id.removeprefix(HUB)
     api = HfApi(token=kwargs.pop('token', None))
     api.create_repo(repo_id, exist_ok=True, **kwargs)
-    commit = api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=FILES, delete_patterns=FILES,
+    try: ours = is_written(api.hf_hub_download(repo_id, CARD_NAME))
+    except RemoteEntryNotFoundError: ours = True
+    files = [*FILES, CARD_NAME] if ours else FILES
+    commit = api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=files, delete_patterns=files,
                                commit_message='Save a few-shot classifier of fsc_fastai')
     return commit.commit_url
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..learner.core import FSCLearner
 from .bundle import Bundle
+from .card import ModelCard
 from .classifier import FewShotClassifier, NotFittedError
 from .hub import local_folder
 from .preprocess import Preprocess
@@ -82,13 +83,14 @@ def save_bundle(
     self: FSCLearner,
     folder: str | PathLike, # Made if it is not there; an older bundle in it is replaced
     thumbnails: bool = False, # Small pictures of the examples as well?
+    card: ModelCard | None = None, # What README.md says of training, accuracies and licences
 ) -> Path:
     """Write the model, its preprocessing and the examples of `set_support`, if any, as `FewShotClassifier.save` does.
 
     Plain data: what reads it executes nothing, unlike a pickle. Raises `ValueError` for transforms that a bundle cannot hold.
     """
     known = self.classifier() if hasattr(self, 'support') else FewShotClassifier.from_learner(self)
-    return known.save(folder, thumbnails)
+    return known.save(folder, thumbnails, card)
 
 
 def learner_from_bundle(

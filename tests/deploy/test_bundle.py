@@ -59,14 +59,14 @@ def test_answers_are_the_same_after_save_and_load(method, tmp_path):
     if method != 'gnn': assert 'more' in loaded.add_class(QUERIES[0], 'more').classes_
 
 
-def test_the_folder_holds_two_plain_files_and_thumbnails_only_on_request(tmp_path):
+def test_the_folder_holds_two_plain_files_a_card_and_thumbnails_only_on_request(tmp_path):
     known = classifier().fit(*examples())
     known.save(tmp_path)
-    assert sorted(f.name.split('-')[0] for f in tmp_path.iterdir()) == ['classifier.json', 'tensors']
+    assert sorted(f.name.split('-')[0] for f in tmp_path.iterdir()) == ['README.md', 'classifier.json', 'tensors']
     assert 'support.thumbnails' not in load_file(tensors_of(tmp_path))
     assert FewShotClassifier.from_pretrained(tmp_path).thumbnails('red') == []
     known.save(tmp_path, thumbnails=True)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
     assert [o.size for o in FewShotClassifier.from_pretrained(tmp_path).thumbnails('red')] == [(48, 48)] * 3
     values = json.loads((tmp_path/'classifier.json').read_text())
     assert values['model']['arch'] == 'conv4' and values['preprocess']['size'] == 32
@@ -105,7 +105,7 @@ def test_a_save_that_is_cut_off_leaves_the_old_bundle(saved, tmp_path, monkeypat
         assert np.array_equal(FewShotClassifier.from_pretrained(tmp_path).predict_proba(QUERIES), before)
     monkeypatch.undo()
     changed.save(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2, 'what the interrupted ones left is gone'
+    assert len(list(tmp_path.iterdir())) == 3, 'what the interrupted ones left is gone'
     assert not np.array_equal(FewShotClassifier.from_pretrained(tmp_path).predict_proba(QUERIES), before)
 
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
-from fsc_fastai.deploy import FewShotClassifier, hub
+from fsc_fastai.deploy import FewShotClassifier, ModelCard, hub
 
 from .toys import COLOURS, classifier, examples, picture
 
@@ -30,6 +30,11 @@ class FakeHub:
             for f in folder_path.glob(pattern): shutil.copy(f, self.root/repo_id)
         return SimpleNamespace(commit_url=f'hub/{repo_id}/commit/1')
 
+    def hf_hub_download(self, repo_id, filename):
+        if not (self.root/repo_id/filename).exists():
+            raise RemoteEntryNotFoundError('404', response=httpx.Response(404, request=httpx.Request('GET', 'https://hub')))
+        return str(self.root/repo_id/filename)
+
     def snapshot_download(self, repo_id, allow_patterns, revision=None):
         if not (self.root/repo_id).exists():
             raise RepositoryNotFoundError('404', response=httpx.Response(404, request=httpx.Request('GET', 'https://hub')))
@@ -49,10 +54,21 @@ def test_push_and_load(fake):
     assert known.push_to_hub('me/colours', private=True, token='secret') == 'hub/me/colours/commit/1'
     assert fake.private and fake.token == 'secret'
     known.remove_class('grey').push_to_hub('me/colours')
-    assert len(list((fake.root/'me/colours').iterdir())) == 2, 'the tensors of before are gone'
+    assert len(list((fake.root/'me/colours').iterdir())) == 3, 'the tensors of before are gone'
     loaded = FewShotClassifier.from_pretrained('hf://me/colours')
     images = [picture(c, 30) for c in COLOURS]
     assert np.array_equal(loaded.predict_proba(images), known.predict_proba(images))
+
+
+def test_a_card_on_the_hub_is_replaced_until_somebody_makes_it_their_own(fake):
+    known, file = classifier().fit(*examples()), fake.root/'me'/'colours'/'README.md'
+    known.push_to_hub('me/colours', card=ModelCard('Hues.', license='mit'))
+    assert 'license: "mit"' in file.read_text() and '"grey"' in file.read_text()
+    known.remove_class('grey').push_to_hub('me/colours')
+    assert '"grey"' not in file.read_text()
+    file.write_text('Mine.')
+    known.push_to_hub('me/colours')
+    assert file.read_text() == 'Mine.'
 
 
 @pytest.mark.parametrize('error', [None, LocalEntryNotFoundError('no network')])

@@ -1,0 +1,102 @@
+"What a saved classifier says of itself to people: a README.md beside its files, which no reader of bundles opens"
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ..data.size import size_text
+from ..files import atomic_write
+from ..methods.registry import list_methods
+from .bundle import Bundle
+
+__all__ = ['ModelCard', 'CARD_NAME', 'is_written', 'write_card']
+
+CARD_NAME = 'README.md'
+OURS = '<!-- Written by fsc_fastai, which replaces it at the next save: take out this line to keep it as it is. -->'
+COLUMNS = ['domain', 'way', 'shot', 'n_episodes', 'accuracy', 'ci95']
+MAX_LISTED = 100 # Classes
+UNSAID = 'Not stated by whoever saved it.'
+
+
+@dataclass
+class ModelCard:
+    "What a classifier's README.md says besides what the classifier itself knows, for `save` and `push_to_hub`"
+    trained_on: str = '' # Domains that the model was trained on, and how, as Markdown
+    results: pd.DataFrame | None = None # Accuracies with intervals, from `learn.evaluate`
+    license: str = '' # Of the model, by its short name: `'apache-2.0'`
+    data_license: str = '' # Of the images that it was trained on, as Markdown
+
+    def text(self,
+        bundle: Bundle, # What is saved
+    ) -> str:
+        "The card as Markdown, under a header as the Hugging Face Hub reads it. Raises `ValueError` for results of another kind"
+        arch = getattr(bundle.model, 'config', {}).get('arch')
+        header = dict(library_name='fsc_fastai', pipeline_tag='image-classification', tags=['few-shot-learning'])
+        if self.license: header['license'] = self.license
+        return '\n'.join([
+            '---', *(f'{k}: {json.dumps(v)}' for k, v in header.items()), '---', OURS, '',
+            '# A few-shot classifier', '', *_facts(bundle, arch), '',
+            '## Load it', '', '```python', *_load(bundle, arch), '```', '',
+            'The files are plain data, JSON and safetensors: loading them executes nothing.', '',
+            '## Trained on', '', self.trained_on or UNSAID, '', f'Licence of the images: {self.data_license or UNSAID}', '',
+            '## Accuracy', '', *_accuracies(self.results), '', '## Classes', '', *_classes(bundle), ''])
+
+
+def _facts(bundle: Bundle, arch: str | None) -> list[str]:
+    n = sum(p.numel() for p in bundle.model.parameters())
+    threshold = 'never' if bundle.reject is None else f'below a probability of {float(bundle.reject):.3g}'
+    rows = [('method', type(bundle.model).__name__), ('backbone', arch or 'a module of its author\'s own'),
+            ('parameters', f'{n:,}'), ('images', size_text(bundle.preprocess.size)), ('"none of these"', threshold)]
+    return ['| | |', '|---|---|', *(f'| {k} | {v} |' for k, v in rows)]
+
+
+def _load(bundle: Bundle, arch: str | None) -> list[str]:
+    name = type(bundle.model).__name__
+    own = [*([] if arch else ['arch=backbone']), *([] if name.lower() in list_methods() else [f'method={name}'])]
+    lines = ['from fsc_fastai.all import FewShotClassifier', '',
+             f'classifier = FewShotClassifier.from_pretrained({", ".join(["folder", *own])})  # or hf://owner/name']
+    return [*lines, *([] if bundle.support else ["classifier.fit('examples')  # a folder with a folder of images of each class"]),
+            "classifier.predict('new.jpg').label"]
+
+
+def _accuracies(results: pd.DataFrame | None) -> list[str]:
+    if results is None: return [UNSAID]
+    if missing := [o for o in COLUMNS if o not in results]:
+        raise ValueError(f'results have no {", ".join(missing)}: pass the table of learn.evaluate')
+    rows = [f'| {o.domain} | {o.way} | {o.shot} | {o.accuracy:.2%} ± {o.ci95:.2%} | {o.n_episodes:,} |'.replace('\n', ' ')
+            for o in results.itertuples()]
+    return ['| domain | way | shot | accuracy ± 95 % interval | episodes |', '|---|---|---|---|---|', *rows]
+
+
+def _classes(bundle: Bundle) -> list[str]:
+    "In a block of code, each quoted, so that no name is taken for Markdown or HTML"
+    if bundle.support is None: return ['None yet: it learns them by examples.']
+    names, n = bundle.support.classes, len(bundle.support.labels)
+    more = [f'and {len(names) - MAX_LISTED:,} more'] if len(names) > MAX_LISTED else []
+    listed = [json.dumps(o, ensure_ascii=False) for o in names[:MAX_LISTED]]
+    return [f'{len(names):,}, by {n:,} examples:', '', '```', *listed, *more, '```']
+
+
+def is_written(
+    path: str | os.PathLike, # A README.md
+) -> bool:
+    "Is it a card that a save wrote, and that nobody made their own?"
+    if not Path(path).is_file(): return False
+    with Path(path).open('rb') as f: return OURS.encode() in f.read(1 << 12)
+
+
+def write_card(
+    folder: Path, # Of a saved classifier
+    text: bytes, # Of its card
+) -> None:
+    "Write the card; a README.md that somebody else wrote stays, with a warning"
+    path = folder/CARD_NAME
+    if path.exists() and not is_written(path):
+        warnings.warn(f'{path} is no card of fsc_fastai: it stays as it is, without the model card', stacklevel=3)
+    else:
+        with atomic_write(path) as part: part.write_bytes(text)
