@@ -37,9 +37,9 @@ _CONV = {'C': 'conv', 'BN': 'norm', 'trunk.0': 'conv', 'trunk.1': 'norm'}
 
 @dataclass
 class LoadReport:
-    "What became of the tensors of a checkpoint"
-    loaded: list[str] = field(default_factory=list) # Names of ours that were filled
-    missing: list[str] = field(default_factory=list) # Names of ours that were not
+    "Which tensors of a checkpoint were loaded, and which were not"
+    loaded: list[str] = field(default_factory=list) # Names of the model's tensors that were filled
+    missing: list[str] = field(default_factory=list) # Names of the model's tensors that were not
     unexpected: list[str] = field(default_factory=list) # Names of the checkpoint that have no place here
 
 
@@ -135,7 +135,7 @@ def load_reference_state(
     model: nn.Module, # A few-shot model, an `Encoder`, or a backbone
     state_dict: str | Path | Mapping[str, Any], # Tensors by name, a wrapper around them (`state`, `state_dict`), or a file
 ) -> LoadReport:
-    """Load weights under the names of the publications' code, or our own, and report what found a place.
+    """Load weights named as in the publications' code or as here, and report which were loaded.
 
     Raises `ValueError` where a tensor has another shape than ours, or where none finds a place; the model is then unchanged.
     """
@@ -152,7 +152,7 @@ def load_encoder_weights(
     encoder: nn.Module, # Gets the weights
     weights: str | Path | Mapping[str, Any], # State dict or checkpoint of an encoder, or of a model that holds one
 ) -> LoadReport:
-    """Load an encoder out of a checkpoint, whatever stands around it there.
+    """Load an encoder from a checkpoint, which may hold other parts of a model besides.
 
     Raises `ValueError` if one of the encoder's tensors is missing there or has another shape; the encoder is then unchanged.
     """

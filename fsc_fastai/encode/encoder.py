@@ -49,7 +49,7 @@ class Encoder(nn.Module):
 
     @property
     def nonnegative(self) -> bool:
-        "Is no entry of a map negative, whatever the images? Known when it is built, as behind a ReLU; until a part is changed"
+        "Are all feature maps nonnegative, as behind a ReLU? False once a part of the encoder was changed"
         return getattr(self, 'ends_nonnegative', False) and as_built(self, type(self))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ __all__ = ['FLoRNorm2d', 'mix_norms']
 class FLoRNorm2d(nn.Module):
     "Instance norm and batch norm of a map, mixed; in eval mode by the mean of the draws"
     def __init__(self,
-        norm: nn.BatchNorm2d, # What it takes the place of, and holds; timm's with activations too
+        norm: nn.BatchNorm2d, # The batch norm to replace, which it holds; timm's with activations too
         a: float = .01, # Of the Beta distribution; the published ones are 0.01 and 0.01 for near target domains
         b: float = .01, # Of the Beta distribution; 0.01 and 0.026 for distant ones: more of the batch
     ):
