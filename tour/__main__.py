@@ -38,7 +38,7 @@ SMALLER = {
     r'n_episodes=\d{2,}': 'n_episodes=4',
     r'fine_tune\((\d)': 'fine_tune(1, pretrain_epochs=1',
     r'fit_one_cycle\((\d+)': 'fit_one_cycle(1',
-    r'learn\.evaluate\((?=\S)': 'learn.evaluate(n_episodes=4, n_query=5, domains=',
+    r'learn\.evaluate\((?=\S)': 'learn.evaluate(n_episodes=4, n_query=3, domains=',
 }
 # What makes a command small
 OPTIONS = {
