@@ -39,7 +39,7 @@ class ImageCache:
     forked workers: what a worker decodes, all have. In a `folder`: one file, built before its first use, memory-mapped by
     every process of the machine and found again by later runs. A file that is cut off or holds something else is built again; a
     pixel that changed in a whole file is not noticed. Images that need more than the limit, than the free memory or than the
-    free disk, or that are not uint8, stay uncached, with a warning, and so do those of a folder that can not be written. Pickled
+    free disk, or that are not uint8, stay uncached, with a warning, and so do those of a folder that cannot be written. Pickled
     it is empty.
     """
     budget_gb, tell_gb, _used = 4., 1., 0
@@ -158,7 +158,7 @@ class ImageCache:
                     if array is None and self._build_file(file, image, tried): array = self._mapped(file, image)
         except OSError as e:
             if failed: raise failed[0] from None  # an image is broken, not the folder
-            warnings.warn(f'cache={str(folder)!r} can not be used ({e}): images are decoded anew for every episode. Choose a '
+            warnings.warn(f'cache={str(folder)!r} cannot be used ({e}): images are decoded anew for every episode. Choose a '
                           'folder that can be written; cache=False silences this', stacklevel=4)
             array = None
         self.usable = array is not None

@@ -77,7 +77,7 @@ def episode_scores(
     """Episode by episode: its indices, the scores of its queries `(n_query, n_way)` and their labels `(n_query,)`.
 
     Episodes classified together keep to themselves, batch statistics included: their scores are those that they get one by
-    one. A method that can not be vectorised, or would score otherwise, is noticed on the first episodes and goes one by one;
+    one. A method that cannot be vectorised, or would score otherwise, is noticed on the first episodes and goes one by one;
     so do episodes that differ in their numbers of classes or images. Raises `ValueError` in training mode.
     """
     if getattr(model, 'training', False): raise ValueError('episode_scores in training mode: call model.eval() before')

@@ -192,7 +192,7 @@ class GNNNet(FewShotModel):
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Classes of every episode, in training and after
-        n_classes: int = 0, # Not needed
+        n_classes: int = 0, # Ignored: this method has no global classifier
         n_features: int = 128, # Of a node, without its label
         width: int = 96, # Of the graph network
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'

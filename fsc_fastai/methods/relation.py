@@ -129,7 +129,7 @@ class RelationModule(nn.Module):
         return self.fc2(hidden).view(n_query, n_way), RelationTrace(layer1, layer2, flat, hidden)
 
     def problem(self, maps: Tensor) -> str | None:
-        "Why maps `(…, H, W)` of this size can not be classified, or None"
+        "Why maps `(…, H, W)` of this size cannot be classified, or None"
         h, w = maps.shape[-2:]
         return (f'A relation module trained on maps of 10×10 or more needs 8×8 at least, found {h}×{w}: '
                 'use larger images, or train at this size') if not self.layer1.conv.padding[0] and min(h, w) < 8 else None
@@ -144,8 +144,8 @@ class RelationNet(FewShotModel):
     """
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
-        n_way: int = 5, # Not needed: any way is classified
-        n_classes: int = 0, # Not needed
+        n_way: int = 5, # Ignored: this method classifies any number of classes
+        n_classes: int = 0, # Ignored: this method has no global classifier
         hidden: int = 8, # Width between the two linear layers
         loss: RelationLoss = 'ce', # 'ce': cross entropy; 'mse': on sigmoid scores, as published
     ):

@@ -186,12 +186,12 @@ def test_a_broken_or_foreign_file_is_named_and_built_again(tmp_path, spoil):
 
 def test_a_folder_that_refuses_falls_back_to_decoding(tmp_path, monkeypatch):
     (tmp_path/'file').touch()
-    with pytest.warns(UserWarning, match='file/in.* can not be used .*Not a directory.*decoded anew'):
+    with pytest.warns(UserWarning, match='file/in.* cannot be used .*Not a directory.*decoded anew'):
         assert not in_folder(tmp_path/'file'/'in').prepare(image)
 
     def read_only(*args): raise OSError(errno.EROFS, 'Read-only file system')
     monkeypatch.setattr('fsc_fastai.data.cache.FileLock', read_only)
-    with pytest.warns(UserWarning, match='can not be used .*Read-only file system'): assert not in_folder(tmp_path).prepare(image)
+    with pytest.warns(UserWarning, match='cannot be used .*Read-only file system'): assert not in_folder(tmp_path).prepare(image)
 
 
 def test_a_whole_file_in_a_read_only_folder_is_used(tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def full_disk(folder):
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
     def large(i): return torch.zeros(3, 40, 40, dtype=torch.uint8)
-    with pytest.warns(UserWarning, match='can not be used .*File too large'): assert not in_folder(folder).prepare(large)
+    with pytest.warns(UserWarning, match='cannot be used .*File too large'): assert not in_folder(folder).prepare(large)
     os._exit(7)
 
 
@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up_meanwhile_falls_back_to_decoding_and_leaves_nothin
 
 def test_a_broken_image_is_no_broken_folder(tmp_path):
     def load(i):
-        if i == 5: raise OSError(errno.EIO, 'five can not be read')
+        if i == 5: raise OSError(errno.EIO, 'five cannot be read')
         return image(i)
-    with pytest.raises(OSError, match='five can not be read'): in_folder(tmp_path).prepare(load)
+    with pytest.raises(OSError, match='five cannot be read'): in_folder(tmp_path).prepare(load)
     assert not list(tmp_path.glob('*.npy'))
