@@ -119,7 +119,7 @@ def check(learn, callbacks, place, before, steps=N):
     assert before.keys() == after.keys() and all(v.isfinite().all() for v in after.values())
     assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith('encoder') and 'weight' in k)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
-    assert not {'classify', 'training_output'} & set(vars(learn.model))
+    assert not {'classify', 'training_output'} & set(vars(learn.model)) and not learn.model._processed_hooks
     assert learn.dtypes.found == {DTYPES[place[-4:]]} and {v.device.type for v in after.values()} == {place[:-5]}
     if 'LRP' in callbacks:
         assert len(learn.lrp_guided.losses) == steps

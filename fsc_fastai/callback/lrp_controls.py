@@ -31,7 +31,7 @@ class ChangedWeights:
         "Output of the model for the weighted features"
         # random numbers that a change draws are not missing elsewhere: a training without it sees the same augmented images
         with torch.random.fork_rng(devices=[]): w = self.change(relevance_weights(self.explainer(model, f_p)))
-        return getattr(model, 'training_output', model.classify)(w * f_p)
+        return model.training_output(w * f_p)
 
 
 def shuffled_channels(
@@ -54,4 +54,4 @@ def unweighted(
     f_p: Any, # Its processed features
 ) -> Tensor:
     "A second pass whose weights are all 1: the loss counts ξ + λ times"
-    return getattr(model, 'training_output', model.classify)(f_p)
+    return model.training_output(f_p)

@@ -1,8 +1,8 @@
 "Explanation-guided training (Sun et al. 2020, section III)"
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, get_args
 
 import torch
@@ -49,10 +49,10 @@ class StepLoss(Metric):
 class LRPGuidedCallback(ModelCallback):
     """Train with L = ξ·L(y, p) + λ·L(y, p_lrp), where p_lrp = classify(w ⊙ f_p) and w = 1 + R/max|R| (equations 7 to 9).
 
-    For any model whose forward pass calls `classify(f_p)`, or `training_output(f_p)`. Defaults of ξ and λ are the published
+    For any `FewShotModel` whose forward pass goes through its `forward_head`. Defaults of ξ and λ are the published
     ones: cross attention 0 and 1; all others 1 and 0.5 for one shot, 1 and 1 for more. Both losses are columns of the
     recorder (`plain_loss`, `guided_loss`) and, step by step, in `losses`. It does nothing in validation, under `lr_find` and
-    for predictions. Raises `TypeError` for a model without `classify`, and `ValueError` for a compiled model (but its encoder
+    for predictions. Raises `TypeError` for another model, and `ValueError` for a compiled model (but its encoder
     may be compiled).
     """
     order = GUIDED
@@ -81,8 +81,9 @@ class LRPGuidedCallback(ModelCallback):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if not self.run: return
         self.refuse_compiled('keeps its processed features out of reach', spared='encoder')
-        if not callable(getattr(self.raw_model, 'classify', None)):
-            raise TypeError(f'LRPGuidedCallback needs a model with `classify(f_p)`, found {type(self.raw_model).__name__}')
+        if not isinstance(self.raw_model, FewShotModel):
+            raise TypeError('LRPGuidedCallback needs a FewShotModel, which shows its processed features and has '
+                            f'`classify(f_p)`, found {type(self.raw_model).__name__}: let it inherit from FewShotModel')
         self.losses = []
         self.learn.metrics = self.learn.metrics + [StepLoss('plain_loss'), StepLoss('guided_loss')]
 
@@ -92,16 +93,25 @@ class LRPGuidedCallback(ModelCallback):
     def before_batch(self):
         self._leave()
         model, self._watch = self.raw_model, (watch := ExitStack())
-        watch.enter_context(_watching(model, self._seen))
+        watch.callback(model.register_processed_hook(self._see).remove)
+        head = head_of(model)
+        for part in head.parts if head is not None else ():
+            watch.callback(model.get_submodule(part).register_forward_hook(self._see_trace).remove)
         # called however the forward pass ends: an error leaves nothing on the model. A pass in eval mode is another callback's
         watch.callback(model.register_forward_hook(lambda m, *_: watch.close() if m.training else None, always_call=True).remove)
+
+    def _see(self, model: FewShotModel, f_p: Any) -> None:
+        if model.training: self._seen.setdefault('f_p', f_p)
+
+    def _see_trace(self, part: nn.Module, args: tuple, output: tuple[Tensor, Any]) -> None:
+        if part.training: self._seen.setdefault('trace', output[1])
 
     def after_pred(self):
         "Steps 1 to 4 of section III"
         model, f_p = self.raw_model, self._seen.get('f_p')
         if f_p is None:
-            raise TypeError(f'LRPGuidedCallback: the forward pass of {type(model).__name__} called neither '
-                            '`training_output(f_p)` nor `classify(f_p)`, so there are no processed features to explain')
+            raise TypeError(f'LRPGuidedCallback: the forward pass of {type(model).__name__} did not go through `forward_head`, '
+                            'so there are no processed features to explain')
         plain = self.learn.pred
         guided = (self.second_pass or self._weighted_pass)(model, f_p)
         scores = guided if isinstance(guided, Tensor) else guided[0]
@@ -111,10 +121,10 @@ class LRPGuidedCallback(ModelCallback):
 
     def _weighted_pass(self, model: Any, f_p: Any) -> Any:
         "classify(w ⊙ f_p), equations (7) and (8)"
-        traced = {'traced': self._seen['traced']} if isinstance(self.explainer, LRP) and 'traced' in self._seen else {}
+        traced: dict[str, Any] = {}
+        if isinstance(self.explainer, LRP) and 'trace' in self._seen: traced['traced'] = scores_of(self.pred), self._seen['trace']
         w = relevance_weights(checked_relevance(self.explainer(model, f_p, **traced), f_p, self.explainer), self.over)
-        scores_only = getattr(model, 'scores_only', False)
-        return (model.classify if scores_only else getattr(model, 'training_output', model.classify))(w * f_p)
+        return (model.classify if model.scores_only else model.training_output)(w * f_p)
 
     def after_loss(self):
         if self._guided is None: return
@@ -131,7 +141,7 @@ class LRPGuidedCallback(ModelCallback):
     def weights(self) -> tuple[float, float]:
         "ξ and λ for this episode: the given ones, or the published ones of its method and shot"
         one_shot = self.learn.xb[1].shape[0] <= scores_of(self.learn.pred).shape[1]
-        xi, lam = getattr(self.raw_model, 'guidance', FewShotModel.guidance)[0 if one_shot else 1]
+        xi, lam = self.raw_model.guidance[0 if one_shot else 1]
         return xi if self.xi is None else self.xi, lam if self.lam is None else self.lam
 
     def after_cancel_batch(self): self._leave()
@@ -145,28 +155,3 @@ class LRPGuidedCallback(ModelCallback):
 
     def _drop_columns(self) -> None:
         self.learn.metrics = [m for m in self.learn.metrics if not isinstance(m, StepLoss)]
-
-
-@contextmanager
-def _watching(model: Any, seen: dict[str, Any]) -> Iterator[None]:
-    "Inside, the processed features that `model` classifies come into `seen`, with the trace of the pass where it keeps one"
-    outer, inner = getattr(model, 'training_output', None), model.classify
-    keeps_trace = head_of(model) is not None and hasattr(model, 'classify_with_trace')
-
-    def classify(f_p: Any) -> Tensor:
-        if not model.training: return inner(f_p)
-        seen.setdefault('f_p', f_p)
-        if not keeps_trace or f_p is not seen['f_p']: return inner(f_p)
-        seen['traced'] = model.classify_with_trace(f_p)
-        return seen['traced'][0]
-
-    def training_output(f_p: Any) -> Any:
-        seen.setdefault('f_p', f_p)
-        return outer(f_p)  # type: ignore[misc]
-
-    model.classify = classify
-    if outer is not None: model.training_output = training_output
-    try: yield
-    finally:
-        model.__dict__.pop('classify', None)
-        model.__dict__.pop('training_output', None)

@@ -1,11 +1,14 @@
 "Figure 2 of the paper as a class: encode the images, process the features, classify them"
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..tensors import plain
 from .head import Head, Statistics, create_head
@@ -67,6 +70,7 @@ class FewShotModel(nn.Module):
             raise ValueError(f'{type(self).__name__} classifies episodes of one number of classes, found n_way={n_way}: its '
                              'label width is fixed by training. Give one number, or use RelationNet or ProtoNet')
         self.encoder, self.n_classes = encoder, n_classes
+        self._processed_hooks: OrderedDict[int, Callable[[FewShotModel, Any], None]] = OrderedDict()
         self.n_way = n_way if isinstance(n_way, int) else max(n_way)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -116,9 +120,18 @@ class FewShotModel(nn.Module):
         "timm's name for `encode`"
         return self.encode(x)
 
+    def register_processed_hook(self,
+        hook: Callable[[FewShotModel, Any], None], # `hook(model, f_p)`
+    ) -> RemovableHandle:
+        "Show `hook` the processed features of every pass, between `process` and `classify`; the handle's `remove` ends it"
+        handle = RemovableHandle(self._processed_hooks)
+        self._processed_hooks[handle.id] = hook
+        return handle
+
     def forward_head(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Any:
         "`process` and `classify`, from feature maps to scores `(n_query, n_way)`"
         f_p = self.process(f_support, support_y, f_query)
+        for hook in self._processed_hooks.values(): hook(self, f_p)
         return self.training_output(f_p) if self.training and not self.scores_only else self.classify(f_p)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Any:

@@ -1,4 +1,5 @@
 "Explanation-guided training in fastai's loop"
+import copy
 import pickle
 
 import pytest
@@ -17,6 +18,7 @@ from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.data.episode import EpisodeLabel
 from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, relevance_weights
+from fsc_fastai.methods import FewShotModel
 from fsc_fastai.methods.relation import RelationModule
 from tests.learners import hue_learner, silent, weights
 
@@ -63,7 +65,8 @@ class Spy(Callback):
 
 def untouched(model):
     "Is nothing of the callback on the model?"
-    return not {'classify', 'training_output', 'forward'} & set(model.__dict__) and not model._forward_hooks
+    hooks = model._forward_hooks or model._processed_hooks
+    return not {'classify', 'training_output', 'forward'} & set(model.__dict__) and not hooks
 
 
 # Steps 1 to 4
@@ -244,6 +247,7 @@ def test_an_error_leaves_nothing_on_the_model(place, tmp_path):
     mend(cb)
     learn.fit(1)
     assert len(cb.losses) == 3 and list(learn.recorder.metric_names).count('plain_loss') == 1 and not learn.metrics
+    assert untouched(model) and not any(m._forward_hooks for m in model.modules())
     torch.save(model, tmp_path/'model.pt')
     saved = torch.load(tmp_path/'model.pt', weights_only=False).state_dict()
     assert saved.keys() == model.state_dict().keys() and all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
@@ -264,15 +268,26 @@ def test_an_error_in_the_second_pass_or_in_the_loss(tmp_path):
 
 # Models and losses of a user
 
-class Own(nn.Module):
-    "Knows nothing of this library, but has `process` and `classify`"
-    def __init__(self): super().__init__(); self.fc = nn.Linear(12, 1)
+class Own(FewShotModel):
+    "A classifier of one's own, on feature maps"
+    def __init__(self): super().__init__(nn.Identity()); self.fc = nn.Linear(12, 1)
     def process(self, support, y, query):
         prototypes = torch.stack([support[y == c].mean((0, 2, 3)) for c in range(5)])
         query = query.mean((2, 3))
         return torch.cat([prototypes[None].expand(len(query), -1, -1), query[:, None].expand(-1, 5, -1)], 2)
     def classify(self, f_p): return self.fc(f_p)[..., 0]
-    def forward(self, support, y, query): return self.classify(self.process(support, y, query))
+
+
+def test_a_hook_sees_the_processed_features_and_nothing_of_it_is_left():
+    "In every pass, until its handle is removed; on the methods as they are, none of which is replaced meanwhile"
+    model, (support, y, query, _), seen = few_shot('proto'), feature_episode(), []
+    handle = model.register_processed_hook(lambda m, f_p: seen.append((m, f_p)))
+    assert not {'classify', 'training_output'} & set(vars(model))
+    scores = model(support, y, query)
+    assert seen[0][0] is model and torch.equal(model.classify(seen[0][1]), scores)
+    handle.remove()
+    model(support, y, query)
+    assert len(seen) == 1 and untouched(model) and untouched(copy.deepcopy(model))
 
 
 def test_a_model_and_a_loss_of_ones_own():
@@ -300,7 +315,7 @@ def test_what_cannot_be_guided_says_why():
     class Elsewhere(Own):
         def forward(self, *xb): return self.fc(self.process(*xb))[..., 0]
     learn = learner(Elsewhere(), LRPGuidedCallback(), Episodes(labels=torch.Tensor), nn.CrossEntropyLoss())
-    with pytest.raises(TypeError, match='Elsewhere called neither'): learn.fit(1)
+    with pytest.raises(TypeError, match='Elsewhere did not go through `forward_head`'): learn.fit(1)
     model = few_shot('relation')
     model.compile()
     with pytest.raises(ValueError, match='compiled.* Its encoder alone may be'): learner(model, LRPGuidedCallback()).fit(1)
