@@ -67,7 +67,7 @@ def test_show_batch_unique_shows_views_of_one_image(learn):
     dls = learn.dls
     dls.train.show_batch(unique=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('fsc_fastai.data.episode.show_episode', lambda episode, **kwargs: drawn.append(episode) or plt.figure())
+        patch.setattr('fsc_fastai.data.episode.Episode.show', lambda episode, **kwargs: drawn.append(episode) or plt.figure())
         dls.valid.show_batch(unique=True)
     episode, = drawn
     for images in (episode.support_x.unflatten(0, (3, -1)), episode.query_x.unflatten(0, (3, -1))):

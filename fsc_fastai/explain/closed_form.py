@@ -154,7 +154,8 @@ def _cross_attention(model: CrossAttentionNet, f_p: Attended, scores: Tensor, tr
 
 
 @head(ProtoNet)
-def _proto(model: ProtoNet, f_p: Pairs | Tensor, scores: Tensor, trace: Any, eps: float) -> Tensor:
+def _proto(model: ProtoNet, f_p: Pairs | Tensor, scores: Tensor, trace: Any, eps: float) -> Tensor | None:
+    if model.bias: return None  # which takes a share of the relevance
     support, query = (single(part) for part in pair_parts(f_p))
     terms = unit(query) * unit(support) if model.distance == 'cosine' else _nearer(query, support)
     return _of_both(_terms(terms, relevance_start(scores, eps), eps))

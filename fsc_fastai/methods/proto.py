@@ -43,5 +43,7 @@ class ProtoNet(FewShotModel):
     def classify(self, f_p: Pairs | Tensor) -> Tensor:
         "Scores `(n_query, n_way)` of `Pairs`, or of dense pairs `(n_query, n_way, 2C)`"
         support, query = pair_parts(f_p)
-        if self.distance == 'cosine': return self.scale * (cosine(query, support) + self.bias)
+        if self.distance == 'cosine':
+            similarity = cosine(query, support)
+            return self.scale * (similarity + self.bias if self.bias else similarity)
         with full_precision(query): return -(single(query) - single(support)).square().sum(-1)
