@@ -4,7 +4,7 @@
 
 5-way 5-shot, 15 queries a class, 512 features: the peer fits and answers episode by episode, ours 50 together, with the same
 scores. The plain loop copies the model for each episode and encodes what a step needs, as the published scripts do: 10 steps at
-84 px, for which it is shown to find the same scores.
+84 px. For PMF it is shown to find the same scores; for FineTune that is not compared here.
 """
 from __future__ import annotations
 
