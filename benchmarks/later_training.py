@@ -17,8 +17,8 @@ from benchmarks.lft import N_WAY, ByLearner, Episodes, lft_callback, resident
 from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note, paired, report
 from fsc_fastai.callback.ata import ATACallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import FTCallback
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback
 from fsc_fastai.callback.wave_san import WaveSANCallback

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.lft import ByLearner, lft_callback
 from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 
 KINDS = {'convolution': ('conv',), 'matrix product': ('aten::mm', 'addmm', 'bmm'), 'batch norm': ('batch_norm',),
          'pool': ('pool',), 'copies': ('copy_', 'clone', 'contiguous', 'aten::cat', 'fill_', 'zero_')}

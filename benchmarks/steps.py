@@ -24,7 +24,7 @@ from benchmarks.lft import N_CLASSES, N_WAY, ByLearner, lft_callback
 from benchmarks.options import options
 from benchmarks.timing import note, paired
 from benchmarks.training import FUSED
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.methods import create_fsc_model
 
 KINDS = 'plain', 'guided', 'LFT', 'LFT and guided'

@@ -8,8 +8,7 @@ from .callback.bsr import *
 from .callback.ldp_net import *
 from .callback.lft import *
 from .callback.maml import *
-from .callback.lrp_guided import *
-from .callback.lrp_can import *
+from .callback.guided import *
 from .callback.resume import *
 from .callback.styleadv import *
 from .callback.svasp import *

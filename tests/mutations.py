@@ -20,11 +20,11 @@ class Mutation(NamedTuple):
 
 RULES, START, HEADS = 'fsc_fastai/explain/rules.py', 'fsc_fastai/explain/weights.py', 'fsc_fastai/explain/closed_form.py'
 BASE, CAN, GNN = 'fsc_fastai/methods/base.py', 'fsc_fastai/methods/cross_attention.py', 'fsc_fastai/methods/graph.py'
-FT, LFT = 'fsc_fastai/encode/transformation.py', 'fsc_fastai/callback/lft.py'
-SECOND, TRANSDUCTION = 'fsc_fastai/callback/second_order.py', 'fsc_fastai/adapt/transduction.py'
+FT, LFT = 'fsc_fastai/encode/transformation.py', 'fsc_fastai/callback/lft/learned.py'
+SECOND, TRANSDUCTION = 'fsc_fastai/callback/lft/second_order.py', 'fsc_fastai/adapt/transduction.py'
 BY_HAND, HEAD_TESTS = 'tests/explain/test_rules.py', 'tests/explain/test_closed_form.py'
-LFT_TESTS = 'tests/callback/test_lft_gradient.py'
-LRP_CAN, LRP_CAN_TESTS = 'fsc_fastai/callback/lrp_can.py', 'tests/callback/test_lrp_can.py'
+LFT_TESTS = 'tests/callback/lft/test_lft_gradient.py'
+LRP_CAN, LRP_CAN_TESTS = 'fsc_fastai/callback/guided/lrp_can.py', 'tests/callback/guided/test_lrp_can.py'
 MODE, OPS, ENGINE_TESTS = 'fsc_fastai/explain/tracing.py', 'fsc_fastai/explain/ops.py', 'tests/explain/test_engine.py'
 HEATMAPS, HEATMAP_TESTS = 'fsc_fastai/explain/heatmaps.py', 'tests/explain/test_heatmaps.py'
 GRAPH_TESTS = 'tests/methods/test_graph.py tests/methods/test_golden.py'
@@ -34,11 +34,11 @@ RN_HEAD_TESTS, GNN_HEAD_TESTS = 'tests/adapt/test_relation_head.py', 'tests/adap
 CALIBRATE, CALIBRATE_TESTS = 'fsc_fastai/deploy/calibrate.py', 'tests/deploy/test_calibrate.py'
 SMALL_MAPS, SMALL_MAPS_TESTS = 'fsc_fastai/kernels/small_conv.py', 'tests/kernels/test_small_conv.py'
 NORM, NORM_TESTS = 'fsc_fastai/kernels/batch_norm.py', 'tests/kernels/test_batch_norm.py'
-STREAMS, AFA_TESTS = 'fsc_fastai/callback/two_streams.py', 'tests/callback/test_afa.py'
+STREAMS, AFA_TESTS = 'fsc_fastai/callback/parts/two_streams.py', 'tests/callback/test_afa.py'
 LDP, LDP_TESTS = 'fsc_fastai/callback/ldp_net.py', 'tests/callback/test_ldp_net.py'
 LOSSES, LOSS_TESTS = 'fsc_fastai/methods/losses.py', 'tests/methods/test_losses.py'
 PROPAGATION, PROPAGATION_TESTS = 'fsc_fastai/adapt/label_propagation.py', 'tests/adapt/test_label_propagation.py'
-STYLES, STYLE_TESTS = 'fsc_fastai/callback/styles.py', 'tests/callback/test_styles.py'
+STYLES, STYLE_TESTS = 'fsc_fastai/callback/parts/styles.py', 'tests/callback/parts/test_styles.py'
 STYLEADV, STYLEADV_TESTS = 'fsc_fastai/callback/styleadv.py', 'tests/callback/test_styleadv.py'
 WAVE, WAVE_TESTS = 'fsc_fastai/callback/wave_san.py', 'tests/callback/test_wave_san.py'
 REPORT, TABLE_TESTS = 'fsc_fastai/reproduce/report.py', 'tests/reproduce/test_table.py'
@@ -119,20 +119,20 @@ MUTATIONS = (
     Mutation('heatmaps: channels are summed', HEATMAPS, '.float().sum(-3)', '.float().amax(-3)', HEATMAP_TESTS),
 
     # Explanation-guided training, equations (8) and (9)
-    Mutation('merged loss', 'fsc_fastai/callback/lrp_guided.py', 'lam * guided + xi * plain if xi', 'lam * guided - xi * plain if xi',
-             'tests/callback/test_lrp_guided.py'),
-    Mutation('λ weighs the guided loss', 'fsc_fastai/callback/lrp_guided.py', 'lam * guided + xi * plain if xi',
-             'xi * guided + lam * plain if xi', 'tests/callback/test_lrp_guided.py'),
+    Mutation('merged loss', 'fsc_fastai/callback/guided/lrp_guided.py', 'lam * guided + xi * plain if xi', 'lam * guided - xi * plain if xi',
+             'tests/callback/guided/test_lrp_guided.py'),
+    Mutation('λ weighs the guided loss', 'fsc_fastai/callback/guided/lrp_guided.py', 'lam * guided + xi * plain if xi',
+             'xi * guided + lam * plain if xi', 'tests/callback/guided/test_lrp_guided.py'),
     Mutation('λ of one shot', 'fsc_fastai/methods/base.py', '(1., .5), (1., 1.)', '(1., 1.), (1., .5)',
-             'tests/callback/test_lrp_guided.py'),
+             'tests/callback/guided/test_lrp_guided.py'),
 
     Mutation('LRP-CAN: ξ = 0', 'fsc_fastai/methods/cross_attention.py', '(0., 1.), (0., 1.)', '(1., 1.), (1., 1.)',
-             'tests/callback/test_lrp_guided.py::test_published_weights'),
-    Mutation('control: an order for each pair', 'fsc_fastai/callback/lrp_controls.py', 'torch.rand(w.shape[:3]).argsort(2)',
-             'torch.rand(w.shape[2]).argsort(0).expand(w.shape[:3])', 'tests/callback/test_lrp_controls.py'),
-    Mutation('control: every weight of an episode anywhere', 'fsc_fastai/callback/lrp_controls.py',
+             'tests/callback/guided/test_lrp_guided.py::test_published_weights'),
+    Mutation('control: an order for each pair', 'fsc_fastai/callback/guided/lrp_controls.py', 'torch.rand(w.shape[:3]).argsort(2)',
+             'torch.rand(w.shape[2]).argsort(0).expand(w.shape[:3])', 'tests/callback/guided/test_lrp_controls.py'),
+    Mutation('control: every weight of an episode anywhere', 'fsc_fastai/callback/guided/lrp_controls.py',
              'w.flatten()[torch.randperm(w.numel()).to(w.device)].reshape(w.shape)', 'w[torch.randperm(len(w)).to(w.device)]',
-             'tests/callback/test_lrp_controls.py'),
+             'tests/callback/guided/test_lrp_controls.py'),
     Mutation('interval of a mean over domains', REPORT, 'math.sqrt((ci**2).sum()) / len(ci)', 'ci.mean()', TABLE_TESTS),
     Mutation('LRP-CAN as released: weighted queries', LRP_CAN, 'w * unit(f_p.query, 2)', 'unit(f_p.query, 2)', LRP_CAN_TESTS),
     Mutation('LRP-CAN as released: ε has the sign of z', LRP_CAN, '(z + self.eps * z.sign())', '(z + self.eps)', LRP_CAN_TESTS),
@@ -145,8 +145,8 @@ MUTATIONS = (
     Mutation('FT: noise is a draw a channel', FT, 'torch.randn_like(p) *', 'torch.randn(1) *',
              'tests/encode/test_transformation.py'),
     Mutation('LFT: fast weights go downhill', SECOND, 'torch.sub(w, d, alpha=lr)', 'torch.add(w, d, alpha=lr)',
-             'tests/callback/test_second_order.py'),
-    Mutation('LFT: −lr·∂L′/∂w', SECOND, 'else -lr * u for u', 'else lr * u for u', 'tests/callback/test_second_order.py'),
+             'tests/callback/lft/test_second_order.py'),
+    Mutation('LFT: −lr·∂L′/∂w', SECOND, 'else -lr * u for u', 'else lr * u for u', 'tests/callback/lft/test_second_order.py'),
     Mutation('LFT: weight of the auxiliary loss', LFT, '0.9**(20 *', '0.9**(10 *',
              f'{LFT_TESTS}::test_auxiliary_weight_decays_as_published'),
     Mutation('LFT: pseudo-unseen episodes are seen in eval mode', LFT, 'with evaluating(model): scores',
@@ -336,7 +336,7 @@ MUTATIONS = (
     Mutation('norm: running statistics are another formula', NORM, 'quick = training and', 'quick =', NORM_TESTS),
     Mutation('norm: nothing stays', NORM, 'for m in norms: del m.forward', 'pass', NORM_TESTS),
     Mutation('LFT: quick second derivatives', LFT, 'step.enter_context(quick_second_derivative(self.raw_model))', 'pass',
-             'tests/callback/test_lft.py'),
+             'tests/callback/lft/test_lft.py'),
 
     # What nobody has written is an error, not a guess
     Mutation('guess: a layer that the composite leaves out', MODE, 'if found is None:', 'if False:',

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from fsc_fastai.adapt.graph_head import GraphHead
 from fsc_fastai.adapt.head import PrototypeHead, VectorHead
 from fsc_fastai.as_built import as_built, blueprint
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.encode import create_encoder
 from fsc_fastai.explain import LRP
 from fsc_fastai.explain.closed_form import head_of

@@ -5,7 +5,7 @@ import torch
 from fastai.callback.tracker import TerminateOnNaNCallback
 from fastai.learner import load_learner
 
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.deploy import FewShotClassifier
 from fsc_fastai.explain import LRP, relevance_start
 from fsc_fastai.learner import evaluate, explanation  # noqa: F401  these add their methods to the learner

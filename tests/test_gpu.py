@@ -4,8 +4,8 @@ import torch
 from fastai.learner import load_learner
 from torch.testing import assert_close
 
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import FTCallback
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.deploy import FewShotClassifier
 from fsc_fastai.encode import create_encoder
 from fsc_fastai.explain import LRP, explain_images, relevance_start

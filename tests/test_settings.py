@@ -13,8 +13,7 @@ from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
 from torch import nn
 
-from fsc_fastai.callback.lrp_can import PublishedCANPass
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback, PublishedCANPass
 from fsc_fastai.data.augment import CenterCrop
 from fsc_fastai.data.block import EpisodeBlock
 from fsc_fastai.data.loaders import EpisodeDataLoaders

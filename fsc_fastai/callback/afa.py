@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..encode.transformation import remove_ft
 from ..tensors import plain, pool_vectors, single
-from .blocks import kept_maps
-from .global_classifier import mean_over_ranks
 from .lft import FTCallback
-from .two_streams import domain_classifier, domain_loss, gram_loss, strength
+from .parts.blocks import kept_maps
+from .parts.global_classifier import mean_over_ranks
+from .parts.two_streams import domain_classifier, domain_loss, gram_loss, strength
 
 __all__ = ['AFACallback']
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .encoded import EncodedCallback
+from .parts.encoded import EncodedCallback
 
 __all__ = ['BSRCallback', 'spectral_penalty']
 

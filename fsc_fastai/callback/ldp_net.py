@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..methods.base import class_means, episode_way
 from ..tensors import full_precision, plain, pool_vectors, single
-from .crops import local_crops
-from .encoded import EncodedCallback
+from .parts.crops import local_crops
+from .parts.encoded import EncodedCallback
 
 __all__ = ['LDPNetCallback', 'distillation', 'follow', 'prototype_scores']
 

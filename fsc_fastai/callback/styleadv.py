@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..tensors import evaluating, plain
-from .blocks import NextMaps, changed, style_blocks
-from .global_classifier import ClassifierCallback
 from .model import scores_of, single_output
 from .order import ADDED
-from .styles import Style, kl, restyle, style
+from .parts.blocks import NextMaps, changed, style_blocks
+from .parts.global_classifier import ClassifierCallback
+from .parts.styles import Style, kl, restyle, style
 
 __all__ = ['StyleAdvCallback', 'START', 'attacked']
 

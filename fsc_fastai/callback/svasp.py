@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .parts.styles import Style
 from .styleadv import StyleAdvCallback
-from .styles import Style
 
 __all__ = ['SVasPCallback', 'normalised', 'random_crops']
 

@@ -11,11 +11,11 @@ from fastai.torch_core import to_device
 from torch import Tensor
 
 from ..tensors import plain
-from .blocks import apart, changed, style_blocks
 from .model import ModelCallback, scores_of, single_output
 from .order import ADDED
-from .pseudo_unseen import PseudoUnseen
-from .styles import half_way_kl, restyle_low
+from .parts.blocks import apart, changed, style_blocks
+from .parts.pseudo_unseen import PseudoUnseen
+from .parts.styles import half_way_kl, restyle_low
 
 __all__ = ['WaveSANCallback', 'swapped']
 

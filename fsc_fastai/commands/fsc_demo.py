@@ -6,7 +6,7 @@ from fastai.torch_core import set_seed
 from fastcore.script import call_parse
 from torch import Tensor, nn
 
-from ..callback.lrp_guided import LRPGuidedCallback
+from ..callback.guided import LRPGuidedCallback
 from ..data.augment import episode_transforms
 from ..data.glyphs import untar_glyph_domains, untar_glyphs
 from ..data.loaders import EpisodeDataLoaders

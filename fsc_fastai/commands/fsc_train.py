@@ -5,7 +5,7 @@ from pathlib import Path
 from fastai.torch_core import set_seed
 from fastcore.script import call_parse
 
-from ..callback.lrp_guided import LRPGuidedCallback
+from ..callback.guided import LRPGuidedCallback
 from ..data.glyphs import untar_glyphs
 from ..data.loaders import EpisodeDataLoaders
 from ..learner.core import fsc_learner

@@ -19,9 +19,9 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from ..callback.accumulate import EpisodeAccumulation
+from ..callback.guided import LRPGuidedCallback
+from ..callback.guided.lrp_controls import ChangedWeights, shuffled, shuffled_channels, unweighted
 from ..callback.lft import FTCallback, LFTCallback
-from ..callback.lrp_controls import ChangedWeights, shuffled, shuffled_channels, unweighted
-from ..callback.lrp_guided import LRPGuidedCallback
 from ..callback.order import BEST
 from ..callback.resume import ResumeFit
 from ..data.loaders import EpisodeDataLoaders

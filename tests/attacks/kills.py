@@ -18,7 +18,7 @@ import torch
 from fastai.optimizer import Optimizer
 from fastai.torch_core import set_seed
 
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.data.glyphs import untar_glyphs
 from fsc_fastai.data.loaders import EpisodeDataLoaders

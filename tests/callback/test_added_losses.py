@@ -6,8 +6,8 @@ from fastai.torch_core import set_seed
 
 from fsc_fastai.callback.afa import AFACallback
 from fsc_fastai.callback.bsr import BSRCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.ldp_net import LDPNetCallback
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.callback.maml import FirstOrderMAML
 from fsc_fastai.encode.encoder import create_encoder
 from tests.learners import hue_learner, weights, write_hues

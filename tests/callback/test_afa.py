@@ -6,8 +6,8 @@ from torch import nn
 
 from fsc_fastai.callback.afa import EPOCHS, LEARNED, REVERSED, AFACallback
 from fsc_fastai.callback.lft import LFTCallback
+from fsc_fastai.callback.parts.two_streams import domain_classifier, domain_loss, gram_loss, strength
 from fsc_fastai.callback.resume import ResumeFit
-from fsc_fastai.callback.two_streams import domain_classifier, domain_loss, gram_loss, strength
 from fsc_fastai.encode.transformation import FeatureWiseTransformation
 
 from ..golden_files import load, noise_module

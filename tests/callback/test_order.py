@@ -13,8 +13,8 @@ from fastai.learner import Recorder
 
 import fsc_fastai
 from fsc_fastai.callback import order
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.callback.resume import ResumeFit
 
 PACKAGE = Path(fsc_fastai.__file__).parent

@@ -9,7 +9,7 @@ from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.resume import ResumeFit, callbacks_with_state, rng_state, set_rng_state
 from fsc_fastai.learner import distributed  # noqa: F401  adds `distrib_ctx` to the learner
 from tests.learners import hue_learner, weights, write_hues

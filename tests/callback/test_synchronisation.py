@@ -11,9 +11,9 @@ from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.afa import AFACallback
 from fsc_fastai.callback.ata import ATACallback
 from fsc_fastai.callback.bsr import BSRCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.ldp_net import LDPNetCallback
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.callback.maml import FirstOrderMAML
 from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback

@@ -9,7 +9,7 @@ from fastai.torch_core import set_seed
 
 from fsc_fastai.callback import styleadv
 from fsc_fastai.callback.ata import ATACallback
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback
 from fsc_fastai.callback.wave_san import WaveSANCallback

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, explain_images, plot_heatmaps
 from fsc_fastai.explain.engine import trace
 from fsc_fastai.explain.tracing import Settings

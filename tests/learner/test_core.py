@@ -13,8 +13,8 @@ from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import LFTCallback
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.encode import create_encoder
 from fsc_fastai.learner.core import encoder_head_splitter, fsc_learner
 from fsc_fastai.learner.metrics import episode_accuracy

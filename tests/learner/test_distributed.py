@@ -14,8 +14,8 @@ from fastai.learner import load_learner
 from fastai.optimizer import SGD
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import LFTCallback
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.learner import evaluate
 
 from ..learners import hue_learner, hue_loaders, weights, write_hues

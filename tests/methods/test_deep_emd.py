@@ -8,7 +8,7 @@ import torch
 from fastai.learner import load_learner
 from torch.testing import assert_close
 
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.deploy import FewShotClassifier
 from fsc_fastai.explain import LRP
 from fsc_fastai.explain.weights import relevance_start

@@ -25,7 +25,7 @@ def asked(path):
 def test_no_other_file_asks_which_method_it_is():
     "But a pass that is written for one method alone"
     files = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob('*.py') if p.parent.name != 'methods' and asked(p)}
-    assert files == {'explain/closed_form.py', 'callback/lrp_can.py'}
+    assert files == {'explain/closed_form.py', 'callback/guided/lrp_can.py'}
 
 
 @pytest.mark.parametrize('method', METHODS)

@@ -7,7 +7,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .episodes import Episodes, build_model, gammas, learner, lft, start
+from ..episodes import Episodes, build_model, gammas, learner, lft, start
 
 
 class Distributed(Callback):
@@ -41,7 +41,7 @@ def test_ranks_agree_on_the_mean_gradient_and_draw_different_episodes(tmp_path, 
 
 
 def test_synchronised_batch_norm_is_refused(monkeypatch):
-    monkeypatch.setattr('fsc_fastai.callback.lft.world_size', lambda: 2)
+    monkeypatch.setattr('fsc_fastai.callback.lft.learned.world_size', lambda: 2)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(build_model())
     with pytest.raises(ValueError, match='synchronised batch norm has no second derivative, train with sync_bn=False'):
         learner([lft()], model=model).fit(1)

@@ -1,7 +1,7 @@
 "The gradient through one step of gradient descent, on functions small enough to differentiate by hand or by differences"
 import torch
 
-from fsc_fastai.callback.second_order import gradient, second_order_step, with_gradient
+from fsc_fastai.callback.lft.second_order import gradient, second_order_step, with_gradient
 
 
 def problem(seed=0):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..explain.lrp import LRP
-from ..explain.weights import relevance_weights
+from ...explain.lrp import LRP
+from ...explain.weights import relevance_weights
 
 __all__ = ['ChangedWeights', 'shuffled_channels', 'shuffled', 'unweighted']
 

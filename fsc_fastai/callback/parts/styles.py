@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tensors import full_precision, single
+from ...tensors import full_precision, single
 
 __all__ = ['Style', 'style', 'restyle', 'restyle_low', 'low_band', 'kl', 'half_way_kl', 'viewed_tokens', 'viewed_back']
 

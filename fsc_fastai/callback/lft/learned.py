@@ -1,4 +1,4 @@
-"""Training with feature-wise transformations, fixed (FT) or learned on pseudo-unseen domains (LFT).
+"""Training with feature-wise transformations that are learned on pseudo-unseen domains (LFT).
 
 Section IV.C of Sun et al. 2020, after Tseng et al. 2020. With `LRPGuidedCallback` beside it in `cbs`, in either order, the loss
 of the pseudo-seen episode is the explanation-guided one: LFT-LRP.
@@ -17,95 +17,15 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import skip_init
 
-from ..encode.transformation import FeatureWiseTransformation, add_ft, remove_ft
-from ..kernels.batch_norm import quick_second_derivative
-from ..tensors import evaluating, pool_vectors
-from .global_classifier import class_numbers, mean_over_ranks
-from .model import ModelCallback
-from .order import TRANSFORMED
-from .pseudo_unseen import Every, PseudoUnseen, world_size
+from ...kernels.batch_norm import quick_second_derivative
+from ...methods.losses import class_numbers
+from ...tensors import evaluating, pool_vectors
+from ..parts.global_classifier import mean_over_ranks
+from ..parts.pseudo_unseen import Every, PseudoUnseen, world_size
+from .fixed import FTCallback
 from .second_order import Gradients, gradient, second_order_step, sums, with_gradient
 
-__all__ = ['FTCallback', 'LFTCallback']
-
-
-class FTCallback(ModelCallback):
-    """Train with feature-wise transformations of fixed γ, β in the encoder (FT of Table IV).
-
-    The transformations are in the model from the start of a training step to its end: whatever saves, exports, validates or
-    optimises the model does not meet them. Does nothing under `lr_find`. Raises `ValueError` for a compiled model.
-    """
-    order = TRANSFORMED
-    _stateattrs: tuple[str, ...] = ('transformations', '_in_step')
-    transformations: dict[str, FeatureWiseTransformation] = {} # made on the first batch
-    _in_step: ExitStack | None = None
-
-    def __init__(self,
-        gamma: float = 0.3, # Every channel's γ at the start
-        beta: float = 0.5, # Every channel's β at the start
-        names: list[str] | None = None, # Normalisation layers to follow; None: `residual_norms`
-    ):
-        self.gamma, self.beta, self.names = gamma, beta, names
-
-    def before_fit(self):
-        self._leave()  # an error may have ended the last fit in the middle of a step
-        if sum(isinstance(cb, FTCallback) for cb in self.learn.cbs) > 1:
-            raise ValueError(f'{type(self).__name__}: the learner has two callbacks with feature-wise transformations, use one')
-        self.refuse_compiled('overlooks hooks and has no second derivative')
-
-    def before_batch(self):
-        self._leave()
-        if self.idle: return
-        if not self.transformations: self._build()
-        self._in_step = ExitStack()
-        self._enter(self._in_step)
-
-    def _build(self) -> None:
-        "Find the places of the transformations by the first batch, and make them"
-        self.transformations = add_ft(self.raw_model, self.gamma, self.beta, self.names, self.xb[0].as_subclass(Tensor))
-        remove_ft(self.raw_model)
-        for layer in self.transformations.values(): layer.requires_grad_(False)
-
-    def _enter(self, step: ExitStack) -> None:
-        "What holds during a training step; closing `step` undoes it"
-        model = self.raw_model
-        step.callback(remove_ft, model)
-        for name, layer in self.transformations.items(): layer.follow(model.get_submodule(name))
-        def leave_if_failed(module: nn.Module, args: tuple, output: Any) -> None:
-            if output is None: self._leave()
-        step.callback(model.register_forward_hook(leave_if_failed, always_call=True).remove)
-
-    def _leave(self) -> None:
-        step, self._in_step = self._in_step, None
-        if step is not None: step.close()
-
-    def before_train(self):
-        device = next(self.raw_model.parameters()).device
-        for layer in self.transformations.values(): layer.to(device)
-
-    def after_cancel_batch(self): self._leave()
-    def after_batch(self): self._leave()
-
-    @property
-    def ft_parameters(self) -> list[nn.Parameter]:
-        "γ and β of every transformation"
-        return [p for layer in self.transformations.values() for p in layer.parameters()]
-
-    def _loss_scale(self) -> Tensor | None:
-        "Mixed precision's loss scale as a tensor on the device, None in single precision"
-        scaler = getattr(self.learn, 'scaler', None)
-        if scaler is None or not scaler.is_enabled(): return None
-        return scaler.scale(torch.ones((), device=self.loss_grad.device))
-
-    def _transformations_state(self) -> dict[str, Any]:
-        return {name: layer.state_dict() for name, layer in self.transformations.items()}
-
-    def _load_transformations(self, state: Mapping[str, Any]) -> None:
-        "γ and β from `_transformations_state`; `ValueError` where it is of others"
-        if list(state) != list(self.transformations):
-            raise ValueError(f'{type(self).__name__}: the saved transformations follow {", ".join(state)}; '
-                             f'this model has them after {", ".join(self.transformations)}')
-        for name, layer in self.transformations.items(): layer.load_state_dict(state[name])
+__all__ = ['LFTCallback']
 
 
 class LFTCallback(FTCallback):

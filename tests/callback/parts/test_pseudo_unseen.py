@@ -1,7 +1,7 @@
 "Which pseudo-unseen domain has its turn, and which of its episodes"
 import pytest
 
-from fsc_fastai.callback.pseudo_unseen import PseudoUnseen
+from fsc_fastai.callback.parts.pseudo_unseen import PseudoUnseen
 
 
 class Numbered:

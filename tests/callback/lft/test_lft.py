@@ -6,13 +6,13 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
 from fsc_fastai.encode.transformation import ft_layers
 from tests.learners import hue_learner, weights
 from tests.methods.toys import norms_in
 
-from .episodes import Episodes, FirstEpisode, Seed, assert_same, build_model, gammas, learner, lft, start
+from ..episodes import Episodes, FirstEpisode, Seed, assert_same, build_model, gammas, learner, lft, start
 
 
 @pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..methods.losses import class_numbers
-from ..tensors import full_precision, plain, pool_vectors, single
-from .model import ModelCallback
+from ...methods.losses import class_numbers
+from ...tensors import full_precision, plain, pool_vectors, single
+from ..model import ModelCallback
 from .pseudo_unseen import world_size
 
 __all__ = ['GlobalClassifier', 'ClassifierCallback', 'class_numbers', 'mean_over_ranks']

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from fsc_fastai.callback.lrp_controls import ChangedWeights, shuffled, shuffled_channels, unweighted
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
+from fsc_fastai.callback.guided.lrp_controls import ChangedWeights, shuffled, shuffled_channels, unweighted
 from fsc_fastai.explain.lrp import LRP
 from fsc_fastai.explain.weights import relevance_weights
 from tests.callback.episodes import Episodes, build_model, learner

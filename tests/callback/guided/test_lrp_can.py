@@ -6,14 +6,13 @@ from fastai.callback.core import Callback
 from fastai.optimizer import SGD
 from torch.testing import assert_close
 
-from fsc_fastai.callback.lrp_can import PublishedCANPass
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback, PublishedCANPass
 from fsc_fastai.explain import LRP
 from fsc_fastai.methods.cross_attention import Attended
 from tests.golden_files import load
 
-from ..methods.test_golden import cross_attention_net, files
-from ..methods.toys import feature_episode, feature_model
+from ...methods.test_golden import cross_attention_net, files
+from ...methods.toys import feature_episode, feature_model
 from .test_lrp_guided import CPUAutocast, Episodes, few_shot, learner, untouched
 
 EPS = 1e-3

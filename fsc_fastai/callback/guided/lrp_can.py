@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..explain.weights import relevance_start, relevance_weights
-from ..methods.cross_attention import Attended, CrossAttentionNet
-from ..tensors import full_precision, single, unit
+from ...explain.weights import relevance_start, relevance_weights
+from ...methods.cross_attention import Attended, CrossAttentionNet
+from ...tensors import full_precision, single, unit
 
 __all__ = ['PublishedCANPass']
 

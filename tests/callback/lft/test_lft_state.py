@@ -12,7 +12,7 @@ from fsc_fastai.encode.transformation import ft_layers
 from fsc_fastai.learner.core import FSCLearner
 from tests.learners import hue_learner, weights
 
-from .episodes import Episodes, assert_same, build_model, learner, lft
+from ..episodes import Episodes, assert_same, build_model, learner, lft
 
 
 def test_optimizer_survives_both_phases_of_fine_tune():

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from fsc_fastai.callback.styles import (
+from fsc_fastai.callback.parts.styles import (
     half_way_kl,
     kl,
     low_band,
@@ -13,8 +13,8 @@ from fsc_fastai.callback.styles import (
     viewed_tokens,
 )
 
-from ..golden_files import load
-from .golden import OPS, recorded, same
+from ...golden_files import load
+from ..golden import OPS, recorded, same
 
 
 @recorded('styleadv_ops_*.npz')

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 
-from ..data.sampler import check_whole
+from ...data.sampler import check_whole
 
 __all__ = ['PseudoUnseen', 'Every']
 

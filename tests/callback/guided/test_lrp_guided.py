@@ -15,14 +15,14 @@ from torch import nn
 from torch.testing import assert_close
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.data.episode import EpisodeLabel
 from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, relevance_weights
 from fsc_fastai.methods import FewShotModel
 from fsc_fastai.methods.relation import RelationModule
 from tests.learners import hue_learner, silent, weights
 
-from ..methods.toys import METHODS, feature_episode, feature_model
+from ...methods.toys import METHODS, feature_episode, feature_model
 
 EXPLAINERS = {'lrp': LRP(), 'engine': LRP(alpha=2.), 'gradient': GradientXInput(), 'integrated': IntegratedGradients(2),
               'callable': lambda model, f_p: torch.randn_like(getattr(f_p, 'features', f_p))}

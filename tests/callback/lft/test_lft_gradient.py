@@ -11,8 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
-from fsc_fastai.callback.lrp_can import PublishedCANPass
-from fsc_fastai.callback.lrp_guided import LRPGuidedCallback
+from fsc_fastai.callback.guided import LRPGuidedCallback, PublishedCANPass
 from fsc_fastai.encode import create_encoder
 from fsc_fastai.explain.lrp import LRP
 from fsc_fastai.explain.weights import relevance_weights
@@ -20,7 +19,7 @@ from fsc_fastai.learner.core import encoder_head_splitter
 from fsc_fastai.methods import create_fsc_model
 from tests.learners import weights
 
-from .episodes import N_CLASSES, SIZE, Episodes, FirstEpisode, Seed, assert_same, build_model, gammas, learner, lft, start
+from ..episodes import N_CLASSES, SIZE, Episodes, FirstEpisode, Seed, assert_same, build_model, gammas, learner, lft, start
 
 
 def noisy_norms(model, params, eps):

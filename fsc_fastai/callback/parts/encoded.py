@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..tensors import plain, pool_vectors, single
-from .model import ModelCallback
-from .order import ADDED
+from ...tensors import plain, pool_vectors, single
+from ..model import ModelCallback
+from ..order import ADDED
 
 __all__ = ['EncodedCallback']
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..tensors import full_precision
+from ...tensors import full_precision
 
 __all__ = ['Gradients', 'gradient', 'second_order_step', 'sums', 'with_gradient']
 

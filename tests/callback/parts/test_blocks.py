@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsc_fastai.callback.blocks import apart, changed, style_blocks
+from fsc_fastai.callback.parts.blocks import apart, changed, style_blocks
 from fsc_fastai.encode.encoder import create_encoder
 from fsc_fastai.methods import create_fsc_model
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fsc_fastai.callback.global_classifier import GlobalClassifier, class_numbers
+from fsc_fastai.callback.parts.global_classifier import GlobalClassifier, class_numbers
 from fsc_fastai.data.episode import EpisodeLabel
 
-from .episodes import build_model
+from ..episodes import build_model
 
 
 def make(**kwargs): return GlobalClassifier(build_model(), 6, **kwargs)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ..tensors import full_precision, single
+from ...tensors import full_precision, single
 
 __all__ = ['domain_classifier', 'domain_loss', 'gram_loss', 'reversed_gradient', 'strength']
 

@@ -9,12 +9,12 @@ import torch
 from fastai.learner import Metric
 from torch import Tensor, nn
 
-from ..explain.closed_form import head_of
-from ..explain.lrp import LRP, checked_relevance
-from ..explain.weights import Over, relevance_weights
-from ..methods.base import FewShotModel
-from .model import ModelCallback, scores_of, single_output
-from .order import GUIDED
+from ...explain.closed_form import head_of
+from ...explain.lrp import LRP, checked_relevance
+from ...explain.weights import Over, relevance_weights
+from ...methods.base import FewShotModel
+from ..model import ModelCallback, scores_of, single_output
+from ..order import GUIDED
 
 __all__ = ['LRPGuidedCallback', 'StepLoss']
 

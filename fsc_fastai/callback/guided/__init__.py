@@ -1,0 +1,5 @@
+"Explanation-guided training, and LRP-CAN as it was released; its controls are in `lrp_controls`"
+from .lrp_can import PublishedCANPass
+from .lrp_guided import LRPGuidedCallback, StepLoss
+
+__all__ = ['LRPGuidedCallback', 'PublishedCANPass', 'StepLoss']
