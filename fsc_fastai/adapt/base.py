@@ -77,12 +77,14 @@ def get_adaptation(
 def as_adaptation(
     spec: Adaptation | str | None, # An adaptation, or its name with settings, as in 'pa' or 'pa:steps=10,lr=0.1'
 ) -> Adaptation | None:
-    """An adaptation from what a user wrote; None stays None. Raises `ValueError` for what names none.
+    """An adaptation from what a user wrote; None stays None. Raises `ValueError` for what names none, and
+    `TypeError` for what is none.
 
     >>> as_adaptation('pa:steps=10').steps
     10
     """
-    if not isinstance(spec, str): return spec
+    if spec is None or isinstance(spec, Adaptation): return spec
+    if not isinstance(spec, str): raise TypeError(f'{spec!r:.60} is no adaptation: give one, its name or None')
     name, _, settings = spec.partition(':')
     try: given = {k: ast.literal_eval(v) for k, v in (part.split('=') for part in settings.split(',') if part)}
     except (ValueError, SyntaxError) as e:

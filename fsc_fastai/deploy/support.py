@@ -87,6 +87,7 @@ def as_items(
 def _label(label: Any) -> Label:
     "A label as the JSON of a bundle can hold it"
     if isinstance(label, np.generic) or (isinstance(label, Tensor) and label.ndim == 0): label = label.item()
+    if isinstance(label, float) and label.is_integer(): label = int(label)  # what pandas makes of numbers in a column with gaps
     if type(label) not in (str, int): raise TypeError(f'labels are text or whole numbers, not {label!r} ({type(label).__name__})')
     if problem := text_problem(label): raise ValueError(f'a label {problem}: give the class another name')
     return composed(label)

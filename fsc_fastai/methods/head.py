@@ -86,7 +86,7 @@ class Head(nn.Module):
         if not self.model.any_way and n_way != known:
             return (f'this {type(self.model).__name__} tells {known} classes apart, found {n_way}: its label width is fixed by '
                     f'training. Train with n_way={n_way}, or use a method without this limit (RelationNet, ProtoNet)')
-        return f'two classes at least are needed, found {n_way}' if n_way < 2 else None
+        return f'two classes at least are needed, found {n_way} class{"es" * (n_way != 1)}' if n_way < 2 else None
 
     def compact(self,
         f: Tensor, # Feature maps `(n, C, H, W)`

@@ -1,0 +1,46 @@
+"What scikit-learn asks of an estimator, for a classifier of images: parameters, `clone`, tags"
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
+
+__all__ = ['ImageEstimator']
+
+T = TypeVar('T', bound='ImageEstimator')
+
+
+class ImageEstimator(ClassifierMixin, BaseEstimator):
+    "A classifier of images whose constructor copies the model and checks what it is given, as users of PyTorch expect"
+    fitted: Any # Are there examples of enough classes?
+    reject: float | None # Below this probability an image is none of the classes
+
+    def get_params(self,
+        deep: bool = True, # Changes nothing: no parameter is an estimator
+    ) -> dict[str, Any]:
+        "The arguments that a classifier like this one is made of, by name; examples and temperature are none of them"
+        raise NotImplementedError
+
+    def set_params(self: T,
+        **params: Any, # Arguments, by name
+    ) -> T:
+        """Change arguments. Another threshold holds at once; whatever else changes, the examples are forgotten: `fit` again.
+
+        Raises as the constructor does, and `ValueError` for an unknown name; the classifier then stays as it was.
+        """
+        known = self.get_params()
+        if unknown := sorted(params.keys() - known.keys()):
+            raise ValueError(f'no parameter {", ".join(unknown)}: {type(self).__name__} has {", ".join(known)}')
+        if any(value is not known[name] for name, value in params.items() if name != 'reject'):
+            self.__dict__.update(vars(type(self)(**known | params)))
+        self.reject = params.get('reject', self.reject)
+        return self
+
+    def __sklearn_clone__(self: T) -> T: return type(self)(**self.get_params())
+    def __sklearn_is_fitted__(self) -> bool: return self.fitted
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.no_validation = False, True  # images, of which a row of numbers is none
+        return tags
