@@ -16,9 +16,13 @@ import torch
 from benchmarks.lft import N_WAY, ByLearner, Episodes, lft_callback, resident
 from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note, paired, report
+from fsc_fastai.callback.afa import AFACallback
 from fsc_fastai.callback.ata import ATACallback
+from fsc_fastai.callback.bsr import BSRCallback
 from fsc_fastai.callback.guided import LRPGuidedCallback
+from fsc_fastai.callback.ldp_net import LDPNetCallback
 from fsc_fastai.callback.lft import FTCallback
+from fsc_fastai.callback.maml import FirstOrderMAML
 from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback
 from fsc_fastai.callback.wave_san import WaveSANCallback
@@ -33,13 +37,19 @@ KINDS: dict[str, Callable[[int, str], list]] = {
     'StyleAdv': lambda size, device: [StyleAdvCallback()],
     'SVasP': lambda size, device: [SVasPCallback()],
     'ATA': lambda size, device: [ATACallback()],
-    'wave-SAN': lambda size, device: [WaveSANCallback([Episodes(1, size, device, seed=1)])]}
+    'wave-SAN': lambda size, device: [WaveSANCallback([Episodes(1, size, device, seed=1)])],
+    'AFA': lambda size, device: [AFACallback()],
+    'FLoR': lambda size, device: [],
+    'BSR': lambda size, device: [BSRCallback()],
+    'LDP-Net': lambda size, device: [LDPNetCallback()],
+    'first-order MAML': lambda size, device: [FirstOrderMAML()]}
 
 
 def steps(kind: str, size: int, device: str, n: int = 1) -> ByLearner:
     "Steps of a kind by a learner"
     torch.manual_seed(0)
-    model = GNNNet(create_encoder('resnet10', img_size=size), n_way=N_WAY).to(device)
+    encoder = create_encoder('resnet10', img_size=size, flor=(.01, .01) if kind == 'FLoR' else None)
+    model = GNNNet(encoder, n_way=N_WAY).to(device)
     return ByLearner(size, device, n, KINDS[kind](size, device), model)
 
 

@@ -33,8 +33,8 @@ class AFACallback(FTCallback):
     optimizers outlast a fit, and are in `state_dict`; losses of the last step in `losses`. For convolutional backbones. Does
     nothing under `lr_find`. Raises `ValueError` for a compiled model and beside another callback with transformations.
     """
-    _stateattrs = (*FTCallback._stateattrs, 'classifier', 'opts', 'losses', '_saved', '_maps', '_scale')
-    classifier: Any = None # Made on the first batch, as the next
+    _stateattrs = (*FTCallback._stateattrs, 'discriminator', 'opts', 'losses', '_saved', '_maps', '_scale')
+    discriminator: Any = None # The domain classifier, made on the first batch, as the next
     opts: list[Any] = []
     losses: Mapping[str, Tensor] = {}
     _saved: Mapping[str, Any] | None = None
@@ -53,20 +53,18 @@ class AFACallback(FTCallback):
         self.lr, self.of_epochs, self.twice, self.blocks, self.seed = lr, of_epochs, twice, blocks, seed
 
     @property
-    def published_epoch(self) -> float:
-        "Where in the published training this epoch is"
-        return self.epoch * EPOCHS / (self.of_epochs or self.n_epoch)
+    def published_epoch(self) -> float: return self.epoch * EPOCHS / (self.of_epochs or self.n_epoch)
 
     def before_train(self):
         super().before_train()
-        if self.classifier is not None: self.classifier.to(next(self.raw_model.parameters()).device)
+        if self.discriminator is not None: self.discriminator.to(next(self.raw_model.parameters()).device)
         for opt in self.opts: opt.load_state_dict(opt.state_dict())  # its state follows the device
 
     def _build(self) -> None:
         super()._build()
         like = next(self.raw_model.parameters())
-        self.classifier = domain_classifier(self.raw_model.encoder.num_features, self.seed).to(like)
-        trained = [*self.classifier.parameters(), *(self.raw_model.encoder.parameters() if self.twice else [])]
+        self.discriminator = domain_classifier(self.raw_model.encoder.num_features, self.seed).to(like)
+        trained = [*self.discriminator.parameters(), *(self.raw_model.encoder.parameters() if self.twice else [])]
         ft = [p.requires_grad_() for p in self.ft_parameters]
         self.opts = [torch.optim.Adam(trained, self.lr), torch.optim.Adam([*trained, *ft], self.lr)]
         if self._saved is not None: self.load_state_dict(self._saved)
@@ -86,7 +84,7 @@ class AFACallback(FTCallback):
         augmented = augmented[:len(maps)]  # another callback may have passed once more
         lam = strength(self.published_epoch / EPOCHS)
         gram = torch.stack([gram_loss(*pair) for pair in zip(maps, augmented, strict=True)]).mean()
-        domains = domain_loss(self.classifier, *(single(pool_vectors(x[-1])) for x in (maps, augmented)), lam)
+        domains = domain_loss(self.discriminator, *(single(pool_vectors(x[-1])) for x in (maps, augmented)), lam)
         self.losses = dict(few_shot=self.learn.loss_grad.detach(), domains=domains.detach(), gram=gram.detach())
         self.learn.loss_grad = self.learn.loss_grad + domains + lam * gram
         self.learn.loss = self.learn.loss_grad.clone()
@@ -96,8 +94,7 @@ class AFACallback(FTCallback):
         for p in self._own: p.grad = None  # mixed precision found an overflow: these gradients are as useless as the model's
 
     @property
-    def _own(self) -> list[nn.Parameter]:
-        return [*self.classifier.parameters(), *self.ft_parameters] if self.opts else []
+    def _own(self) -> list[nn.Parameter]: return [*self.discriminator.parameters(), *self.ft_parameters] if self.opts else []
 
     def after_step(self):
         own = [p for p in self._own if p.grad is not None]
@@ -112,7 +109,7 @@ class AFACallback(FTCallback):
     def state_dict(self) -> dict[str, Any]:
         "γ, β, the domain classifier and both optimizers"
         if not self.opts: return dict(self._saved or {})
-        return dict(transformations=self._transformations_state(), classifier=self.classifier.state_dict(),
+        return dict(transformations=self._transformations_state(), classifier=self.discriminator.state_dict(),
                     opts=[opt.state_dict() for opt in self.opts])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -120,6 +117,6 @@ class AFACallback(FTCallback):
         self._saved = state
         if not self.opts or not state: return  # until they are made
         self._load_transformations(state['transformations'])
-        self.classifier.load_state_dict(state['classifier'])
+        self.discriminator.load_state_dict(state['classifier'])
         for opt, saved in zip(self.opts, state['opts'], strict=True): opt.load_state_dict(saved)
         self._saved = None

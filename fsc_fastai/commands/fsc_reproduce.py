@@ -14,7 +14,7 @@ __all__ = ['fsc_reproduce']
 
 @call_parse
 def fsc_reproduce(
-    table: str, # table2, table3, table4, figure3, or controls of what relevance does
+    table: str, # table2, table3, table4, figure3, controls of what relevance does, or later ways of training
     preset: str = 'small', # small, paper, demo, photos (with --data), or tiny for a trial
     domains: str = 'glyphs', # `glyphs`; with --data the folders to test on, separated by commas, or `all`
     data: Path | None = None, # Folder with a folder per domain, as `prepare_domain` fills them; None: the embedded glyphs
@@ -22,7 +22,7 @@ def fsc_reproduce(
     out: Path = Path('results'), # Folder for trained models, results and the report
     seeds: int = 5, # Models of each kind
     shots: str = '5,1', # Shots, separated by commas
-    methods: str = 'RN,CAN,GNN', # Only the models of these, separated by commas
+    methods: str = ','.join(METHODS), # Only the models of these, separated by commas
     finished: bool = False, # Train nothing: report the models that are finished
 ) -> None:
     """Train and test every model of a table of the paper, and write the report with the paper's numbers beside ours.

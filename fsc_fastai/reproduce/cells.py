@@ -5,19 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ['CONTROLS', 'Cell', 'Recipe', 'Preset', 'PRESETS', 'table_cells']
+__all__ = ['CONTROLS', 'LATER', 'METHODS', 'Cell', 'Recipe', 'Preset', 'PRESETS', 'table_cells', 'guided_best']
 
-METHODS = {'RN': 'relation', 'CAN': 'can', 'GNN': 'gnn'}
+METHODS = {'RN': 'relation', 'CAN': 'can', 'GNN': 'gnn', 'PN': 'proto'}
 CONTROLS = ('shuffled', 'random', 'ones', 'gradient')
 """What training is guided by to see what relevance itself does: relevance on shuffled channels, weights of the same distribution
 at random places, weights of 1 (the loss counts λ times more), gradient × input"""
 LAMBDAS = (.25, .5, 1., 2.)
+LATER = ('StyleAdv', 'ATA', 'FLoR', 'BSR', 'waveSAN', 'AFA')
+"Ways of training for unknown domains that came after the paper"
 
 
 @dataclass(frozen=True)
 class Cell:
     "One trained model of a table"
-    base: str           # RN, CAN or GNN
+    base: str           # RN, CAN, GNN or PN
     shot: int
     seed: int
     lrp: bool = False   # explanation-guided
@@ -25,6 +27,7 @@ class Cell:
     unseen: str = ''    # the target that `lft` leaves out: all other targets are its pseudo-unseen domains
     control: str = ''   # what `lrp` is guided by in the place of relevance: a name in `CONTROLS`
     lam: float | None = None    # λ, the weight of the guided loss; None: the published one
+    later: str = ''     # what else it is trained by: a name in `LATER`
 
     @property
     def method(self) -> str:
@@ -45,7 +48,7 @@ class Cell:
     @property
     def _name(self) -> str:
         guide = (self.control.capitalize() or 'LRP') if self.lrp else ''
-        return '-'.join(part for part in (self.ft.upper(), guide, self.base) if part)
+        return '-'.join(part for part in (self.ft.upper(), guide, self.later, self.base) if part)
 
     @property
     def key(self) -> str:
@@ -80,7 +83,7 @@ class Recipe:
 class Preset:
     "How long and how large to train, and how to test"
     name: str
-    recipes: dict[str, Recipe]      # by method: RN, CAN, GNN
+    recipes: dict[str, Recipe]      # by method: RN, CAN, GNN, PN
     test_episodes: int = 2000
     test_query: int = 16
     test_val: bool = False          # test the seen domain's validation classes too, to choose λ by
@@ -110,8 +113,8 @@ PRESETS = {p.name: p for p in (
     Preset('tiny', _alike(size=28, pretrain_epochs=1, epochs=2, n_episodes=3, n_query=3), test_episodes=4, test_query=5),
     Preset('demo', _alike(size=48, pretrain_epochs=5, epochs=3, n_episodes=100, n_query=8), test_episodes=400),
     Preset('small', _alike(), test_episodes=300),
-    Preset('paper', {'RN': _FWT, 'GNN': _FWT, 'CAN': _CAN}),
-    Preset('photos', {'RN': _PHOTOS, 'CAN': _PHOTOS, 'GNN': _PHOTOS_GNN}, test_val=True,
+    Preset('paper', {'RN': _FWT, 'GNN': _FWT, 'PN': _FWT, 'CAN': _CAN}),
+    Preset('photos', {'RN': _PHOTOS, 'CAN': _PHOTOS, 'PN': _PHOTOS, 'GNN': _PHOTOS_GNN}, test_val=True,
            left_out=('cub', 'cars', 'places', 'flowers'),
            targets=('cub', 'cars', 'places', 'flowers', 'aerial', 'textures', 'traffic_signs'),
            note='The paper trains at 224 px, on all 600 images of a class, for 400 epochs of pre-training and 40,000 '
@@ -121,7 +124,7 @@ PRESETS = {p.name: p for p in (
 
 
 def table_cells(
-    table: str, # table2, table3, table4, figure3 or controls
+    table: str, # table2, table3, table4, figure3, controls or later
     seeds: int, # Models of each kind
     targets: Sequence[str], # The unseen domains, for Table IV's leave-one-out
     shots: Sequence[int] = (5, 1), # Shots in the order in which to train
@@ -131,7 +134,7 @@ def table_cells(
     def kinds(shot: int, seed: int) -> list[Cell]:
         if table == 'table2': return [Cell(base, shot, seed, lrp) for base in ('RN', 'CAN') for lrp in (False, True)]
         if table == 'table3': return [Cell('GNN', shot, seed, lrp) for lrp in (False, True)]
-        if table == 'figure3': return [Cell(base, shot, seed, lrp) for base in METHODS for lrp in (False, True)]
+        if table == 'figure3': return [Cell(base, shot, seed, lrp) for base in ('RN', 'CAN', 'GNN') for lrp in (False, True)]
         if table == 'table4':
             alone = [Cell('RN', shot, seed), Cell('RN', shot, seed, ft='ft'), Cell('RN', shot, seed, lrp=True)]
             return alone + [Cell('RN', shot, seed, lrp, 'lft', unseen) for unseen in targets for lrp in (False, True)]
@@ -140,5 +143,27 @@ def table_cells(
             return [Cell('RN', shot, seed), Cell('RN', shot, seed, lrp=True),
                     *(Cell('RN', shot, seed, lrp=True, control=c) for c in CONTROLS),
                     *(Cell('RN', shot, seed, lrp=True, lam=lam) for lam in LAMBDAS if lam != published)]
-        raise ValueError(f'table={table!r}: one of table2, table3, table4, figure3, controls')
+        if table == 'later':
+            plain = [Cell(base, shot, seed) for base in ('GNN', 'PN')]
+            ways: list[dict[str, Any]] = [{}, dict(lrp=True), dict(ft='ft'), *(dict(later=way) for way in LATER)]
+            return [replace(cell, **way) for cell in plain for way in ways]
+        raise ValueError(f'table={table!r}: one of table2, table3, table4, figure3, controls, later')
     return [cell for shot in shots for seed in range(seeds) for cell in kinds(shot, seed)]
+
+
+def guided_best(
+    results: Sequence[dict[str, Any]], # Of the cells of the table `later`, as `run_cell` returns them
+) -> list[Cell]:
+    """The cells that add guidance to the best way of `LATER`, for each method and shot.
+
+    The best is that of the seen domain's validation classes, on the mean over the seeds: no target has a say. None where they
+    were not tested (a preset without `test_val`).
+    """
+    accuracies: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for r in results:
+        own = accuracies.setdefault((r['cell']['base'], r['cell']['shot']), {})
+        for row in r['results']:
+            if row['domain'] == 'val' and r['cell']['later']: own.setdefault(r['cell']['later'], []).append(row['accuracy'])
+    best = {key: max(ways, key=lambda way: sum(ways[way]) / len(ways[way])) for key, ways in accuracies.items() if ways}
+    seeds = sorted({r['cell']['seed'] for r in results})
+    return [Cell(base, shot, seed, lrp=True, later=way) for (base, shot), way in best.items() for seed in seeds]

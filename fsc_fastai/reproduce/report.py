@@ -13,17 +13,22 @@ from scipy import stats
 from ..drawing import no_math
 from ..files import atomic_write
 from ..learner.metrics import ci95
-from .cells import CONTROLS, LAMBDAS
+from .cells import CONTROLS, LAMBDAS, LATER
 from .curves import plot_training
 from .paper import PUBLISHED
 
 __all__ = ['mean_and_ci', 'summarise', 'paired_effects', 'transductive_effects', 'markdown', 'write_report']
 
-PAIRS = (('RN', 'LRP-RN'), ('CAN', 'LRP-CAN'), ('GNN', 'LRP-GNN'), ('RN', 'FT-RN'), ('RN', 'LFT-RN'), ('LFT-RN', 'LFT-LRP-RN'))
+PAIRS = (('RN', 'LRP-RN'), ('CAN', 'LRP-CAN'), ('GNN', 'LRP-GNN'), ('PN', 'LRP-PN'), ('RN', 'FT-RN'),
+         ('GNN', 'FT-GNN'), ('PN', 'FT-PN'), ('RN', 'LFT-RN'), ('LFT-RN', 'LFT-LRP-RN'))
 "What each step of the paper adds, and to what"
 CONTROL_PAIRS = (*((a, b) for c in CONTROLS for a, b in (('RN', f'{c.capitalize()}-RN'), (f'{c.capitalize()}-RN', 'LRP-RN'))),
                  *(('RN', f'LRP-RN λ={lam:g}') for lam in LAMBDAS))
 "What a control adds to the plain training, and relevance to the control; what other weights of the guided loss add"
+
+LATER_PAIRS = tuple((f'{without}{base}', f'{way}-{base}') for base in ('GNN', 'PN') for without, way in (
+    *(('', way) for way in LATER), *((f'{way}-', f'LRP-{way}') for way in LATER)))
+"What later ways of training add to the plain one, and guidance to them"
 
 
 def mean_and_ci(
@@ -55,7 +60,7 @@ def paired_effects(
     """
     keys = ['shot', 'transductive']
     return _effects(((baseline, model, frame[frame.model == baseline], frame[frame.model == model])
-                     for baseline, model in PAIRS + CONTROL_PAIRS), keys, frame.attrs.get('seen', ()))
+                     for baseline, model in PAIRS + CONTROL_PAIRS + LATER_PAIRS), keys, frame.attrs.get('seen', ()))
 
 
 def transductive_effects(
@@ -134,7 +139,7 @@ def _plot(effects: pd.DataFrame, path: Path) -> None:
 
 def write_report(
     frame: pd.DataFrame, # From `results_frame`, with `attrs['seen']`, domains that are not unseen
-    table: str, # table2, table3, table4 or controls
+    table: str, # table2, table3, table4, controls or later
     folder: Path, # Where the report goes
     command: str, # The command line that made it, printed in the report
     description: str, # Protocol and preset in a sentence

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cells import METHODS, Cell, Preset, table_cells
+from .cells import METHODS, Cell, Preset, guided_best, table_cells
 from .curves import training_frame
 from .figure import write_figure
 from .report import write_report
@@ -15,7 +15,7 @@ __all__ = ['run_table']
 
 
 def run_table(
-    table: str, # table2, table3, table4, figure3 or controls
+    table: str, # table2, table3, table4, figure3, controls or later
     preset: Preset, # How long and how large
     data: Data | None = None, # Of the domains, see `folder_data`; None: glyphs
     out: Path = Path('results'), # Its folder `<data>/<preset>` gets models, results and the report
@@ -34,9 +34,14 @@ def run_table(
     data = data or glyph_data()
     folder = out/data.name/preset.name
     wanted = [c for c in table_cells(table, seeds, data.left_out or list(data.targets), shots) if c.base in methods]
-    cells = [c for c in wanted if train or result_file(c, folder).exists()]
+    def at_hand(cells: Sequence[Cell]) -> list[Cell]: return [c for c in cells if train or result_file(c, folder).exists()]
+    cells = at_hand(wanted)
     if not cells: raise ValueError(f'{table} has no {"" if train else "finished "}cells of {", ".join(methods)} in {folder}')
     results = [run_cell(cell, preset, data, folder) for cell in cells]
+    if table == 'later' and len(cells) == len(wanted):
+        guided = guided_best(results)
+        wanted, cells = wanted + guided, cells + at_hand(guided)
+        results += [run_cell(cell, preset, data, folder) for cell in at_hand(guided)]
     if table == 'figure3': return write_figure(statistics_frame(results), folder, command)
     frame = results_frame(results)
     if table == 'table4': frame = frame[~frame.transductive].copy()  # as in the paper

@@ -19,11 +19,16 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from ..callback.accumulate import EpisodeAccumulation
+from ..callback.afa import AFACallback
+from ..callback.ata import ATACallback
+from ..callback.bsr import BSRCallback
 from ..callback.guided import LRPGuidedCallback
 from ..callback.guided.lrp_controls import ChangedWeights, shuffled, shuffled_channels, unweighted
 from ..callback.lft import FTCallback, LFTCallback
 from ..callback.order import BEST
 from ..callback.resume import ResumeFit
+from ..callback.styleadv import StyleAdvCallback
+from ..callback.wave_san import WaveSANCallback
 from ..data.loaders import EpisodeDataLoaders
 from ..encode import create_encoder
 from ..explain.baselines import GradientXInput
@@ -108,6 +113,11 @@ GUIDES: dict[str, Callable[[], dict[str, Any]]] = {
     'gradient': lambda: dict(explainer=GradientXInput()),
 }
 "What `LRPGuidedCallback` is given for each control of a cell"
+LATER_CALLBACKS: dict[str, Callable[[], Callback]] = {
+    'StyleAdv': StyleAdvCallback, 'ATA': ATACallback, 'BSR': BSRCallback, 'waveSAN': WaveSANCallback,
+    # the published 400 epochs, in proportion to those of the recipe
+    'AFA': partial(AFACallback, of_epochs=None)}
+"What trains a cell by a way of `LATER`, as published; FLoR is no callback but norms of the encoder"
 
 
 def train_cell(
@@ -126,7 +136,10 @@ def train_cell(
     encoder = _pretrained(dls, recipe, cell.seed, data, folder) if recipe.pretrain_epochs else False
     set_seed(cell.seed, reproducible=True)
     metric = EpisodeAccuracy()
-    learn = fsc_learner(dls, recipe.arch, cell.method, pretrained=encoder, metrics=[metric], method_kwargs=recipe.method_kwargs,
+    # its norms come after the pre-training, which all cells of a seed share
+    flor = cell.later == 'FLoR'
+    arch = create_encoder(recipe.arch, encoder, recipe.size, flor=(.01, .01)) if flor else recipe.arch
+    learn = fsc_learner(dls, arch, cell.method, pretrained=bool(encoder) if flor else encoder, metrics=[metric], method_kwargs=recipe.method_kwargs,
                         opt_func=_optimizer(recipe), cbs=_callbacks(cell, data, dls))
     # on CPUs as on GPUs convolutions are faster so
     learn.model.to(memory_format=torch.channels_last)
@@ -215,4 +228,5 @@ def _callbacks(cell: Cell, data: Data, dls: EpisodeDataLoaders) -> list[Callback
     cbs: list[Callback] = [LRPGuidedCallback(lam=cell.lam, **GUIDES[cell.control]())] if cell.lrp else []
     if cell.ft == 'ft': cbs.append(FTCallback())
     if cell.ft == 'lft': cbs.append(LFTCallback(data.pseudo_unseen(dls, cell)))
+    if cell.later in LATER_CALLBACKS: cbs.append(LATER_CALLBACKS[cell.later]())
     return cbs

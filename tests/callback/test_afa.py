@@ -86,12 +86,12 @@ class AsRecorded(Callback):
         for theirs, ours in self.layers.items():
             for kind in ('gamma', 'beta'):
                 getattr(self.afa.transformations[ours], kind).copy_(self.step[f'{theirs}.{kind}'].flatten())
-        self.afa.classifier.load_state_dict(published_classifier(512, 'feature.Domain_cls.').state_dict())
+        self.afa.discriminator.load_state_dict(published_classifier(512, 'feature.Domain_cls.').state_dict())
 
     def before_step(self):
         layers = {f'{theirs}.{kind}': getattr(self.afa.transformations[ours], kind).grad.view(1, -1, 1, 1)
                   for theirs, ours in self.layers.items() for kind in ('gamma', 'beta')}
-        self.found = {'feature.Domain_cls.fc2.weight': self.afa.classifier[3].weight.grad.clone(), **layers}
+        self.found = {'feature.Domain_cls.fc2.weight': self.afa.discriminator[3].weight.grad.clone(), **layers}
 
 
 @recorded('afa_episode*.npz')
@@ -172,6 +172,7 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path):
     whole = train()
     with pytest.raises(KeyboardInterrupt): train(ResumeFit(tmp_path/'state.pt'), CutOff())
     resumed = train(ResumeFit(tmp_path/'state.pt'))
-    for a, b in ((weights(whole), weights(resumed)), (whole.afa.classifier.state_dict(), resumed.afa.classifier.state_dict())):
+    discriminators = whole.afa.discriminator.state_dict(), resumed.afa.discriminator.state_dict()
+    for a, b in ((weights(whole), weights(resumed)), discriminators):
         assert all(torch.equal(v, b[k]) for k, v in a.items())
     for a, b in zip(whole.afa.ft_parameters, resumed.afa.ft_parameters, strict=True): assert torch.equal(a, b)

@@ -11,7 +11,7 @@ from fsc_fastai.learner.core import FSCLearner
 from fsc_fastai.reproduce import run as runs
 from fsc_fastai.reproduce import table as tables
 from fsc_fastai.reproduce import training as train
-from fsc_fastai.reproduce.cells import PRESETS, Cell, table_cells
+from fsc_fastai.reproduce.cells import LATER, PRESETS, Cell, guided_best, table_cells
 from fsc_fastai.reproduce.curves import training_frame
 from fsc_fastai.reproduce.figure import statistics_effects
 from fsc_fastai.reproduce.paper import PUBLISHED, published
@@ -105,6 +105,32 @@ def test_table4_is_reported_without_transduction(glyphs, tmp_path, monkeypatch):
 def test_lft_cell_is_tested_on_the_target_left_out(glyphs, tmp_path):
     result = runs.run_cell(Cell('RN', 1, 0, lrp=True, ft='lft', unseen='greek'), TINY, glyphs, tmp_path)
     assert {r['domain'] for r in result['results']} == {'greek'} and result['model'] == 'LFT-LRP-RN'
+
+
+def test_later_ways_of_training_are_a_table(glyphs, tmp_path):
+    recipe = replace(TINY.recipes['PN'], val_episodes=1, epochs=1, n_episodes=1)
+    preset = replace(TINY, test_val=True, recipes={'PN': recipe})
+    report = run_table('later', preset, glyphs, tmp_path, 1, [1], 'fsc_reproduce later', ['PN'])
+    cells = sorted(p.parent.name for p in report.parent.glob('cells/*/result.json'))
+    ways = [way.lower() for way in LATER]
+    guided = [c for c in cells if c.startswith('lrp-') and c != 'lrp-pn_1shot_seed0']
+    assert len(guided) == 1 and guided[0].removeprefix('lrp-').split('-')[0] in ways
+    assert set(cells) - set(guided) == {f'{way}pn_1shot_seed0' for way in ('', 'lrp-', 'ft-', *(f'{way}-' for way in ways))}
+    text, accuracies = report.read_text(), pd.read_csv(report.with_suffix('.csv'))
+    assert '| PN | StyleAdv-PN | 1 |' in text and f'| LRP-{accuracies.model.iloc[-1].removeprefix("LRP-")} |' in text
+    weights = {p.parent.name: p.read_bytes() for p in report.parent.glob('cells/*/model.safetensors')}
+    assert len(set(weights.values())) == len(weights), 'each way trains another model'
+
+
+def test_guidance_is_added_to_what_is_best_on_validation_classes():
+    def result(later, seed, val, target, base='GNN'):
+        rows = [dict(domain='val', accuracy=val), dict(domain='cars', accuracy=target)]
+        return dict(cell=dict(base=base, shot=5, seed=seed, later=later), results=rows)
+    results = [result('', 0, .9, .9), result('ATA', 0, .5, .3), result('ATA', 1, .7, .3), result('BSR', 0, .65, .8),
+               result('BSR', 1, .5, .8), result('FLoR', 0, .2, .1, 'PN')]
+    assert guided_best(results) == [Cell('GNN', 5, 0, lrp=True, later='ATA'), Cell('GNN', 5, 1, lrp=True, later='ATA'),
+                                    Cell('PN', 5, 0, lrp=True, later='FLoR'), Cell('PN', 5, 1, lrp=True, later='FLoR')]
+    assert guided_best([dict(r, results=r['results'][1:]) for r in results]) == []
 
 
 def test_published_numbers():
