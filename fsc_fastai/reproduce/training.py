@@ -139,8 +139,8 @@ def train_cell(
     # its norms come after the pre-training, which all cells of a seed share
     flor = cell.later == 'FLoR'
     arch = create_encoder(recipe.arch, encoder, recipe.size, flor=(.01, .01)) if flor else recipe.arch
-    learn = fsc_learner(dls, arch, cell.method, pretrained=bool(encoder) if flor else encoder, metrics=[metric], method_kwargs=recipe.method_kwargs,
-                        opt_func=_optimizer(recipe), cbs=_callbacks(cell, data, dls))
+    learn = fsc_learner(dls, arch, cell.method, pretrained=bool(encoder) if flor else encoder, opt_func=_optimizer(recipe),
+                        metrics=[metric], method_kwargs=recipe.method_kwargs, cbs=_callbacks(cell, data, dls))
     # on CPUs as on GPUs convolutions are faster so
     learn.model.to(memory_format=torch.channels_last)
     if weights.exists(): learn.model.load_state_dict(load_weights(weights, made))
