@@ -23,12 +23,12 @@ from benchmarks.explain import plain_head
 from benchmarks.images import N_QUERY, N_SHOT, N_WAY, peer_loader
 from benchmarks.options import DEVICE, options
 from benchmarks.timing import Timing, note, report, seconds
+from fsc_fastai.data.episode_loader import EpisodicDL
 from fsc_fastai.data.glyphs import untar_glyphs
-from fsc_fastai.data.loader import EpisodicDL
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.sampler import EpisodeSampler
 from fsc_fastai.learner.core import FSCLearner, fsc_learner
-from fsc_fastai.learner.evaluate import encode_images, episode_scores
+from fsc_fastai.learner.episode_scores import encode_images, episode_scores
 from fsc_fastai.methods import RelationNet
 
 N_CLASSES, N_IMAGES, N_EPISODES, SIZE = 50, 60, 2000, 84

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Sampler
 from torchvision import transforms as T
 
-from fsc_fastai.data.loader import EpisodicDL
+from fsc_fastai.data.episode_loader import EpisodicDL
 
 __all__ = ['write_photos', 'peer_loader', 'N_WAY', 'N_SHOT', 'N_QUERY']
 

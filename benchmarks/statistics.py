@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.timing import note
 from fsc_fastai.data.sampler import EpisodeSampler
 from fsc_fastai.learner.core import FSCLearner
-from fsc_fastai.learner.evaluate import encode_images
+from fsc_fastai.learner.episode_scores import encode_images
 from fsc_fastai.learner.metrics import ci95
 from fsc_fastai.methods.base import one_hot
 from fsc_fastai.methods.head import Head

@@ -23,7 +23,7 @@ PAGES = (
     ('reproduce', 'Reproduction', "The paper's tables.", ('reproduce.',), ()),
     ('commands', 'Commands', 'Each has `--help`.', ('commands.',), ('fsc_train', 'fsc_eval', 'fsc_explain')),
     ('learner', 'Learner and evaluation', '`fsc_learner`, and what is done with a learner.', ('learner.',),
-     ('core', 'pretrain', 'evaluate')),
+     ('core', 'pretrain', 'evaluate', 'episode_scores')),
     ('common', 'What all share', 'Tensors, files and drawings.', ('',), ('tensors',)),
 )
 

@@ -10,4 +10,4 @@ with warnings.catch_warnings():
 
 # These add their methods to the learner and the classifier: whoever has one of them, unpickled too, has its methods.
 from . import deploy  # noqa: E402, F401
-from .learner import channel_statistics, distributed, evaluate, explanation  # noqa: E402, F401
+from .learner import channel_statistics, confusion, distributed, evaluate, explanation  # noqa: E402, F401

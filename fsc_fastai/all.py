@@ -19,7 +19,8 @@ from .data.domains import *
 from .data.episode import *
 from .data.glyphs import *
 from .data.images import *
-from .data.loader import *
+from .data.episode_loader import *
+from .data.loader import ImageDL, check_any
 from .data.loaders import *
 from .data.manifest import *
 from .data.named import *
@@ -27,6 +28,8 @@ from .data.readers import *
 from .data.sampler import *
 from .data.splitter import *
 from .learner.distributed import *
+from .learner.confusion import *
+from .learner.episode_scores import *
 from .learner.evaluate import *
 from .encode import *
 from .explain import *

@@ -271,7 +271,7 @@ MUTATIONS = (
     # Numbers that tables show
     Mutation('an episode: no support image among the queries', 'fsc_fastai/data/sampler.py', 'query=np.concatenate([d[shot:]',
              'query=np.concatenate([d[:query]', 'tests/data/test_sampler.py'),
-    Mutation('confusion: rows are the true classes', 'fsc_fastai/learner/evaluate.py',
+    Mutation('confusion: rows are the true classes', 'fsc_fastai/learner/confusion.py',
              '(classes[y.cpu()], classes[scores.argmax(1).cpu()])',
              '(classes[scores.argmax(1).cpu()], classes[y.cpu()])',
              'tests/learner/test_evaluate.py::test_confusion_counts_who_was_taken_for_whom'),
@@ -290,7 +290,7 @@ MUTATIONS = (
     Mutation('interval: 1.96', 'fsc_fastai/learner/metrics.py', '1.96 * float(values', '1.645 * float(values', 'tests/learner/test_metrics.py'),
     Mutation('interval: n − 1', 'fsc_fastai/learner/metrics.py', 'values.std(ddof=1)', 'values.std(ddof=0)',
              'tests/learner/test_metrics.py'),
-    Mutation('episodes of changing size go one by one', 'fsc_fastai/learner/evaluate.py', 'if sampler.varies: at_once = 1',
+    Mutation('episodes of changing size go one by one', 'fsc_fastai/learner/episode_scores.py', 'if sampler.varies: at_once = 1',
              'if False: pass', 'tests/learner/test_evaluate.py::test_episodes_of_changing_size'),
     Mutation('difference is b − a', 'fsc_fastai/learner/evaluate.py', 'np.subtract(b[name], a[name])', 'np.subtract(a[name], b[name])',
              'tests/learner/test_evaluate.py::test_compare_pairs_the_episodes'),

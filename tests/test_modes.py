@@ -6,7 +6,7 @@ import torch
 
 from fsc_fastai import deploy as inference  # noqa: F401  these add their methods to the learner
 from fsc_fastai.learner import explanation  # noqa: F401  these add their methods to the learner
-from fsc_fastai.learner.evaluate import encode_images, episode_scores
+from fsc_fastai.learner.episode_scores import encode_images, episode_scores
 from fsc_fastai.methods import RelationNet
 from tests.learners import hue_learner
 

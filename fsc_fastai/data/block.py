@@ -11,7 +11,7 @@ from fastcore.foundation import L
 
 from .cache import CacheChoice
 from .episode import EpisodeSplit
-from .loader import EpisodicDL
+from .episode_loader import EpisodicDL
 from .names import composed
 from .sampler import Count
 

@@ -1,7 +1,6 @@
 "`EpisodeDataLoaders`: episodes from folders, file lists, CSVs, frames, datasets and data blocks"
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ from fastcore.meta import delegates
 
 from .augment import BytesToFloat, as_grey, episode_transforms
 from .block import EpisodeBlock, EpisodeCategorize
-from .image_files import same_files
+from .episode_loader import EpisodicDL
 from .images import OpenImage, opener_of
-from .loader import EpisodicDL, ImageDL
+from .loader import ImageDL
 from .names import named_paths
 from .readers import ImageList, is_file_lists, read_csvs, read_dataset, read_df, read_folder, read_images
 from .sampler import check_whole
+from .sets import check_shapes, draw_all, splits_of
 from .size import Size, as_size, sides, size_text
-from .splitter import ClassSplitter
 
 __all__ = ['EpisodeDataLoaders']
 
@@ -73,7 +72,7 @@ class EpisodeDataLoaders(DataLoaders):
         check_whole('seed', seed)
         item_tfms, batch_tfms = _of_one_size(size, item_tfms, batch_tfms)
         images = images.checked(verify, white)
-        splits = _splits(images, splitter, seed)
+        splits = splits_of(images, splitter, seed)
         images_block = TransformBlock(type_tfms=OpenImage(orient, white), batch_tfms=BytesToFloat)
         block = DataBlock(blocks=(images_block, EpisodeBlock(seed=seed, **kwargs)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=lambda items: splits,
@@ -164,9 +163,9 @@ class EpisodeDataLoaders(DataLoaders):
         if isinstance(dls, cls): return dls
         if not all(isinstance(dl, EpisodicDL) for dl in dls):
             raise TypeError(f'loaders of episodes are needed, not {", ".join(type(dl).__name__ for dl in dls)}: use EpisodeBlock')
-        _draw_all(dls.loaders)
+        draw_all(dls.loaders)
         train, valid, *rest = dls.loaders
-        _check_shapes(train, valid)
+        check_shapes(train, valid)
         return cls(train, valid, path=dls.path, device=dls.device, domains={NOVEL: rest[0]} if rest else {})
 
     def as_domains(self,
@@ -198,7 +197,7 @@ class EpisodeDataLoaders(DataLoaders):
         everything = range(len(items))  # as both splits: fastai sets up its transforms on the first, whatever we test on
         dsets = Datasets(items, tfms=tfms, splits=[everything, everything])
         dl = self.valid.new(dsets.subset(1), **kwargs)
-        try: _draw_all([dl])
+        try: draw_all([dl])
         except ValueError as e: raise ValueError(f'domain {name!r}: {e}') from e
         return dl
 
@@ -280,37 +279,3 @@ def _of_one_size(size: Size | None, item_tfms: Any, batch_tfms: Any) -> tuple[An
     if batch_tfms is not None and not any(getattr(t, 'size', None) for t in listify(batch_tfms)):
         item = Resize(wanted, method='squish')
     return item if item_tfms is None else item_tfms, batch if batch_tfms is None else batch_tfms
-
-
-def _splits(images: ImageList, splitter: Callable | None, seed: int) -> list[list[int]]:
-    "Positions of the training, the validation and perhaps the test images"
-    if isinstance(splitter, ClassSplitter): return splitter.split_labels(images.labels)
-    if splitter is not None: return splitter(images.files)
-    if not images.sets: return ClassSplitter(seed=seed).split_labels(images.labels)
-    train, valid, *test = images.splits()
-    if valid or not train: return [train, valid, *test]
-    warnings.warn('there is no validation set beside training and test: 20 % of the training classes are held out for it. '
-                  'splitter=ClassSplitter(…) chooses others', stacklevel=4)
-    parts = ClassSplitter(seed=seed).split_labels([images.labels[i] for i in train])
-    return [*([train[i] for i in part] for part in parts), *test]
-
-
-def _check_shapes(train: EpisodicDL, valid: EpisodicDL) -> None:
-    "`ValueError` where training and validation see images of different size or channels"
-    if len(train.dataset) and len(valid.dataset) and train.img_shape != valid.img_shape:
-        named = [f'{size_text(dl.img_size)} in {dl.n_chans} channels' for dl in (train, valid)]
-        raise ValueError(f'training sees images of {named[0]}, validation of {named[1]}: item_tfms must bring all to one size, '
-                         'as Resize(size) does, and batch_tfms both sets to the same, as aug_transforms(size=size) does')
-
-
-def _draw_all(loaders: list[EpisodicDL]) -> None:
-    "Make every sampler, so that too few classes or images are an error now; warn of classes left out, or shared by two sets"
-    if len(loaders) > 1 and not len(loaders[0].dataset): raise ValueError('no images to train on: the training set is empty')
-    for dl in loaders:
-        if len(dl.dataset) and dl.sampler.dropped: warnings.warn(f'left out {dl.sampler.describe_dropped()}', stacklevel=3)
-    if repeated := same_files(f for dl in loaders for f in dl.files):
-        warnings.warn(f'{len(repeated)} files are in more than one set: {"; ".join(repeated[:5])}', stacklevel=3)
-    if len(loaders) > 1 and (shared := sorted(set(loaders[0].labels) & set(loaders[1].labels))):
-        names = ', '.join(str(loaders[0].vocab[c]) for c in shared[:10]) + (' …' if len(shared) > 10 else '')
-        warnings.warn(f'training and validation share {len(shared)} classes ({names}): the accuracy will not be that on unseen '
-                      'classes. ClassSplitter keeps them apart', stacklevel=3)

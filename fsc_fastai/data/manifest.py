@@ -12,8 +12,8 @@ import pandas as pd
 from fastcore.parallel import parallel
 
 from ..files import atomic_write
+from .episode_loader import EpisodicDL
 from .images import DatasetImage, open_image
-from .loader import EpisodicDL
 from .readers import read_images
 
 __all__ = ['images_hash', 'write_manifest', 'check_manifest', 'shared_images']

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..data.augment import BytesToFloat, CenterCrop, InplaceNormalize, as_grey
 from ..data.block import EpisodeCategorize
+from ..data.episode_loader import EpisodicDL
 from ..data.images import OpenImage, open_image, opener_of
-from ..data.loader import EpisodicDL
 from ..data.loaders import EpisodeDataLoaders
 from ..data.size import Size, as_size, sides, with_margin
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..adapt.base import Adaptation, as_adaptation
 from ..data.episode import EpisodeLabel
-from ..data.loader import EpisodicDL
+from ..data.episode_loader import EpisodicDL
 from ..data.sampler import EpisodeSampler
 from ..files import atomic_write
 from .core import FSCLearner

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..drawing import no_math
 from ..tensors import evaluating
 from .core import FSCLearner
-from .evaluate import encode_images
+from .episode_scores import encode_images
 
 __all__ = ['channel_statistics', 'statistics_row', 'plot_feature_statistics']
 

@@ -20,7 +20,6 @@ from fastcore.xtras import join_path_file
 from torch import nn
 
 from ..callback.of_fastai import adapted, untracked
-from ..callback.resume import callbacks_with_state
 from ..data.loader import check_any
 from ..data.loaders import EpisodeDataLoaders
 from ..data.sampler import Count, as_range
@@ -31,6 +30,7 @@ from ..methods.finite import check_weights
 from ..methods.registry import get_method
 from .metrics import EpisodeAccuracy, EpisodeCI95
 from .pretrain import pretrain_encoder
+from .saved import OptimizerAndCallbacks
 
 __all__ = ['FSCLearner', 'fsc_learner', 'encoder_head_splitter']
 
@@ -106,7 +106,7 @@ class FSCLearner(Learner):
         """
         check_weights(self.model, 'save')
         path = join_path_file(file, self.path/self.model_dir, ext='.pth')
-        opt: Any = None if self.opt is None else _OptimizerOf(self)
+        opt: Any = None if self.opt is None else OptimizerAndCallbacks(self)
         with atomic_write(path) as part: save_model(part, self.model, opt, **kwargs)
         return path
 
@@ -120,7 +120,7 @@ class FSCLearner(Learner):
         Callbacks of which the file holds nothing stay as they are. Raises `ValueError` for the state of other transformations.
         """
         if self.opt is None: self.create_opt()
-        path, saved = join_path_file(file, self.path/self.model_dir, ext='.pth'), _OptimizerOf(self)
+        path, saved = join_path_file(file, self.path/self.model_dir, ext='.pth'), OptimizerAndCallbacks(self)
         distrib_barrier()
         load_model(path, self.model, saved, device=getattr(self.dls, 'device', None) if device is None else device, **kwargs)
         saved.load_callbacks()
@@ -254,27 +254,6 @@ class _OneWidth(Callback):
     "Scores of episodes with fewer classes as wide as all others: −∞ for the classes that they lack"
     def __init__(self, width: int): self.width = width
     def after_loss(self): self.learn.pred = F.pad(self.pred, (0, self.width - self.pred.shape[1]), value=-math.inf)
-
-
-class _OptimizerOf:
-    "What `save_model` and `load_model` take for an optimizer: that of a learner, with the state of its callbacks"
-    def __init__(self, learn: FSCLearner):
-        self.opt: Any = learn.opt
-        self.callbacks = callbacks_with_state(learn)
-        self.found: dict[str, Any] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        # fastai's optimizers look at their own entries alone
-        kept = {name: cb.state_dict() for name, cb in self.callbacks.items()}
-        return self.opt.state_dict() | (dict(callbacks=kept) if kept else {})
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.found = state.get('callbacks', {})
-        self.opt.load_state_dict(state)
-
-    def load_callbacks(self) -> None:
-        # not in `load_state_dict`, whose errors `load_model` turns into a warning
-        for name in self.callbacks.keys() & self.found.keys(): self.callbacks[name].load_state_dict(self.found[name])
 
 
 def _one_way(dls: EpisodeDataLoaders, method: type[FewShotModel] | str) -> Count:

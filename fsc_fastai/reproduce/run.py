@@ -19,7 +19,7 @@ from ..data.sampler import EpisodeSampler
 from ..files import atomic_write, broken, check_made
 from ..learner.channel_statistics import statistics_row
 from ..learner.core import FSCLearner
-from ..learner.evaluate import encode_images, episode_scores
+from ..learner.episode_scores import encode_images, episode_scores
 from ..methods.finite import finite_scores
 from .cells import Cell, Preset, Recipe
 from .table_data import Data

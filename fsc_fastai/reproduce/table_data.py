@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.augment import episode_transforms
+from ..data.episode_loader import EpisodicDL
 from ..data.glyphs import STAMP, untar_glyph_domains, untar_glyphs
-from ..data.loader import EpisodicDL
 from ..data.loaders import EpisodeDataLoaders
 from ..data.readers import read_images
 from .cells import Cell, Recipe

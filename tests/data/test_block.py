@@ -12,7 +12,7 @@ from torch import nn
 
 from fsc_fastai.data.block import EpisodeBlock
 from fsc_fastai.data.episode import Episode
-from fsc_fastai.data.loader import EpisodicDL
+from fsc_fastai.data.episode_loader import EpisodicDL
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.splitter import ClassSplitter
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from fsc_fastai.data.augment import RandomView, episode_transforms
 from fsc_fastai.data.cache import ImageCache
-from fsc_fastai.data.loader import EpisodicDL, ImageDL
+from fsc_fastai.data.episode_loader import EpisodicDL
+from fsc_fastai.data.loader import ImageDL
 
 from .trees import identity
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fsc_fastai.data.loader import EpisodicDL
+from fsc_fastai.data.episode_loader import EpisodicDL
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.splitter import ClassSplitter
 

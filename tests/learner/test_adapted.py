@@ -9,7 +9,8 @@ from fsc_fastai.adapt import BDCSPN, PA, PMF, FineTune, SelfTraining, SimpleShot
 from fsc_fastai.adapt.base import Adaptation
 from fsc_fastai.data.sampler import EpisodeSampler
 from fsc_fastai.learner import adapted
-from fsc_fastai.learner.evaluate import compare, encode_images, episode_scores
+from fsc_fastai.learner.episode_scores import encode_images, episode_scores
+from fsc_fastai.learner.evaluate import compare
 from fsc_fastai.learner.results import format_table
 from tests.adapt.test_adaptations import QUICK
 from tests.learners import hue_learner

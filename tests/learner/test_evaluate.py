@@ -6,7 +6,8 @@ import torch
 
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.sampler import EpisodeSampler
-from fsc_fastai.learner.evaluate import PROTOCOLS, compare, encode_images, episode_scores, worst_domain
+from fsc_fastai.learner.episode_scores import encode_images, episode_scores
+from fsc_fastai.learner.evaluate import PROTOCOLS, compare, worst_domain
 from fsc_fastai.learner.metrics import ci95
 from fsc_fastai.methods import ProtoNet
 from tests.learners import hue_learner

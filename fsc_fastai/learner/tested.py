@@ -1,0 +1,62 @@
+"The domains that a learner is tested on: their loaders, their episodes, and the feature maps of their images"
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastprogress.fastprogress import progress_bar
+from torch import Tensor
+
+from ..data.episode_loader import EpisodicDL
+from ..data.sampler import Count, EpisodeSampler, check_whole
+from .core import FSCLearner
+from .distributed import joined, own_part, share_of
+from .episode_scores import encode_images
+
+__all__ = ['encode_domain', 'named_domains', 'tested_domains']
+
+
+def encode_domain(
+    learn: FSCLearner, # Whose encoder
+    dl: EpisodicDL, # Of the domain
+    bs: int = 64, # Images per batch
+) -> Tensor:
+    "Feature maps of every image of a domain; ranks encode whole batches each, so that they are those of one process"
+    share, n = share_of(learn), len(dl.items)
+    if share[1] == 1: return encode_images(learn.model, dl.images(bs))
+    batches = own_part(-(-n // bs), share)
+    own = dl.images(bs, idxs=range(n)[batches.start * bs:batches.stop * bs])
+    if len(own): return joined(encode_images(learn.model, own), share)
+    return joined(encode_images(learn.model, dl.images(bs, idxs=[0]))[:0], share)  # fewer batches than ranks
+
+
+def named_domains(
+    learn: FSCLearner, # Any
+    domains: Any, # As in `learn.evaluate`
+) -> dict[str, EpisodicDL]:
+    "`domains` as named loaders: the learner's own, or made from paths and loaders"
+    if domains is not None: return learn.dls.as_domains(domains)
+    if learn.dls.domains: return learn.dls.domains
+    raise ValueError('evaluate needs domains to test on: pass {name: folder}, or build the loaders with dls.with_domains(...)')
+
+
+def tested_domains(
+    learn: FSCLearner, # Whose validation says what is not given
+    domains: Any, # As in `learn.evaluate`
+    n_episodes: int, # Episodes per domain
+    n_way: Count | None, # Classes per episode; None: as in validation
+    n_shot: Count | None, # Support images per class; None: as in validation
+    n_query: Count, # Queries per class
+    seed: int, # Of the episodes
+) -> Iterator[tuple[str, EpisodicDL, EpisodeSampler]]:
+    "Name, loader and sampler of each domain, under a progress bar unless the learner shows none"
+    check_whole('n_episodes', n_episodes, least=1)
+    n_way = learn.dls.valid.n_way if n_way is None else n_way
+    n_shot = learn.dls.valid.n_shot if n_shot is None else n_shot
+    named = named_domains(learn, domains)
+    for dl in named.values(): dl.check_distinct()
+    samplers = [EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed, dl.drop_small, dl.vocab, f'domain {name!r}')
+                for name, dl in named.items()]
+    tested = zip(named, named.values(), samplers, strict=True)
+    # `with learn.no_bar()` takes the progress callback away
+    yield from progress_bar(tested, total=len(named), leave=False) if hasattr(learn, 'progress') else tested
