@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .flow import scaled
+from .rules import divide
 
 __all__ = ['register_op', 'HANDLERS']
 
@@ -56,6 +57,12 @@ GATES = 'softmax log_softmax sigmoid hardsigmoid softmin sparsemax'
 # Always constants
 CONSTANTS = 'norm vector_norm matrix_norm var std var_mean std_mean rsqrt detach'
 DROPOUTS = '''dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout'''
+# Whose results are never negative, and those that are not where no operand is
+NEVER_NEGATIVE = set('relu relu6 sigmoid hardsigmoid softmax softmin softplus exp exp2 abs absolute square norm var std'.split())
+KEEP_SIGNS = set(f'''{POOLS} {DROPOUTS} view reshape flatten unflatten ravel permute transpose movedim squeeze unsqueeze expand
+    expand_as broadcast_to repeat repeat_interleave cat concat concatenate stack narrow select index_select gather getitem
+    contiguous clone roll flip pixel_shuffle pixel_unshuffle channel_shuffle view_as reshape_as sum mean max amax min amin maximum
+    minimum'''.split())
 
 
 @register_op(*MOVES.split())
@@ -69,14 +76,13 @@ def _mix(mode, func, args, kwargs): return mode.mix(func, args, kwargs, mode.eps
 @register_op('add', 'radd', 'iadd')
 def _add(mode, func, args, kwargs):
     "A sum; but a mask of 0 and −∞ takes no share"
-    carrying = [t for t in args[:2] if mode.carries(t)]
-    other = args[0] if carrying[0] is args[1] else args[1]
-    if mode.g_form or len(carrying) == 2 or not _is_mask(other): return mode.mix(func, args, kwargs, mode.eps)
-    return _through(mode, carrying[0], func, args, kwargs)
-
-
-def _is_mask(t: Any) -> bool:
-    return isinstance(t, Tensor) and bool(((t == 0) | (t == float('-inf'))).all())
+    first = mode.carries(args[0])
+    x, other = args[:2] if first else args[1::-1]
+    if mode.g_form or mode.carries(other) or not isinstance(other, Tensor): return mode.mix(func, args, kwargs, mode.eps)
+    y, part = func(*mode.constant(args), **kwargs), x.detach() if first else x.detach() * kwargs.get('alpha', 1)
+    # not asked on the host, which would wait for the device
+    is_mask = ((other == 0) | (other == float('-inf'))).all()
+    return mode.pass_on(x.expand_as(y), y, torch.where(is_mask, 1., divide(part, y, mode.eps)))
 
 
 @register_op(*POOLS.split())

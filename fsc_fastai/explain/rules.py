@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -46,6 +45,7 @@ class Layer:
     kind: type | None = None # The module's class
     position: int = 0 # 0 for the first layer that ran
     narrow: bool = False # So few input channels that twice as many take no longer?
+    signed: bool = True # May the input have negative values? Behind a ReLU it has none, and half the work of most rules is saved
     dead: list[Tensor] | None = field(default=None, repr=False) # Relevance that met a denominator of 0, if recorded
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -55,11 +55,6 @@ class Layer:
     def T(self, s: Tensor, weight: Tensor) -> Tensor:
         "The transposed layer, from the shape of the output to that of the input: c_i = Σ_j w_ij s_j"
         return self.transpose(s, weight, self.x)
-
-    @cached_property
-    def signed(self) -> bool:
-        "Has the input negative values? Behind a ReLU it has none, and half the work of most rules is saved"
-        return bool((self.x < 0).any())
 
     def share(self,
         R: Tensor, # Relevance of the output

@@ -31,7 +31,7 @@ from .composite import Composite, paper_composite
 from .flow import from_relevance, layer_rule, scaled, to_relevance
 from .layer_ops import FUNCTION_CLASS
 from .memory import RESHAPES, Memory, carries, is_in_place, out_of_place
-from .ops import HANDLERS
+from .ops import HANDLERS, KEEP_SIGNS, NEVER_NEGATIVE
 from .rules import Layer, Rule, divide
 
 __all__ = ['Settings', 'RelevanceMode']
@@ -149,9 +149,10 @@ class RelevanceMode(TorchFunctionMode):
     def pass_on(self,
         x: Tensor, # Where the relevance goes
         y: Tensor, # The value, in the shape of x
+        k: Tensor | None = None, # Share of x in the relevance, in its shape, where that is not all
     ) -> Tensor:
         "An elementwise operation: y gets its relevance from x alone"
-        return scaled(x, y, divide(y, x.detach()) if self.g_form else None)
+        return scaled(x, y, divide(y, x.detach()) if self.g_form else k)
 
     def layer(self,
         x: Tensor, # Where the relevance of the layer's input goes
@@ -162,6 +163,7 @@ class RelevanceMode(TorchFunctionMode):
         "The output of a layer, whose rule the composite chooses once all layers have run"
         name, module = self.owner or (self.op, None)
         layer.name, layer.kind = name, type(module) if module is not None else FUNCTION_CLASS.get(self.op)
+        layer.signed = not getattr(x, '_never_negative', False)
         layer.position, self.seen.n_layers = self.seen.n_layers, self.seen.n_layers + 1
         self.ran.append((name, layer.kind))
         y, linear = layer.z, layer.weight.ndim == 2
@@ -232,14 +234,16 @@ class RelevanceMode(TorchFunctionMode):
         return t.float() if t.dtype in (torch.half, torch.bfloat16) else t
 
     def _run(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        flat = [t for t in tree_flatten((args, kwargs))[0] if carries(t)]
+        operands = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        flat = [t for t in operands if carries(t)]
         if not flat: return func(*args, **kwargs)
         handler = HANDLERS.get(self.op)
         out = handler(self, func, args, kwargs) if handler else self._unknown(func, args, kwargs)
         gate = all(self.is_gate(t) for t in flat) and self.op not in FUNCTION_CLASS
+        never_negative = self.op in NEVER_NEGATIVE or self.op in KEEP_SIGNS and all(map(_is_never_negative, operands))
         for t in tree_flatten(out)[0]:
             if isinstance(t, Tensor) and t.requires_grad:
-                t._carries_relevance = True  # type: ignore[attr-defined]
+                t._carries_relevance, t._never_negative = True, never_negative  # type: ignore[attr-defined]
                 if gate: self.as_gate(t)
         return out
 
@@ -267,6 +271,9 @@ class RelevanceMode(TorchFunctionMode):
             warnings.warn(f'relevance through the unknown operation {self.op!r} follows its gradient; register another way '
                           f"with `@register_op({self.op!r})` (fsc_fastai.explain.ops)", stacklevel=4)
         return out if self.g_form else self.mix(func, args, kwargs, self.eps)
+
+
+def _is_never_negative(t: Tensor) -> bool: return getattr(t, '_never_negative', False)
 
 
 _WARNED: set[str] = set()

@@ -1,5 +1,6 @@
 "A training step waits for the device no more often than fastai itself does"
 import traceback
+from itertools import product
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from fsc_fastai.callback.afa import AFACallback
 from fsc_fastai.callback.ata import ATACallback
 from fsc_fastai.callback.bsr import BSRCallback
 from fsc_fastai.callback.guided import LRPGuidedCallback
+from fsc_fastai.callback.guided.lrp_controls import ChangedWeights, shuffled, shuffled_channels
 from fsc_fastai.callback.ldp_net import LDPNetCallback
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.callback.maml import FirstOrderMAML
 from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback
 from fsc_fastai.callback.wave_san import WaveSANCallback
+from fsc_fastai.explain import LRP, Gamma, GradientXInput, IntegratedGradients
 from tests.learners import hue_learner, hue_loaders, write_hues
 
 aten = torch.ops.aten
@@ -78,6 +81,14 @@ KINDS = {'plain': lambda hues: [], 'guided': lambda hues: [LRPGuidedCallback()],
          'added': lambda hues: [AFACallback(), BSRCallback(), LDPNetCallback(crop_size=16)],
          'wave san': lambda hues: [WaveSANCallback([list(hue_loaders(hues, n_episodes=3, seed=1).train)])]}
 
+EXPLAINED = {'engine': lambda hues: [LRPGuidedCallback(explainer=LRP(engine=True))],
+             'engine, other rules': lambda hues: [LRPGuidedCallback(explainer=LRP(alpha=2., composite={'*.fc*': Gamma()}))],
+             'gradient x input': lambda hues: [LRPGuidedCallback(explainer=GradientXInput())],
+             'integrated': lambda hues: [LRPGuidedCallback(explainer=IntegratedGradients(2))],
+             'shuffled': lambda hues: [LRPGuidedCallback(second_pass=ChangedWeights(shuffled))],
+             'shuffled channels': lambda hues: [LRPGuidedCallback(second_pass=ChangedWeights(shuffled_channels))]}
+CELLS = [*product(['relation', 'cross_attention', 'gnn', 'proto', 'matching'], KINDS), *product(['relation', 'gnn'], EXPLAINED)]
+
 
 def trained(hues, method, cbs, **kwargs):
     learn = hue_learner(hues, method, cbs=cbs, dls_kwargs=dict(n_episodes=3, val_n_episodes=1, **kwargs))
@@ -85,8 +96,7 @@ def trained(hues, method, cbs, **kwargs):
     return learn
 
 
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('method', ['relation', 'cross_attention', 'gnn', 'proto', 'matching'])
+@pytest.mark.parametrize('method, kind', CELLS)
 def test_step_needs_no_value_on_the_host(hues, method, kind):
     to_cpu = torch.Tensor.cpu
     counter = CountWaits()
@@ -96,7 +106,7 @@ def test_step_needs_no_value_on_the_host(hues, method, kind):
         return to_cpu(tensor, *args, **kwargs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, 'cpu', cpu)
-        trained(hues, method, [*KINDS[kind](hues), counter])
+        trained(hues, method, [*(KINDS | EXPLAINED)[kind](hues), counter])
     assert len(counter.counted) == 2
     for found in counter.counted: assert found == []
 
@@ -112,8 +122,7 @@ def test_the_count_notices_what_waits(hues):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('method', ['relation', 'cross_attention', 'gnn', 'proto', 'matching'])
+@pytest.mark.parametrize('method, kind', CELLS)
 def test_step_does_not_synchronise_the_gpu(hues, method, kind):
     class Strict(Callback):
         "An error where a step synchronises, except in the first step and in what fastai's recorder does after the last event"
@@ -121,5 +130,5 @@ def test_step_does_not_synchronise_the_gpu(hues, method, kind):
         def before_batch(self): torch.cuda.set_sync_debug_mode('error' if self.iter else 'default')
         def after_step(self): torch.cuda.set_sync_debug_mode('default')
         def after_cancel_batch(self): torch.cuda.set_sync_debug_mode('default')
-    try: trained(hues, method, [*KINDS[kind](hues), Strict()], device='cuda')
+    try: trained(hues, method, [*(KINDS | EXPLAINED)[kind](hues), Strict()], device='cuda')
     finally: torch.cuda.set_sync_debug_mode('default')

@@ -116,3 +116,32 @@ def test_both_factors_of_a_sum_with_a_product_share(form):
         assert_close(sum(r.sum() for r in found), net(c, a, b).sum())
         assert_close(found[1].sum(), found[2].sum())
     for r, wanted in zip(found, relevance(lambda c, a, b: torch.addmm(c, a, b), c, a, b, form=form)): assert_close(r, wanted)
+
+
+@pytest.mark.parametrize('other, share', [
+    (torch.zeros(3, 4).double(), 1.), (torch.zeros(4).double(), 1.), (C, None),
+    (torch.zeros(3, 4).double().fill_diagonal_(float('-inf')), 1.), (torch.zeros(3, 4).double().fill_diagonal_(1), None)])
+@pytest.mark.parametrize('order', [torch.add, lambda x, c: torch.add(c, x), lambda x, c: torch.add(c, x, alpha=2.)])
+def test_a_mask_takes_no_share_of_a_sum(order, other, share):
+    "Other constants take theirs; ε tells a sum with zeros from a mask"
+    x, R = values(3, 4), torch.randn(3, 4).double()
+    own = x * (order(torch.ones_like(x), torch.zeros_like(x)))
+    y = order(x, other)
+    expected = R if share else R * own / (y + .1 * y.sign())
+    assert_close(relevance(lambda x: order(x, other), x, R=R, eps=.1), expected)
+
+
+KNOWN = {'relu': (F.relu, False), 'overwritten': (lambda x: F.relu(x.clone(), inplace=True), False),
+         'pooled': (lambda x: F.max_pool2d(x.relu(), 2), False), 'joined': (lambda x: torch.cat([x.relu(), x.sigmoid()]), False),
+         'input': (lambda x: x, True), 'turned': (lambda x: -x.relu(), True), 'less': (lambda x: x.relu().sub_(1), True),
+         'scaled': (lambda x: x.relu().mul(-2), True), 'half': (lambda x: torch.cat([x.relu(), x]), True),
+         'filled': (lambda x: x.relu().masked_fill(x > 0, -1.), True), 'gelu': (F.gelu, True)}
+
+
+@pytest.mark.parametrize('name', KNOWN)
+def test_signs_are_known_without_a_look_at_the_values(name):
+    net, signed = KNOWN[name]
+    ledger = []
+    run = trace(lambda x: F.conv2d(net(x), torch.ones(1, 2, 1, 1)), torch.randn(2, 2, 4, 4), ledger=ledger)
+    run.relevance(torch.ones_like(run.out))
+    assert [layer.signed for layer, *_ in ledger] == [signed]

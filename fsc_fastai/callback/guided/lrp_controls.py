@@ -38,7 +38,7 @@ def shuffled_channels(
     w: Tensor, # Weights `(n_query, n_way, C, ...)` or `(n_graphs, n_nodes, C)`
 ) -> Tensor:
     "Every pair's, or node's, weights with its channels in a random order of its own: the same maps of the wrong channels"
-    order = torch.rand(w.shape[:3]).argsort(2).to(w.device)
+    order = torch.rand(w.shape[:3]).argsort(2).to(w.device, non_blocking=True)
     return w.take_along_dim(order.reshape(order.shape + (1,) * (w.ndim - 3)), 2)
 
 
@@ -46,7 +46,7 @@ def shuffled(
     w: Tensor, # Weights
 ) -> Tensor:
     "All weights of an episode in a random order: of the same distribution, and about nothing"
-    return w.flatten()[torch.randperm(w.numel()).to(w.device)].reshape(w.shape)
+    return w.flatten()[torch.randperm(w.numel()).to(w.device, non_blocking=True)].reshape(w.shape)
 
 
 def unweighted(
