@@ -58,11 +58,11 @@ GATES = 'softmax log_softmax sigmoid hardsigmoid softmin sparsemax'
 CONSTANTS = 'norm vector_norm matrix_norm var std var_mean std_mean rsqrt detach'
 DROPOUTS = '''dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout'''
 # Whose results are never negative, and those that are not where no operand is
-NEVER_NEGATIVE = set('relu relu6 sigmoid hardsigmoid softmax softmin softplus exp exp2 abs absolute square norm var std'.split())
-KEEP_SIGNS = set(f'''{POOLS} {DROPOUTS} view reshape flatten unflatten ravel permute transpose movedim squeeze unsqueeze expand
-    expand_as broadcast_to repeat repeat_interleave cat concat concatenate stack narrow select index_select gather getitem
-    contiguous clone roll flip pixel_shuffle pixel_unshuffle channel_shuffle view_as reshape_as sum mean max amax min amin maximum
-    minimum'''.split())
+NEVER_NEGATIVE, KEEP_SIGNS = (set(names.split()) for names in (
+    'relu relu6 sigmoid hardsigmoid softmax softmin softplus exp exp2 abs absolute square norm var std',
+    f'''{POOLS} {DROPOUTS} view reshape flatten unflatten ravel permute transpose movedim squeeze unsqueeze expand expand_as
+    broadcast_to repeat repeat_interleave cat concat concatenate stack narrow select index_select gather getitem contiguous clone
+    roll flip pixel_shuffle pixel_unshuffle channel_shuffle view_as reshape_as sum mean max amax min amin maximum minimum'''))
 
 
 @register_op(*MOVES.split())
