@@ -103,7 +103,7 @@ class FeatureNet(FewShotModel):
     ) -> Tensor:
         "Scores `(n_episodes, n_query, n_way)`, each episode for itself"
         support, query = (self.vectors(f.flatten(0, 1)).unflatten(0, f.shape[:2]) for f in (f_support, f_query))
-        return self.method.fit(support, one_hot(support_y, support.dtype), query)(query)
+        return self.method.answer(support, one_hot(support_y, support.dtype), query)
 
 
 @head_for(FeatureNet)

@@ -13,10 +13,11 @@ from .base import Adaptation
 from .feature_net import FeatureNet
 
 __all__ = ['FeatureMethod', 'Fitted', 'Nearest', 'Linear', 'Answers', 'Treatment', 'Similarity', 'means', 'unit', 'cosines',
-           'squared_distances', 'distances', 'nearest_one_hot', 'cross_entropy']
+           'squared_distances', 'distances', 'softmax', 'log_softmax', 'nearest_one_hot', 'cross_entropy']
 
 Treatment = Literal['un', 'l2', 'c', 'cl2']
 Similarity = Callable[[Tensor, Tensor], Tensor]
+IN_CACHE = 2**22 # Bytes
 
 
 # Everything here takes leading dimensions: many episodes of one size are adapted together
@@ -34,20 +35,38 @@ def means(
     return member.mT @ x / member.sum(-2)[..., None]
 
 
+# Scores lie in memory class by class: sums over few classes are then slow no more, so that even softmax is worth writing out
+
 def cosines(x: Tensor, prototypes: Tensor) -> Tensor:
     "Cosines `(…, n, n_way)` of features `(…, n, d)` and prototypes `(…, n_way, d)`"
-    return unit(x) @ unit(prototypes).mT
+    of_x, of_prototypes = (t.norm(dim=-1).clamp(min=1e-12) for t in (x, prototypes))
+    return (prototypes @ x.mT).mT / of_x[..., None] / of_prototypes[..., None, :]
 
 
 def squared_distances(x: Tensor, prototypes: Tensor) -> Tensor:
-    "Squared Euclidean distances `(…, n, n_way)`, by differences: a matrix product would lose digits where they are small"
-    return torch.stack([(x - p[..., None, :]).square().sum(-1) for p in prototypes.unbind(-2)], -1)
+    "Squared Euclidean distances `(…, n, n_way)`, seen from the mean of the prototypes: nearer to 0 fewer digits are lost"
+    centre = prototypes.mean(-2, keepdim=True)
+    x, prototypes = x - centre, prototypes - centre
+    of_x, of_prototypes = (t.norm(dim=-1).square() for t in (x, prototypes))
+    return (of_x[..., None] + of_prototypes[..., None, :] - 2 * (prototypes @ x.mT).mT).clamp(min=0)
 
 
 def distances(x: Tensor, prototypes: Tensor) -> Tensor:
-    "Euclidean distances `(…, n, n_way)`; at distance 0 the gradient is 0, where a plain root has none"
-    squared = squared_distances(x, prototypes)
+    "Euclidean distances `(…, n, n_way)`, by differences: exact where they are 0, and there with a gradient of 0"
+    squared = torch.stack([(x - p[..., None, :]).square().sum(-1) for p in prototypes.unbind(-2)], -1)
     return torch.where(squared > 0, squared, 1.).sqrt().where(squared > 0, 0.)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    "Over the classes, `(…, n, n_way)`"
+    p = (logits - logits.amax(-1, keepdim=True)).exp()
+    return p / p.sum(-1, keepdim=True)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    "Logarithms of `softmax`"
+    z = logits - logits.amax(-1, keepdim=True)
+    return z - z.exp().sum(-1, keepdim=True).log()
 
 
 def nearest_one_hot(similarity: Tensor) -> Tensor:
@@ -60,7 +79,7 @@ def cross_entropy(
     member: Tensor, # One-hot labels `(…, n, n_way)`
 ) -> Tensor:
     "Mean cross entropy of each episode `(…)`"
-    return -(member * logits.log_softmax(-1)).sum(-1).mean(-1)
+    return -(member * log_softmax(logits)).sum(-1).mean(-1)
 
 
 @dataclass(kw_only=True)
@@ -162,6 +181,20 @@ class FeatureMethod(Adaptation):
         treat = self._treatment(support)
         fitted = self.adapt(treat(support), member, treat(query) if self.transductive and query is not None else None)
         return replace(fitted, treat=lambda x: fitted.treat(treat(x)))
+
+    def numbers(self, n: int, d: int) -> int:
+        "Roughly how many numbers an episode of n images with d features keeps at work"
+        return n * d
+
+    def answer(self,
+        support: Tensor, # Features of the supports `(n_episodes, n_support, d)`
+        support_y: Tensor, # Labels `(n_support,)` of each, or one-hot `(n_support, n_way)`
+        query: Tensor, # Features of the queries `(n_episodes, n_query, d)`
+    ) -> Tensor:
+        "Scores `(n_episodes, n_query, n_way)`; a CPU takes as many episodes at once as its cache holds, for which it is fastest"
+        n, d = support.shape[-2] + query.shape[-2], support.shape[-1]
+        at_once = max(1, IN_CACHE // (self.numbers(n, d) * support.element_size())) if support.is_cpu else len(support)
+        return torch.cat([self.fit(s, support_y, q)(q) for s, q in zip(support.split(at_once), query.split(at_once), strict=True)])
 
     def _treatment(self, support: Tensor) -> Callable[[Tensor], Tensor]:
         centre = support.mean(-2, keepdim=True) if self.centre is None else self.centre.to(support)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import register_adaptation
 from .bdcspn import rectified
-from .features import Answers, FeatureMethod, Fitted, Treatment, cosines, means, nearest_one_hot, squared_distances
+from .features import Answers, FeatureMethod, Fitted, Treatment, cosines, means, nearest_one_hot, softmax, squared_distances
 
 __all__ = ['LaplacianShot']
 
@@ -41,12 +41,12 @@ class LaplacianShot(FeatureMethod):
         elif self.rectify == 'no': prototypes = means(support, member)
         else: prototypes, query = _as_published(support, member, query)
         unary, W = squared_distances(query, prototypes), _neighbours(query, self.knn)
-        Y, moving = (-unary).softmax(-1), torch.ones_like(unary[..., :1, :1], dtype=torch.bool)
-        energy = torch.full_like(unary[..., :1, :1], torch.inf)
+        Y, moving = softmax(-unary), torch.ones_like(unary[..., :1, :1], dtype=torch.bool)
+        energy, pull = torch.full_like(unary[..., :1, :1], torch.inf), self.lam * (W @ Y)
         for i in range(self.steps):
-            Y = torch.where(moving, (-unary + self.lam * W @ Y).softmax(-1), Y)
-            terms = Y * Y.clamp(min=1e-20).log() + unary * Y - self.lam * (W @ Y) * Y
-            before, energy = energy, terms.sum((-2, -1), keepdim=True)
+            Y = torch.where(moving, softmax(pull - unary), Y)
+            pull = self.lam * (W @ Y)
+            before, energy = energy, (Y * (Y.clamp(min=1e-20).log() + unary - pull)).sum((-2, -1), keepdim=True)
             if i > 1:
                 moving = moving & ((energy - before).abs() > 1e-6 * before.abs())
                 if not moving.any(): break
@@ -55,9 +55,13 @@ class LaplacianShot(FeatureMethod):
 
 def _neighbours(x: Tensor, knn: int) -> Tensor:
     "W `(…, n, n)`: 1 where j is among the knn − 1 nearest others of i; not symmetric"
-    d = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
+    d, W = squared_distances(x, x), torch.zeros(*x.shape[:-1], x.shape[-2], dtype=x.dtype, device=x.device)
     d.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-    return torch.zeros_like(d).scatter_(-1, d.topk(knn - 1, largest=False).indices, 1.)
+    for _ in range(knn - 1):  # for a few of many that is faster than topk
+        nearest = d.argmin(-1, keepdim=True)
+        W.scatter_(-1, nearest, 1.)
+        d.scatter_(-1, nearest, torch.inf)
+    return W
 
 
 def _as_published(support: Tensor, member: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,5 +74,5 @@ def _as_published(support: Tensor, member: Tensor, query: Tensor) -> tuple[Tenso
     similar = 10 * cosines(x, plain)
     nearest = nearest_one_hot(similar)
     count = nearest.sum(-2)[..., None]
-    prototypes = (similar.softmax(-1) * nearest).mT @ x / count.clamp(min=1)
+    prototypes = (softmax(similar) * nearest).mT @ x / count.clamp(min=1)
     return torch.where(count > 0, prototypes, plain), shifted

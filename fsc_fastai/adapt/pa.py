@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import register_adaptation
 from .features import FeatureMethod, Fitted, Nearest, cosines, cross_entropy, means, squared_distances
-from .tuning import Adadelta, tune
+from .tuning import Adadelta, by_autograd, tune
 
 __all__ = ['PA']
 
@@ -38,5 +38,5 @@ class PA(FeatureMethod):
 
         d = support.shape[-1]
         start = torch.eye(d, dtype=support.dtype, device=support.device).expand(*support.shape[:-2], d, d)
-        W, losses = tune(loss, start, Adadelta(self.lr), self.steps)
+        W, losses = tune(by_autograd(loss), start, Adadelta(self.lr), self.steps)
         return Nearest(prototypes=means(support @ W.mT, member), similarity=score, transform=W, details={'losses': losses})

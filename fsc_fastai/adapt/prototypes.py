@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .base import register_adaptation
-from .features import FeatureMethod, Fitted, Nearest, cosines, cross_entropy, distances, means
-from .tuning import Adam, tune
+from .features import FeatureMethod, Fitted, Nearest, cosines, distances, log_softmax, means, softmax
+from .tuning import Adam, CosineTo, DistanceTo, through_softmax, tune
 
 __all__ = ['TunedPrototypes', 'TransductiveTuning']
 
@@ -22,8 +22,9 @@ class TunedPrototypes(FeatureMethod):
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
         "Scores are bare cosines"
-        loss = lambda w: cross_entropy(self.temperature * cosines(support, w), member)
-        w, losses = tune(loss, means(support, member), Adam(self.lr), self.steps)
+        start = means(support, member)
+        similar, t = CosineTo(support, start), self.temperature
+        w, losses = tune(lambda w: _labelled(similar, w, t, member), start, Adam(self.lr), self.steps)
         return Nearest(prototypes=w, similarity=cosines, details={'losses': losses})
 
 
@@ -42,8 +43,21 @@ class TransductiveTuning(FeatureMethod):
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
         "Logits are negative distances, not squared"
         assert query is not None
-        def loss(w: Tensor) -> Tensor:
-            p = (-self.temperature * distances(query, w)).softmax(-1)
-            return cross_entropy(-self.temperature * distances(support, w), member) - (p * (p + 1e-12).log()).sum(-1).mean(-1)
-        w, losses = tune(loss, means(support, member), Adam(self.lr), self.steps)
+        start, t = means(support, member), self.temperature
+        of_support, of_query = DistanceTo(support, start), DistanceTo(query, start)
+
+        def slope(w: Tensor) -> tuple[Tensor, Tensor]:
+            loss, g = _labelled(of_support, w, t, member)
+            p = softmax(t * of_query.scores(w))
+            log = (p + 1e-12).log()
+            back = of_query.back(through_softmax(p, -(log + p / (p + 1e-12))) / query.shape[-2])
+            return loss - (p * log).sum(-1).mean(-1), g + t * back
+
+        w, losses = tune(slope, start, Adam(self.lr), self.steps)
         return Nearest(prototypes=w, similarity=lambda x, w: -distances(x, w), details={'losses': losses})
+
+
+def _labelled(similar: CosineTo | DistanceTo, w: Tensor, t: float, member: Tensor) -> tuple[Tensor, Tensor]:
+    "Cross entropy of scores times a temperature, and its gradient by the prototypes"
+    log = log_softmax(t * similar.scores(w))
+    return -(member * log).sum(-1).mean(-1), t * similar.back((log.exp() - member) / member.shape[-2])

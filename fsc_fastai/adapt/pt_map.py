@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .base import register_adaptation
-from .features import Answers, FeatureMethod, Fitted, Treatment, means, squared_distances, unit
+from .features import Answers, FeatureMethod, Fitted, Treatment, means, unit
+from .tuning import HalfSquareTo
 
 __all__ = ['PTMAP', 'transport_plan']
 
@@ -24,13 +25,13 @@ def transport_plan(
     "Sinkhorn's plan `(…, n_query, n_way)`: columns sum to `per_class`, rows nearly to 1 (Hu et al. 2021, equation (6))"
     plan = (-lam * cost).exp()
     plan = plan / plan.sum((-2, -1), keepdim=True)
-    moving = torch.ones_like(plan[..., :1, :1], dtype=torch.bool)
+    rows, moving = plan.sum(-1, keepdim=True), torch.ones_like(plan[..., :1, :1], dtype=torch.bool)
     for _ in range(rounds):
-        rows = plan.sum(-1, keepdim=True)
         new = plan / (rows + eps)
-        new = new * per_class / new.sum(-2, keepdim=True)
-        plan = torch.where(moving, new, plan)
-        moving = moving & ((rows - new.sum(-1, keepdim=True)).abs().amax((-2, -1), keepdim=True) > tol)
+        new = new * (per_class / new.sum(-2, keepdim=True))
+        plan, before = torch.where(moving, new, plan), rows
+        rows = plan.sum(-1, keepdim=True)
+        moving = (rows - before).abs().amax((-2, -1), keepdim=True) > tol
         if not moving.any(): break
     return plan
 
@@ -75,8 +76,9 @@ class PTMAP(FeatureMethod):
         if n_query < n_way:
             raise ValueError(f'PTMAP shares out the queries among {n_way} classes, found {n_query}: give more, or use BDCSPN')
         share = n_query / n_way if self.own_centres else n_query // n_way
-        plan_of = lambda w: transport_plan(squared_distances(query, w), self.lam, share, 0. if self.own_centres else 1e-10)
         w, both = means(support, member), torch.cat([support, query], -2)
+        near = HalfSquareTo(query, w)
+        plan_of = lambda w: transport_plan(-2 * near.scores(w), self.lam, share, 0. if self.own_centres else 1e-10)
         labels = member.expand(*w.shape[:-2], *member.shape[-2:])
         details = {'prototypes_before': w, 'first_plan': plan_of(w), 'support': support, 'query': query}
         for _ in range(self.steps):

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from .base import register_adaptation
-from .features import Answers, FeatureMethod, Fitted, Nearest, Similarity, Treatment, cosines, means, squared_distances
-from .tuning import Adam, tune
+from .features import Answers, FeatureMethod, Fitted, Nearest, Treatment, cosines, means, softmax, squared_distances
+from .tuning import Adam, CosineTo, HalfSquareTo, through_softmax, tune
 
 __all__ = ['TIM', 'TIMADM']
-
-
-def _entropy(p: Tensor, eps: float = 0.) -> Tensor:
-    return -(p * (p + eps).log()).sum(-1)
 
 
 @register_adaptation('tim')
@@ -42,16 +38,21 @@ class TIM(FeatureMethod):
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
         "Tune the prototypes; cosines are returned without the temperature"
         assert query is not None
-        a, b, c = self.weights
-        bare: Similarity = cosines if self.similarity == 'cosine' else lambda x, w: -squared_distances(x, w) / 2
+        (a, b, c), cosine, start = self.weights, self.similarity == 'cosine', means(support, member)
+        n, t = support.shape[-2], self.temperature
+        similar = (CosineTo if cosine else HalfSquareTo)(torch.cat([support, query], -2), start)
 
-        def loss(w: Tensor) -> Tensor:
-            p_support, p = ((self.temperature * bare(x, w)).softmax(-1) for x in (support, query))
-            ce = -(member * (p_support + self.eps).log()).sum(-1).mean(-1)
-            return a * ce - b * _entropy(p.mean(-2)) + c * _entropy(p, 1e-12).mean(-1)
+        def slope(w: Tensor) -> tuple[Tensor, Tensor]:
+            p = softmax(t * similar.scores(w))
+            labelled, p_query = p[..., :n, :] + self.eps, p[..., n:, :]
+            mean, log = p_query.mean(-2, keepdim=True), (p_query + 1e-12).log()
+            loss = (-a * (member * labelled.log()).sum((-2, -1)) / n + b * (mean * mean.log()).sum((-2, -1))
+                    - c * (p_query * log).sum((-2, -1)) / query.shape[-2])
+            g = torch.cat([-a / n * member / labelled, (b * mean.log() - c * log) / query.shape[-2]], -2)
+            return loss, t * similar.back(through_softmax(p, g))
 
-        w, losses = tune(loss, means(support, member), Adam(self.lr), self.steps)
-        similarity = cosines if self.similarity == 'cosine' else lambda x, w: self.temperature * bare(x, w)
+        w, losses = tune(slope, start, Adam(self.lr), self.steps)
+        similarity = cosines if cosine else lambda x, w: -self.temperature / 2 * squared_distances(x, w)
         return Nearest(prototypes=w, similarity=similarity, details={'losses': losses})
 
 
@@ -70,16 +71,16 @@ class TIMADM(FeatureMethod):
         "Equations (5) and (6): Q, then w"
         assert query is not None
         a, b, c = self.weights
-        s, r = a / (1 + c), support.shape[-2] / query.shape[-2]
-        logits = lambda x, w: -self.temperature / 2 * squared_distances(x, w)
+        s, r, labelled = a / (1 + c), support.shape[-2] / query.shape[-2], member.mT @ support
         w, Q = means(support, member), torch.zeros(())
+        near_support, near_query = HalfSquareTo(support, w), HalfSquareTo(query, w)
         for _ in range(self.steps):
-            P, P_support = logits(query, w).softmax(-1), logits(support, w).softmax(-1)
+            P_support, P = (softmax(self.temperature * o.scores(w)) for o in (near_support, near_query))
             Q = P**(1 + c)
             Q = Q / Q.sum(-2, keepdim=True)**(b / (b + 1))
             Q = Q / Q.sum(-1, keepdim=True)
-            pull = lambda P, x, w: P.sum(-2)[..., None] * w - P.mT @ x  # Σ P (w − x)
-            total = (s * (member.mT @ support + pull(P_support, support, w)) + r * (Q.mT @ query + pull(P, query, w)))
+            # ΣP(w − x) is what moves w back where answers and labels agree
+            total = s * (labelled - near_support.back(P_support)) + r * (Q.mT @ query - near_query.back(P))
             new = total / (s * member.sum(-2) + r * Q.sum(-2))[..., None]
             w = w + self.alpha * (new - w)
-        return Answers(scores=logits(query, w), details={'prototypes': w, 'assignments': Q})
+        return Answers(scores=self.temperature * near_query.scores(w), details={'prototypes': w, 'assignments': Q})
