@@ -135,7 +135,7 @@ class HalfSquareTo:
 
 
 class DistanceTo:
-    "Negative distances, from those to the start on: where a prototype starts as a sample the distance is 0, and so is its gradient"
+    "Negative distances, told from those to the start: a prototype that starts as a sample has distance and gradient 0 there"
     def __init__(self, x: Tensor, start: Tensor):
         self.x, self.start, self.squares = x, start, distances(x, start).square()
 
