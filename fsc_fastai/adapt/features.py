@@ -194,7 +194,8 @@ class FeatureMethod(Adaptation):
         "Scores `(n_episodes, n_query, n_way)`; a CPU takes as many episodes at once as its cache holds, for which it is fastest"
         n, d = support.shape[-2] + query.shape[-2], support.shape[-1]
         at_once = max(1, IN_CACHE // (self.numbers(n, d) * support.element_size())) if support.is_cpu else len(support)
-        return torch.cat([self.fit(s, support_y, q)(q) for s, q in zip(support.split(at_once), query.split(at_once), strict=True)])
+        parts = zip(support.split(at_once), query.split(at_once), strict=True)
+        return torch.cat([self.fit(s, support_y, q)(q) for s, q in parts])
 
     def _treatment(self, support: Tensor) -> Callable[[Tensor], Tensor]:
         centre = support.mean(-2, keepdim=True) if self.centre is None else self.centre.to(support)
