@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from .sampler import check_whole
 
-__all__ = ['Size', 'as_size', 'sides', 'with_margin', 'size_text']
+__all__ = ['Size', 'Box', 'as_size', 'sides', 'with_margin', 'size_text', 'resized_box']
 
 Size = int | tuple[int, int]
 "The side of a square, or (height, width) of what is none"
@@ -50,3 +50,24 @@ def size_text(
     '32×48 px'
     """
     return '×'.join(map(str, sides(size))) + ' px'
+
+
+Box = tuple[float, float, float, float]
+"(left, top, right, bottom) in pixels"
+
+
+def resized_box(
+    image: tuple[int, int], # (width, height) of the image
+    resize: tuple[int, int], # (width, height) that it was brought to
+    method: str, # How, by fastai's name: 'squish', 'crop' or 'pad'
+    size: Size, # What was cut out of its middle
+) -> Box:
+    """The part of an image that is left of it when it was resized and its middle cut out, in pixels of the image.
+
+    >>> resized_box((200, 100), (50, 50), 'crop', 40)  # of a square of 100 px in the middle, the middle four fifths
+    (60.0, 10.0, 140.0, 90.0)
+    """
+    ratios = [a / b for a, b in zip(image, resize, strict=True)]
+    if method != 'squish': ratios = [max(ratios) if method == 'pad' else min(ratios)] * 2
+    (width, height), half = image, [ratio * side / 2 for ratio, side in zip(ratios, sides(size)[::-1], strict=True)]
+    return width / 2 - half[0], height / 2 - half[1], width / 2 + half[0], height / 2 + half[1]

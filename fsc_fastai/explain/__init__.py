@@ -6,12 +6,13 @@ from .explainer import Explainer
 from .heatmaps import plot_heatmaps, plot_support_heatmaps, to_heatmaps
 from .lrp import LRP
 from .ops import register_op
+from .pair import PairExplanation, explain_pair
 from .rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 from .to_pixels import attention_maps, explain_images
 from .weights import relevance_start, relevance_weights
 
 __all__ = [
     'GradientXInput', 'IntegratedGradients', 'Explainer', 'Composite', 'paper_composite', 'leak_report', 'plot_heatmaps',
-    'plot_support_heatmaps', 'to_heatmaps', 'attention_maps', 'explain_images', 'LRP', 'register_op', 'AlphaBeta',
-    'Epsilon', 'Flat', 'Gamma', 'WSquare', 'ZBox', 'ZPlus', 'relevance_start', 'relevance_weights',
+    'plot_support_heatmaps', 'to_heatmaps', 'attention_maps', 'explain_images', 'PairExplanation', 'explain_pair', 'LRP',
+    'register_op', 'AlphaBeta', 'Epsilon', 'Flat', 'Gamma', 'WSquare', 'ZBox', 'ZPlus', 'relevance_start', 'relevance_weights',
 ]

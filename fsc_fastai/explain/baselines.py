@@ -70,6 +70,10 @@ class GradientXInput(Explainer):
         "R_c of every score `(n_query, n_way)`, in the same shape"
         return relevance_start(scores, self.eps)
 
+    def start_of_output(self, out: Tensor) -> Tensor:
+        "1: its gradient is the flow"
+        return torch.ones_like(out)
+
     def trace(self,
         net: Callable[..., Tensor], # A module, or any function of tensors
         *inputs: Tensor, # What relevance is wanted of

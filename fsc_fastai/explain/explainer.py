@@ -17,12 +17,13 @@ class Explainer(ABC):
 
     Guided training and `explain` take any callable: `explainer(model, f_p)` returns the relevance of the processed features for
     the scores of all classes, a tensor in the shape of `f_p`'s features, detached, and leaves the model as it was. To go on from
-    the features to the pixels, an explainer says four things more (another callable lets `LRP()` go on):
+    the features to the pixels, an explainer says five things more (another callable lets `LRP()` go on):
 
     | attribute | what it is | `LRP` | gradients |
     |---|---|---|---|
     | `trace(net, *inputs, model=, deep=)` | runs `net` to a `Traced`, which sends a start back to the inputs | rules | ∂ |
     | `start_of(scores)` | what starts at the scores `(n_query, n_way)`, in their shape | equation (2) | equation (2) |
+    | `start_of_output(out)` | what starts at any output that is explained as it is, in its shape | `out` | 1 |
     | `finish(x, flow)` | relevance of `x` from what arrived there, `(..., *x.shape)` | `flow` | `x * flow` |
     | `fractions` | parts of the input at which flows are taken, whose mean arrives | `(1.,)` | `(1.,)`, or several |
     """
@@ -47,6 +48,10 @@ class Explainer(ABC):
     @abstractmethod
     def start_of(self, scores: Tensor) -> Tensor:
         "The relevance that starts at the scores `(n_query, n_way)`, in the same shape"
+
+    def start_of_output(self, out: Tensor) -> Tensor:
+        "What starts at an output that is explained as it is, in the same shape: the output itself"
+        return out.detach()
 
     def finish(self, x: Tensor, flow: Tensor) -> Tensor:
         "Relevance of `x` from what arrived there: nothing is left to do"

@@ -14,7 +14,7 @@ from .engine import Traced, undisturbed
 from .explainer import Explainer
 from .lrp import LRP, checked_relevance, features_of
 
-__all__ = ['ImageRelevance', 'explain_images', 'attention_maps', 'attention_of']
+__all__ = ['ImageRelevance', 'explain_images', 'attention_maps', 'attention_of', 'encoded', 'through_encoder']
 
 
 class ImageRelevance(NamedTuple):
@@ -46,7 +46,7 @@ def explain_images(
     rules = explainer if isinstance(explainer, Explainer) else LRP()
     images = plain(support_x).detach(), plain(query_x).detach()
     with undisturbed(query_x.device, model), torch.no_grad():
-        f_p = model.process(_encode(model, images[0], chunk), support_y, _encode(model, images[1], chunk))
+        f_p = model.process(encoded(model, images[0], chunk), support_y, encoded(model, images[1], chunk))
         scores = finite_scores(model.classify(f_p).detach(), 'these images')
     parts = [_to_pixels(model, [f * x for x in images], support_y, explainer, rules, scores, support, chunk)
              for f in rules.fractions]
@@ -57,7 +57,12 @@ def explain_images(
     return ImageRelevance(pixels(1).transpose(0, 1), pixels(0).unflatten(0, scores.shape) if support else None, scores)
 
 
-def _encode(model: Any, x: Tensor, chunk: int) -> Tensor:
+def encoded(
+    model: Any, # A few-shot model
+    x: Tensor, # Images `(n, channels, height, width)`
+    chunk: int, # So many at once
+) -> Tensor:
+    "Feature maps `(n, C, H, W)`"
     return torch.cat([model.encode(part) for part in x.split(chunk)])
 
 
@@ -65,15 +70,15 @@ def _to_pixels(
     model: Any, images: list[Tensor], support_y: Tensor, explainer: Any, rules: Any, scores: Tensor, support: bool, chunk: int,
 ) -> list[Tensor]:
     "What arrives at support images `(n_query·n_way, n_support, ...)` and at query images `(n_way, n_query, ...)`"
-    with undisturbed(scores.device, model), torch.no_grad(): f_support, f_query = (_encode(model, x, chunk) for x in images)
+    with undisturbed(scores.device, model), torch.no_grad(): f_support, f_query = (encoded(model, x, chunk) for x in images)
     run, start = _classifier(model, f_support, support_y, f_query, explainer, rules, scores)
     to_support, to_query = [], []
     for q in range(scores.shape[0]):
         R_support, R_query = run.relevance(start(q), keep=True)
         to_query.append(R_query[:, q])
         if support: to_support.append(R_support)
-    query = _through_encoder(model, images[1], torch.stack(to_query, 1), rules, chunk)
-    return [_through_encoder(model, images[0], torch.cat(to_support), rules, chunk) if support else query[:0], query]
+    query = through_encoder(model, images[1], torch.stack(to_query, 1), rules, chunk)
+    return [through_encoder(model, images[0], torch.cat(to_support), rules, chunk) if support else query[:0], query]
 
 
 def _classifier(
@@ -104,8 +109,14 @@ def _only(R: Tensor, q: int, n_query: int, dim: int) -> Tensor:
     return full
 
 
-def _through_encoder(model: Any, x: Tensor, flow: Tensor, rules: Any, chunk: int) -> Tensor:
-    "What arrives at the images, from what arrived at their maps `(n_starts, n_images, C, H, W)`, a few maps at a time"
+def through_encoder(
+    model: Any, # A few-shot model
+    x: Tensor, # Images `(n_images, channels, height, width)`
+    flow: Tensor, # What arrived at their maps `(n_starts, n_images, C, H, W)`
+    rules: Explainer, # By which it goes on
+    chunk: int, # Maps that pass back at once
+) -> Tensor:
+    "What arrives at the images `(n_starts, n_images, channels, height, width)`"
     of_images = []
     n_images = max(1, chunk // flow.shape[0])
     for part, R in zip(x.split(n_images), flow.split(n_images, 1), strict=True):

@@ -1,14 +1,12 @@
 "The results of `learn.evaluate` for people: a table for the terminal, a figure, a picture file"
 from __future__ import annotations
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from ..data.sampler import Count, as_range, count_text
-from ..drawing import no_math
+from ..drawing import no_math, save_figure
 
 __all__ = ['format_table', 'plot_results', 'save_figure']
 
@@ -49,12 +47,3 @@ def plot_results(
     ax.set_title(f'{count_text(first.way.iloc[0])}-way {count_text(first["shot"].iloc[0])}-shot, {first.protocol.iloc[0]}')
     ax.legend()
     return ax
-
-
-def save_figure(
-    path: Path, # The ending says the format: png, pdf, svg, …
-) -> None:
-    "Write the current figure of matplotlib and close it"
-    figure = plt.gcf()
-    figure.savefig(path, dpi=110, bbox_inches='tight')
-    plt.close(figure)

@@ -99,6 +99,13 @@ class FewShotModel(nn.Module):
         "Attention of the queries, and of the classes, both `(n_query, n_way, H, W)`; None for a method without"
         return None
 
+    def compared_vectors(self, f_support: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Vectors of one support image and one query, whose product is their similarity; None where the score is no product.
+
+        Maps are `(1, C, H, W)`, vectors `(1, d)`. The score rises with the product, whatever else it takes in.
+        """
+        return None
+
     def default_loss(self) -> nn.Module:
         "The loss that the method is published with, of `training_output` in training and of scores in evaluation"
         return EpisodeCrossEntropy()

@@ -114,6 +114,11 @@ class CrossAttentionNet(FewShotModel):
         "Scaled cosine of the spatial means `(n_query, n_way)`"
         return self.scale * cosine(f_p.query.mean((-2, -1)), f_p.support.mean((-2, -1)))
 
+    def compared_vectors(self, f_support: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor]:
+        "The means of both maps after they attended to one another, at length 1"
+        f_p = self.process(f_support, torch.zeros(1, dtype=torch.long, device=f_support.device), f_query)
+        return unit(f_p.support[0].mean((-2, -1))), unit(f_p.query[0].mean((-2, -1)))
+
     def training_output(self, f_p: Attended) -> Tensor | tuple[Tensor, Tensor]:
         "Scores at every position `(n_query, n_way, H, W)`, and with a classifier the global `(n_query, n_way, n_classes, H, W)`"
         with full_precision(f_p.query):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encode.encoder import Encoder
-from ..tensors import Pool, cosine, full_precision, pool_vectors, vector_size
+from ..tensors import Pool, cosine, full_precision, pool_vectors, unit, vector_size
 from .base import FewShotModel, one_hot
 from .pairs import LabelledPairs
 from .registry import register_method
@@ -75,3 +75,8 @@ class MatchingNet(FewShotModel):
         "Log-probabilities `(n_query, n_way)`"
         attention = F.log_softmax(self.scale * cosine(f_p.query, f_p.support), 1)
         return (attention[:, :, None] + f_p.labels.log()).logsumexp(1)
+
+    def compared_vectors(self, f_support: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor] | None:
+        "The pooled maps at length 1; None with full context, where vectors depend on the whole support set"
+        if self.context is not None: return None
+        return unit(pool_vectors(f_support, self.pool)), unit(pool_vectors(f_query, self.pool))

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from ..encode.encoder import Encoder
-from ..tensors import Pool, cosine, full_precision, pool_vectors, single, vector_size
+from ..tensors import Pool, cosine, full_precision, pool_vectors, single, unit, vector_size
 from .base import FewShotModel, class_means
 from .pairs import Pairs, pair_parts
 from .registry import register_method
@@ -47,3 +47,8 @@ class ProtoNet(FewShotModel):
             similarity = cosine(query, support)
             return self.scale * (similarity + self.bias if self.bias else similarity)
         with full_precision(query): return -(single(query) - single(support)).square().sum(-1)
+
+    def compared_vectors(self, f_support: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor]:
+        "The pooled maps: at length 1 for a cosine; as they are for −‖u − v‖² = 2u·v − ‖u‖² − ‖v‖²"
+        support, query = pool_vectors(f_support, self.pool), pool_vectors(f_query, self.pool)
+        return (unit(support), unit(query)) if self.distance == 'cosine' else (single(support), single(query))

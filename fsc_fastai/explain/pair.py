@@ -1,0 +1,156 @@
+"Which part of one image meets which part of another: BiLRP of similarity scores (Eberle et al. 2020)"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..briefly import brief_repr
+from ..drawing import fitted, save_figure
+from ..tensors import plain
+from .engine import undisturbed
+from .explainer import Explainer
+from .lrp import LRP
+from .overlay import DIVERGING, colour_bar, to_image
+from .to_pixels import encoded, through_encoder
+
+__all__ = ['PairExplanation', 'explain_pair']
+
+
+@dataclass(frozen=True)
+class PairExplanation:
+    "The similarity of two images, shared among all pairs of their parts"
+    relevance: Tensor # `(grid, grid, grid, grid)`: row and column in the first image, row and column in the second
+    similarity: float # What is shared: the product of the vectors that the method compares
+    images: tuple[Tensor, Tensor] # Both images `(channels, height, width)`
+    __repr__ = brief_repr
+
+    def strongest(self,
+        n: int = 40, # How many
+    ) -> list[tuple[tuple[int, int], tuple[int, int], float]]:
+        "The pairs of cells with the largest |R|, the largest first: (row, column) in both images, and R"
+        values = self.relevance.flatten()
+        order = values.abs().argsort(descending=True)[:n]
+        cells = zip(*(i.tolist() for i in torch.unravel_index(order, self.relevance.shape)))
+        return [((a, b), (c, d), R) for (a, b, c, d), R in zip(cells, values[order].tolist()) if R]
+
+    def plot(self,
+        n: int = 40, # The strongest connections, so many, are drawn
+        names: tuple[str, str] = ('', ''), # Titles of the images
+        cmap: str = DIVERGING, # Red makes the images similar, blue dissimilar; 'PuOr_r' for the colour-blind
+        size: float = 3., # Inches of a picture
+        save: str | Path | None = None, # File to write; the ending says the format: svg, pdf, png, …
+    ) -> Figure:
+        "Both images, and lines between the parts that meet: the wider and the more opaque, the more relevant"
+        shown = [to_image(x) for x in self.images]
+        fig, axes = plt.subplots(1, 2, figsize=(2.2 * size + .8, size * 1.2), layout='constrained')
+        for ax, image, name in zip(axes, shown, names):
+            ax.imshow(image)
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(fitted(name, size, 10), fontsize=10)
+        colour_bar(fig, cmap, 'differ', 'alike')
+        grid = self.relevance.shape[0]
+        found = self.strongest(n)[::-1] # the strongest is drawn last, on top
+        top = max((abs(R) for *_, R in found), default=1.)
+        fig.canvas.draw() # places both axes, whose coordinates the lines join
+        fig.set_layout_engine('none')
+        to_figure = fig.transFigure.inverted()
+        place = lambda i, cell: to_figure.transform(axes[i].transData.transform(_centre(cell, shown[i].shape, grid)))
+        lines = [[place(0, a), place(1, b)] for a, b, _ in found]
+        strength = np.array([abs(R) / top for *_, R in found])
+        drawn = LineCollection(lines, array=np.array([R / top for *_, R in found]), cmap=cmap, alpha=strength, clim=(-1, 1),
+                               linewidths=.5 + 2.5 * strength, transform=fig.transFigure, capstyle='round')
+        fig.add_artist(drawn)
+        if save is not None: save_figure(save, fig, dpi=200)
+        return fig
+
+
+def _centre(cell: tuple[int, int], shape: tuple[int, ...], grid: int) -> tuple[float, float]:
+    "x and y of the middle of a cell, in pixels"
+    (row, column), (height, width) = cell, shape[:2]
+    return (column + .5) * width / grid - .5, (row + .5) * height / grid - .5
+
+
+def explain_pair(
+    model: Any, # A few-shot model that compares by a product: ProtoNet, MatchingNet or CrossAttentionNet
+    a: Tensor, # One image `(3, height, width)`, as the encoder takes it
+    b: Tensor, # Another one, of the same size
+    explainer: Explainer | None = None, # `LRP()` (default), or gradients: then products of two gradients × input
+    grid: int = 8, # Relevance is summed over so many rows and columns of each image
+    n_components: int | None = 64, # Random directions of the features that are passed back; None: every feature, exact
+    centre: Tensor | None = None, # Vector `(C,)` that is taken off both vectors, such as the mean of the prototypes
+    seed: int = 0, # Of the random directions
+    chunk: int = 64, # Maps that pass back through the encoder at once
+) -> PairExplanation:
+    """R(p, p') = Σ_k LRP_k(a)_p · LRP_k(b)_p' (Eberle et al. 2020), summed over the cells of a grid.
+
+    The similarity is the product Σ_k u_k(a) u_k(b) of the vectors that the method compares: unit vectors for a cosine (ProtoNet,
+    MatchingNet; CrossAttentionNet after both have attended to each other, attention being a constant). A euclidean distance is
+    −‖u − v‖² = 2u·v − ‖u‖² − ‖v‖², of which both images share only the product, here without its factor 2: with `centre` that
+    of u − centre and v − centre, which tells classes apart where all vectors are alike. A feature that is 0 all over an image
+    lies below the centre nowhere in particular: that part has no place, and is left out.
+
+    Exact relevance passes every feature back through both sides: as many passes as features. `n_components` random orthogonal
+    directions instead cost as many passes as there are of them, and give R in expectation, since relevance is linear in where it
+    starts; the error falls with their number, and is 0 for as many as there are features. Raises `TypeError` for a method that
+    compares otherwise, `ValueError` in training mode, for images of two sizes, and for numbers below 1.
+    """
+    if model.training: raise ValueError('explain_pair in training mode, where batch norm mixes the images: call model.eval()')
+    if a.ndim != 3 or a.shape != b.shape:
+        raise ValueError(f'explain_pair takes two images (channels, height, width) of one size, found {tuple(a.shape)} and '
+                         f'{tuple(b.shape)}')
+    if not 1 <= grid <= min(a.shape[1:]): raise ValueError(f'grid={grid}: from 1 to the {min(a.shape[1:])} pixels of the images')
+    if n_components is not None and n_components < 1: raise ValueError(f'n_components={n_components}: at least 1, or None')
+    rules = LRP() if explainer is None else explainer
+    images = torch.stack([plain(a), plain(b)]).detach()
+    with undisturbed(images.device, model), torch.no_grad():
+        vectors = _compared(model, encoded(model, images, chunk))
+        if centre is not None: vectors = vectors - centre.to(vectors)
+        W = directions(vectors.shape[1], n_components, seed).to(vectors)
+    flows = [_flows(model, f * images, rules, vectors, W, chunk) for f in rules.fractions]
+    R = rules.finish(images, torch.stack(flows).mean(0)).sum(2) # (n_directions, 2, height, width)
+    rows, columns = (_cells(n, grid).to(R) for n in images.shape[2:])
+    of_a, of_b = torch.einsum('knhw,gh,fw->nkgf', R, rows, columns)
+    return PairExplanation(torch.einsum('kgf,kde->gfde', of_a, of_b), float(vectors[0] @ vectors[1]), (images[0], images[1]))
+
+
+def _compared(model: Any, f: Tensor) -> Tensor:
+    "The vectors of two feature maps `(2, C, H, W)` that the method compares, `(2, d)`"
+    found = model.compared_vectors(f[:1], f[1:])
+    if found is None:
+        raise TypeError('explain_pair needs a score that is a product of two vectors, one of each image, as of ProtoNet, '
+                        f'CrossAttentionNet and MatchingNet without full context; {type(model).__name__} compares otherwise: '
+                        'use explain(…, explain_support=True)')
+    return torch.cat(found)
+
+
+def _flows(model: Any, images: Tensor, rules: Explainer, vectors: Tensor, W: Tensor, chunk: int) -> Tensor:
+    "What arrives at both images `(n_directions, 2, channels, height, width)`"
+    with undisturbed(images.device, model), torch.no_grad(): f = encoded(model, images, chunk)
+    run = rules.trace(lambda f: _compared(model, f), f, model=model, deep=True)
+    start = W[:, None] * rules.start_of_output(vectors)
+    flow = torch.cat([run.relevance(s, keep=True)[0] for s in start.split(chunk)])
+    return through_encoder(model, images, flow, rules, chunk)
+
+
+def directions(
+    size: int, # Of the vectors
+    n: int | None, # How many; None: each feature is one
+    seed: int = 0, # Of the random numbers
+) -> Tensor:
+    "W `(n, size)` with E[WᵀW] = 1: orthogonal directions, whose span is random; for as many as features WᵀW = 1"
+    if n is None or n >= size: return torch.eye(size)
+    random = torch.randn(size, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.linalg.qr(random).Q.T.float() * (size / n)**.5
+
+
+def _cells(n: int, grid: int) -> Tensor:
+    "Which of n pixels in a row are in which cell, `(grid, n)`"
+    return (torch.arange(n) * grid // n == torch.arange(grid)[:, None]).float()
