@@ -21,8 +21,8 @@ import fsc_fastai
 PACKAGE = Path(fsc_fastai.__file__).parent
 MODULES = sorted('.'.join(p.relative_to(PACKAGE.parent).with_suffix('').parts) for p in PACKAGE.rglob('*.py'))
 # Rooms in the order in which they may import: each only from those before it
-ROOMS = ('tensors', 'as_built', 'files', 'extras', 'briefly', 'nearest', 'drawing', 'kernels', 'data', 'encode', 'methods',
-         'explain', 'adapt', 'callback', 'learner', 'deploy', 'reproduce', 'commands', 'all')
+ROOMS = ('tensors', 'as_built', 'files', 'extras', 'bars', 'briefly', 'nearest', 'drawing', 'kernels', 'data', 'encode',
+         'methods', 'explain', 'adapt', 'callback', 'learner', 'deploy', 'reproduce', 'commands', 'all')
 
 
 def test_version_is_that_of_settings():
@@ -89,6 +89,14 @@ def test_no_two_files_import_each_other():
     edges = {m: {o for o in _imports(m) if o in MODULES} for m in MODULES if not m.endswith('__init__')}
     try: TopologicalSorter(edges).prepare()
     except CycleError as e: pytest.fail(' → '.join(e.args[1]))
+
+
+@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_the_library_logs_and_the_commands_print(path):
+    "`plain_rows` is a way to print"
+    calls = {getattr(o.func, 'id', '') for o in ast.walk(ast.parse(path.read_text())) if isinstance(o, ast.Call)}
+    place = path.relative_to(PACKAGE).as_posix()
+    assert 'print' not in calls or place.startswith('commands/') or place == 'learner/progress.py'
 
 
 def test_all_replaces_nothing_of_fastai():

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import warnings
@@ -23,6 +24,8 @@ from ..files import atomic_write, broken, check_made
 from .order import RESUME
 
 __all__ = ['ResumeFit', 'callbacks_with_state', 'rng_state', 'set_rng_state']
+
+log = logging.getLogger(__name__)
 
 
 # fastai's optimizer keeps its hyper-parameters in these; nothing else than plain types and tensors is read
@@ -125,7 +128,7 @@ class ResumeFit(Callback):
         if len(state['fits']) == len(self.past) + 1: self._load(state)
         else: self._skip(there)
         if self.start == self.n_epoch and rank_distrib() == 0:
-            print(f'{self.file} has all {self.n_epoch} epochs of fit {len(self.past) + 1}: nothing is left to train')
+            log.warning(f'{self.file} has all {self.n_epoch} epochs of fit {len(self.past) + 1}: nothing is left to train')
 
     def before_epoch(self):
         if self.epoch < self.start: raise CancelEpochException

@@ -1,10 +1,12 @@
 "What the commands share: errors as one line, text that leaves the terminal alone, learners and classifiers from files"
 from __future__ import annotations
 
+import logging
 import sys
 import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,7 +20,8 @@ from ..deploy import FewShotClassifier, learner_from_bundle
 from ..deploy.hub import HUB
 from ..learner.core import FSCLearner
 
-__all__ = ['plain_errors', 'printable', 'printable_lines', 'is_bundle', 'chosen_device', 'learner_from', 'load_classifier']
+__all__ = ['plain_errors', 'told', 'printable', 'printable_lines', 'is_bundle', 'chosen_device', 'learner_from',
+           'load_classifier']
 
 STEERING = {'LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI'} # Turn the direction of what follows
 
@@ -44,6 +47,19 @@ def plain_errors(
     "Run `f` and return its result; what the user can mend is a line on the terminal, not a traceback"
     try: return f()
     except (ValueError, TypeError, OSError) as e: raise CliError(printable_lines(f'{type(e).__name__}: {e}')) from e
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    "Inside, what the library logs of its progress is a line on the terminal"
+    log, handler = logging.getLogger('fsc_fastai'), logging.StreamHandler(sys.stdout)
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try: yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def is_bundle(

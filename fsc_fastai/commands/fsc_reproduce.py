@@ -7,7 +7,7 @@ from fastcore.script import call_parse
 from ..reproduce.cells import METHODS, PRESETS
 from ..reproduce.table import run_table
 from ..reproduce.table_data import folder_data
-from .common import plain_errors
+from .common import plain_errors, told
 
 __all__ = ['fsc_reproduce']
 
@@ -41,7 +41,8 @@ def fsc_reproduce(
         if data: command += f' --data {data.name} --seen {seen}' + (f' --domains {domains}' if named else '')
         if methods != ','.join(METHODS): command += f' --methods {methods}'
         source = folder_data(data, seen, named or known, PRESETS[preset].left_out) if data else None
-        report = run_table(table, PRESETS[preset], source, out, seeds, [int(shot) for shot in shots.split(',')], command,
-                           methods.split(','), train=not finished)
+        with told():
+            report = run_table(table, PRESETS[preset], source, out, seeds, [int(shot) for shot in shots.split(',')], command,
+                               methods.split(','), train=not finished)
         print(f'wrote {report}')
     plain_errors(reproduce)

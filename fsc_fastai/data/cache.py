@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 import os
 import shutil
@@ -11,18 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from fastcore.basics import chunked, defaults
-from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
 from torch import Tensor
 
+from ..bars import Bar
 from ..files import atomic_write
 
 __all__ = ['ImageCache', 'CacheChoice']
+
+log = logging.getLogger(__name__)
 
 GB = 1024**3
 CacheChoice = bool | float | str | os.PathLike | None
@@ -131,8 +133,8 @@ class ImageCache:
     def _tell(self, image: Tensor, where: str) -> None:
         "Say what is about to be taken, where it is much"
         if (size := self.n * image.nbytes / GB) >= self.tell_gb:
-            print(f'{self.n} decoded images of {"×".join(map(str, image.shape))} take up to {size:.1f} GB {where} '
-                  '(cache=False decodes them anew for every episode)')
+            log.warning(f'{self.n} decoded images of {"×".join(map(str, image.shape))} take up to {size:.1f} GB {where} '
+                        '(cache=False decodes them anew for every episode)')
 
     def _warn_too_large(self, image: Tensor, have: str, remedy: str) -> None:
         shape, size = '×'.join(map(str, image.shape)), self.n * image.nbytes
@@ -207,13 +209,9 @@ class ImageCache:
 
     def _decoded(self, idxs: Sequence[int], load: Load, shape: torch.Size, comment: str = '') -> Iterator[Tensor]:
         "The images at `idxs`, decoded in threads; with a comment under a progress bar that says how much they take"
-        bar: Any = idxs
-        if comment:
-            bar = progress_bar(idxs, leave=False)
-            bar.comment = comment
         with ThreadPoolExecutor(min(8, defaults.cpus)) as pool:
             images = chain.from_iterable(pool.map(load, few) for few in chunked(idxs, 256))  # no more wait to be taken
-            for i, image in zip(bar, images, strict=True):
+            for i, image in Bar(len(idxs), bool(comment), comment).through(zip(idxs, images, strict=True)):
                 if image.shape != shape:
                     raise ValueError(f'image {i} has the shape {tuple(image.shape)}, the others {tuple(shape)}: '
                                      'item_tfms must bring all to one size')

@@ -4,17 +4,17 @@ from __future__ import annotations
 import json
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 from fastai.data.external import fastai_path
-from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
 from PIL import Image, ImageOps
 
+from ..bars import Bar
 from ..files import atomic_write
 from ..nearest import unknown
 from .glyph_fonts import SUPERSAMPLE, fonts_with, glyph_shape, pose
@@ -117,20 +117,13 @@ def _checked_classes(domain: str, n_classes: int | None, n_images: int, size: in
     return n_classes
 
 
-def _with_bar(classes: Iterable, n_classes: int, domain: str) -> Iterable:
-    "The classes under fastai's progress bar"
-    bar = progress_bar(classes, total=n_classes, leave=False)
-    bar.comment = f'rendering {domain}'
-    return bar
-
-
 def _write_domain(
     folder: Path, domain: str, n_classes: int, n_images: int, size: int, seed: int, progress: bool,
 ) -> None:
     "Write all image files of a domain, and last the stamp that says what they are"
     classes = _handwritten_digits(n_classes, n_images, size, seed) if domain == 'digits' else \
         _rendered_classes(domain, n_classes, n_images, size, seed)
-    for name, images in _with_bar(classes, n_classes, domain) if progress else classes:
+    for name, images in Bar(n_classes, progress, f'rendering {domain}').through(classes):
         (folder/name).mkdir(parents=True)
         for k, image in enumerate(images): image.save(folder/name/f'{k:04}.png', compress_level=1)
     (folder/STAMP).write_text(json.dumps(dict(

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
@@ -10,10 +10,10 @@ from time import monotonic
 from typing import Any
 
 import torch
-from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 from ..adapt.base import Adaptation, as_adaptation
+from ..bars import Bar
 from ..data.episode import EpisodeLabel
 from ..data.episode_loader import EpisodicDL
 from ..data.sampler import EpisodeSampler
@@ -89,11 +89,11 @@ def _each(
     learn: FSCLearner, # Its model is in eval mode, and stays as it is
     dl: EpisodicDL, # Of the domain
     sampler: EpisodeSampler, # Draws the episodes
-    episodes: range, # Of them
+    episodes: Iterable[int], # Of them
     adapt: Adaptation, # On images
 ) -> Iterator[Tensor]:
     "The accuracy of each episode, after the model was adapted to its support; labels of queries come into play only then"
-    for k in progress_bar(episodes, leave=False) if hasattr(learn, 'progress') else episodes:
+    for k in episodes:
         support_x, support_y, query_x, query_y = _episode_images(dl, sampler, k)
         adapted = adapt(learn.model, support_x, support_y, query_x if adapt.transductive else None)
         with torch.no_grad(): yield episode_accuracy(adapted(support_x, support_y, query_x), query_y)
@@ -107,14 +107,17 @@ def adapted_accuracies(
     adapt: Adaptation, # On images
     known: list[float], # Accuracies of the first of them, which are not computed again; grows, unless there are several ranks
     kept: KeptEpisodes, # Where `known` is from
+    bar: Bar, # Which `n_episodes` steps are of
 ) -> list[float]:
     "The accuracy of every episode; ranks share them out"
     share = share_of(learn)
     if share[1] > 1:
-        found = list(_each(learn, dl, sampler, range(n_episodes)[own_part(n_episodes, share)], adapt))
+        own = bar.through(range(n_episodes)[own_part(n_episodes, share)], each=share[1], worth=n_episodes)
+        found = list(_each(learn, dl, sampler, own, adapt))
         return joined(torch.stack(found) if found else torch.zeros(0, device=learn.dls.device), share).tolist()
     try:
-        for accuracy in _each(learn, dl, sampler, range(len(known), n_episodes), adapt):
+        left = bar.through(range(len(known), n_episodes), worth=n_episodes)
+        for accuracy in _each(learn, dl, sampler, left, adapt):
             known.append(float(accuracy))
             kept.write(now=False)
     finally: kept.write()

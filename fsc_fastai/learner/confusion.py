@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
+from ..bars import Bar
 from ..methods.finite import REMEDY
 from ..tensors import evaluating
 from .core import FSCLearner
@@ -42,8 +43,9 @@ def confusion(
     finite = 1
     with evaluating(self.model):
         (_, dl, sampler), = tested_domains(self, named, n_episodes, n_way, n_shot, n_query, seed)
-        tested = episode_scores(self.model, encode_domain(self, dl), sampler, n_episodes, share=share_of(self))
-        for episode, scores, y in tested:
+        bar = Bar(len(dl.items) + n_episodes, hasattr(self, 'progress'), name)
+        tested = episode_scores(self.model, encode_domain(self, dl, bar), sampler, n_episodes, share=share_of(self))
+        for episode, scores, y in bar.through(tested, each=share_of(self)[1], worth=n_episodes):
             classes = np.array(episode.classes)
             np.add.at(taken, (classes[y.cpu()], classes[scores.argmax(1).cpu()]), 1)
             offered[np.ix_(classes, classes)] += len(episode.query) // len(classes)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..adapt.base import Adaptation
 from ..adapt.transduction import CANDIDATES
+from ..bars import Bar
 from ..data.manifest import images_hash
 from ..data.sampler import Count, EpisodeSampler, count_text
 from ..methods.finite import REMEDY
@@ -43,10 +44,12 @@ PROTOCOLS = {p.name: p for p in (
     Protocol('can', 2000, 15),          # Hou et al. 2019
     Protocol('bscd', 600, 15),          # Guo et al. 2020: 5, 20 and 50 shots, later work 1 and 5
 )}
-def _accuracies(learn: FSCLearner, model: Any, features: Tensor, sampler: EpisodeSampler, n_episodes: int, **kwargs) -> list:
+def _accuracies(
+    learn: FSCLearner, model: Any, features: Tensor, sampler: EpisodeSampler, n_episodes: int, bar: Bar, **kwargs,
+) -> list:
     "Of every episode, as numbers; ranks share them out"
     tested = episode_scores(model, features, sampler, n_episodes, share=share_of(learn), **kwargs)
-    found = [episode_accuracy(scores, y) for _, scores, y in tested]
+    found = [episode_accuracy(scores, y) for _, scores, y in bar.through(tested, each=share_of(learn)[1], worth=n_episodes)]
     none = torch.zeros(0, device=learn.dls.device)  # a rank's share when there are fewer episodes than go together
     return joined(torch.stack(found) if found else none, share_of(learn)).tolist()
 
@@ -87,18 +90,21 @@ def evaluate(
                         if resume else {})
     episodes: dict[str, dict[str, list[float]]] = {row: {} for row in adaptations}
     hashes = {}
+    tested = tested_domains(self, domains, n_episodes, n_way, n_shot, n_query, seed)
+    on_features = any(a is None or not a.on_images for a in adaptations.values())
+    steps = sum(len(dl.items) * on_features + n_episodes * len(adaptations) for _, dl, _ in tested)
+    bar = Bar(steps, hasattr(self, 'progress'))  # which `with learn.no_bar()` takes away
     with evaluating(self.model):
-        for name, dl, sampler in tested_domains(self, domains, n_episodes, n_way, n_shot, n_query, seed):
-            hashes[name] = images_hash(dl)
-            on_features = any(a is None or not a.on_images for a in adaptations.values())
-            features = encode_domain(self, dl) if on_features else torch.empty(0)
+        for name, dl, sampler in tested:
+            bar.comment, hashes[name] = name, images_hash(dl)
+            features = encode_domain(self, dl, bar) if on_features else torch.empty(0)
             for row, a in adaptations.items():
                 if a is not None and a.on_images:
                     known = kept.of(f'{row}: {a} on {name} {hashes[name]}')
-                    found = adapted_accuracies(self, dl, sampler, n_episodes, a, known, kept)
+                    found = adapted_accuracies(self, dl, sampler, n_episodes, a, known, kept, bar)
                 else:
                     model = self.model if a is None else a(self.model)
-                    found = _accuracies(self, model, features, sampler, n_episodes, transductive=transductive,
+                    found = _accuracies(self, model, features, sampler, n_episodes, bar, transductive=transductive,
                                         candidates=candidates)
                 if bad := np.isnan(found).sum():
                     raise ValueError(f'the scores of {bad} of {n_episodes} episodes of domain {name!r} are not finite: {REMEDY}')

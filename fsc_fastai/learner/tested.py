@@ -1,12 +1,12 @@
 "The domains that a learner is tested on: their loaders, their episodes, and the feature maps of their images"
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 
+from ..bars import Bar
 from ..data.episode_loader import EpisodicDL
 from ..data.sampler import Count, EpisodeSampler, check_whole
 from .core import FSCLearner
@@ -19,14 +19,16 @@ __all__ = ['encode_domain', 'named_domains', 'tested_domains']
 def encode_domain(
     learn: FSCLearner, # Whose encoder
     dl: EpisodicDL, # Of the domain
+    bar: Bar, # Which the images are steps of
     bs: int = 64, # Images per batch
 ) -> Tensor:
     "Feature maps of every image of a domain; ranks encode whole batches each, so that they are those of one process"
     share, n = share_of(learn), len(dl.items)
-    if share[1] == 1: return encode_images(learn.model, dl.images(bs))
+    watched = partial(bar.through, each=bs * share[1], worth=n)
+    if share[1] == 1: return encode_images(learn.model, watched(dl.images(bs)))
     batches = own_part(-(-n // bs), share)
     own = dl.images(bs, idxs=range(n)[batches.start * bs:batches.stop * bs])
-    if len(own): return joined(encode_images(learn.model, own), share)
+    if len(own): return joined(encode_images(learn.model, watched(own)), share)
     return joined(encode_images(learn.model, dl.images(bs, idxs=[0]))[:0], share)  # fewer batches than ranks
 
 
@@ -48,8 +50,8 @@ def tested_domains(
     n_shot: Count | None, # Support images per class; None: as in validation
     n_query: Count, # Queries per class
     seed: int, # Of the episodes
-) -> Iterator[tuple[str, EpisodicDL, EpisodeSampler]]:
-    "Name, loader and sampler of each domain, under a progress bar unless the learner shows none"
+) -> list[tuple[str, EpisodicDL, EpisodeSampler]]:
+    "Name, loader and sampler of each domain"
     check_whole('n_episodes', n_episodes, least=1)
     n_way = learn.dls.valid.n_way if n_way is None else n_way
     n_shot = learn.dls.valid.n_shot if n_shot is None else n_shot
@@ -57,6 +59,4 @@ def tested_domains(
     for dl in named.values(): dl.check_distinct()
     samplers = [EpisodeSampler(dl.labels, n_way, n_shot, n_query, seed, dl.drop_small, dl.vocab, f'domain {name!r}')
                 for name, dl in named.items()]
-    tested = zip(named, named.values(), samplers, strict=True)
-    # `with learn.no_bar()` takes the progress callback away
-    yield from progress_bar(tested, total=len(named), leave=False) if hasattr(learn, 'progress') else tested
+    return list(zip(named, named.values(), samplers, strict=True))

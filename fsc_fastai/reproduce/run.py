@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import time
 from collections.abc import Iterable
@@ -26,6 +27,8 @@ from .table_data import Data
 from .training import train_cell, training_curves
 
 __all__ = ['result_file', 'run_cell', 'results_frame', 'statistics_frame']
+
+log = logging.getLogger(__name__)
 
 
 def result_file(
@@ -58,7 +61,7 @@ def run_cell(
                           versions=dict(fsc_fastai=__version__, commit=_commit(), torch=torch.__version__,
                                         fastai=fastai.__version__))
     with atomic_write(file) as part: part.write_text(json.dumps(result | dict(sha256=_digest(result))), encoding='utf-8')
-    print(f'{cell.key}: {_summary(result["results"])} ({time.perf_counter() - start:.0f} s)', flush=True)
+    log.info(f'{cell.key}: {_summary(result["results"])} ({time.perf_counter() - start:.0f} s)')
     return result
 
 

@@ -52,14 +52,14 @@ def same(a, b): return all(torch.equal(v, weights(b)[k]) for k, v in weights(a).
 
 
 @pytest.mark.parametrize('every', [1, 3])
-def test_a_finished_fit_is_not_repeated_and_says_so(root, capsys, every):
+def test_a_finished_fit_is_not_repeated_and_says_so(root, caplog, every):
     state = root.parent/'state.pt'
     first = learner(root, ResumeFit(state, every))
     first.fit(2)
-    assert 'nothing is left' not in capsys.readouterr().out
+    assert 'nothing is left' not in caplog.text
     again = learner(root, ResumeFit(state, every), CutOff(0, 0))
     again.fit(2)
-    assert same(first, again) and f'{state} has all 2 epochs of fit 1: nothing is left to train' in capsys.readouterr().out
+    assert same(first, again) and f'{state} has all 2 epochs of fit 1: nothing is left to train' in caplog.text
 
 
 class Steps(Callback):

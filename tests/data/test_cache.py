@@ -146,10 +146,10 @@ def test_a_full_disk_or_memory_falls_back_to_decoding(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match='GB that are free in .*decoded anew'): assert not in_folder(tmp_path).prepare(image)
 
 
-def test_much_memory_is_told_before_it_is_taken(monkeypatch, capsys):
+def test_much_memory_is_told_before_it_is_taken(monkeypatch, caplog):
     monkeypatch.setattr(ImageCache, 'tell_gb', 0)
     ImageCache(9).prepare(image)
-    assert '9 decoded images of 3×4×4 take up to 0.0 GB of memory' in capsys.readouterr().out
+    assert '9 decoded images of 3×4×4 take up to 0.0 GB of memory' in caplog.text
 
 
 def test_ranks_of_a_machine_share_the_budget(monkeypatch):

@@ -58,7 +58,7 @@ EXPECTED = {
 "Checks that fail by intent"
 
 
-@parametrize_with_checks([OfRows(ProtoNet(Pixels(), n_way=2, pool='flatten'), Preprocess(8, 8))], xfail_strict=True,
+@parametrize_with_checks([OfRows(ProtoNet(Pixels(), n_way=2, pool='flatten'), Preprocess(8, 8))],
                          expected_failed_checks=lambda _: EXPECTED)
 @pytest.mark.filterwarnings('ignore')
 def test_checks_of_scikit_learn(estimator, check): check(estimator)
