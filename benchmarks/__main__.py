@@ -23,7 +23,7 @@ CARD = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
 RECORDS = HERE.parent/'build'/('bench-gpu' if CARD else 'bench')
 RESULTS = HERE/('RESULTS-GPU.md' if CARD else 'RESULTS.md')
 NOT_BENCHMARKS = {'__init__', '__main__', 'timing', 'images', 'options'}
-OF_ANOTHER_MACHINE = {'imports', 'scaling', 'statistics'} if CARD else {'steps'}
+OF_ANOTHER_MACHINE = {'imports', 'kernels', 'scaling', 'statistics'} if CARD else {'steps'}
 VERSIONS = ('torch', 'fastai', 'timm', 'numpy', 'pillow', 'easyfsl', 'zennit', 'captum')
 
 

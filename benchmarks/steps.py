@@ -23,12 +23,12 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.lft import N_CLASSES, N_WAY, ByLearner, lft_callback
 from benchmarks.options import options
 from benchmarks.timing import note, paired
-from benchmarks.training import FUSED
 from fsc_fastai.callback.guided import LRPGuidedCallback
+from fsc_fastai.learner.fused_adam import FusedAdam
 from fsc_fastai.methods import create_fsc_model
 
 KINDS = 'plain', 'guided', 'LFT', 'LFT and guided'
-OPTIMIZERS = dict(fastai=Adam, fused=FUSED)
+OPTIMIZERS = dict(fastai=Adam, fused=FusedAdam)
 METHODS = dict(RelationNet='resnet10', CrossAttentionNet='resnet12', GNNNet='resnet10')
 STEPS, PROFILED = {84: 6, 224: 3}, 2
 

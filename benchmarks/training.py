@@ -9,10 +9,9 @@ What takes many times as long, as bfloat16 does on a CPU without instructions fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from fastai.optimizer import Adam, OptimWrapper
+from fastai.optimizer import Adam
 
 from benchmarks.explain import episode, step
 from benchmarks.images import N_WAY
@@ -20,9 +19,9 @@ from benchmarks.lft import ByLearner
 from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note, paired, report, seconds
 from fsc_fastai.encode import create_encoder
+from fsc_fastai.learner.fused_adam import FusedAdam
 from fsc_fastai.methods import RelationNet
 
-FUSED = partial(OptimWrapper, opt=partial(torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True))
 HOPELESS = 5 # Times as long as the plain step: not worth a second measurement
 
 
@@ -56,7 +55,7 @@ def steps(size: int, device: str, rounds: int) -> None:
 def optimizers(size: int, device: str, rounds: int) -> None:
     "Steps by a learner with either optimizer"
     n = 1 if device == 'cpu' else 20
-    kinds = {"fastai's Adam": Adam, "torch's AdamW, fused": FUSED}
+    kinds = {"fastai's Adam": Adam, 'FusedAdam': FusedAdam}
     report(f'{n} step(s) by a learner, RelationNet on ResNet10, {size} px, {device}', paired(
         {name: ByLearner(size, device, n, [], opt_func=opt_func) for name, opt_func in kinds.items()}, rounds,
         dict.fromkeys(kinds, n)))

@@ -36,6 +36,7 @@ from .explain import *
 from .learner.explanation import *
 from .deploy import *
 from .learner.core import *
+from .learner.fused_adam import *
 from .learner.metrics import *
 from .encode.flor import *
 from .methods import *

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -71,8 +72,10 @@ class LRP(Explainer):
         "Relevance of the processed features for the scores of every class, in the shape of `f_p`'s features; detached"
         head = head_of(model)
         if head is not None and self._fits(head):
-            # a pass on a trace runs no module, so that the buffers of a whole encoder need not be kept
-            with undisturbed(device_of(model, f_p), model if traced is None else None), torch.no_grad():
+            # without layers, or on a trace, no module runs: no buffer and no random number has to be kept
+            device = device_of(model, f_p)
+            with (undisturbed(device, model) if head.has_layers and traced is None else nullcontext(),
+                  torch.inference_mode(False), torch.autocast(device.type, enabled=False), torch.no_grad()):
                 R = head.relevance(model, f_p, *(traced or scores_and_trace(model, f_p)), self.eps)
             if R is not None: return R
         run = trace(explained_scores(model, f_p), features_of(f_p).detach(), settings=self.settings, model=model)

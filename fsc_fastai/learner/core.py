@@ -13,7 +13,6 @@ from fastai.callback import fp16, hook, progress, schedule, tracker  # noqa: F40
 from fastai.callback.core import Callback
 from fastai.data.transforms import ToTensor
 from fastai.learner import Learner, load_model, save_model
-from fastai.optimizer import Adam
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastcore.foundation import L
 from fastcore.xtras import join_path_file
@@ -28,6 +27,7 @@ from ..files import atomic_write
 from ..methods import FewShotModel, RelationNet, create_fsc_model
 from ..methods.finite import check_weights
 from ..methods.registry import get_method
+from .fused_adam import default_optimizer
 from .metrics import EpisodeAccuracy, EpisodeCI95
 from .pretrain import pretrain_encoder
 from .saved import OptimizerAndCallbacks
@@ -271,7 +271,7 @@ def fsc_learner(
     *,
     pretrained: Any = False, # Encoder weights: True for timm's or a module's own, a checkpoint, a state dict, a trained encoder
     loss_func: Callable | None = None, # Of scores `(n_query, n_way)` and labels `(n_query,)`; default: the loss of the method
-    opt_func: Callable = Adam, # Optimizer
+    opt_func: Callable | None = None, # Optimizer; None: fastai's `Adam`, on a GPU computed by torch (`FusedAdam`)
     lr: float = 1e-3, # Default learning rate
     cbs: Any = None, # Callbacks, such as `LRPGuidedCallback()`
     metrics: Any = None, # Default: accuracy and its 95 % interval
@@ -292,7 +292,8 @@ def fsc_learner(
     model = create_fsc_model(method, arch, n_way=_one_way(dls, method), n_classes=dls.n_classes, img_size=dls.img_size,
                              pretrained=weights, **settings)
     metrics = [EpisodeAccuracy(), EpisodeCI95()] if metrics is None else metrics
-    learn = FSCLearner(dls, model.to(dls.device), loss_func=loss_func or model.default_loss(), opt_func=opt_func, lr=lr,
-                       cbs=cbs, metrics=metrics, splitter=splitter, **kwargs)
+    learn = FSCLearner(dls, model.to(dls.device), loss_func=loss_func or model.default_loss(),
+                       opt_func=opt_func or default_optimizer(dls.device), lr=lr, cbs=cbs, metrics=metrics,
+                       splitter=splitter, **kwargs)
     learn.encoder_trained = pretrained is not False
     return learn

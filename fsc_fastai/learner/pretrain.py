@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data.loaders import EpisodeDataLoaders
 from ..encode.encoder import Encoder
+from .fused_adam import default_optimizer
 from .progress import plain_rows
 
 __all__ = ['ImageClassifier', 'classification_learner', 'pretrain_encoder']
@@ -44,7 +45,8 @@ def classification_learner(
     train, valid = dls.train.image_split(bs=bs, valid_pct=valid_pct)
     image_dls = DataLoaders(train, valid, path=dls.path, device=dls.device)
     kwargs = {'loss_func': CrossEntropyLossFlat(), 'metrics': accuracy} | kwargs
-    return Learner(image_dls, ImageClassifier(encoder, dls.n_classes).to(dls.device), **kwargs)
+    settings = dict(opt_func=default_optimizer(dls.device)) | kwargs
+    return Learner(image_dls, ImageClassifier(encoder, dls.n_classes).to(dls.device), **settings)
 
 
 def pretrain_encoder(

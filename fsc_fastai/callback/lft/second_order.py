@@ -29,7 +29,7 @@ def gradient(
         else: weights = [w * scale for w in weights]
     # autocast is for forward passes: each derivative keeps the precision of what it differentiates
     with full_precision(wrt[0]): found = torch.autograd.grad(loss, wrt, weights, allow_unused=True, **kwargs)
-    return list(found) if scale is None else [None if g is None else g / scale for g in found]
+    return list(found) if scale is None else _each(lambda known: torch._foreach_div(known, scale), list(found))
 
 
 def second_order_step(
@@ -58,12 +58,13 @@ def _gradient_after_step(
     next_losses: Callable[[list[Tensor]], Iterable[Tensor]], scale: Tensor | None,
 ) -> Gradients:
     "−lr·∂L'/∂w of the sum of the losses L' at the fast weights; in a function of its own, so that those are freed at its end"
+    downhill = [-lr for lr in lrs]
     with torch.no_grad():
-        moved = [w if d is None else torch.sub(w, d, alpha=lr) for w, lr, d in zip(weights, lrs, g, strict=True)]
-    fast = [w.requires_grad_() for w in moved]
+        moved = sums(list(weights), _each(torch._foreach_mul, g, downhill))
+    fast = [w.requires_grad_() for w in moved if w is not None]
     total: Gradients = [None] * len(fast)
     for next_loss in next_losses(fast): total = sums(total, gradient(next_loss, fast, scale))
-    return [None if u is None else -lr * u for u, lr in zip(total, lrs, strict=True)]
+    return _each(torch._foreach_mul, total, downhill)
 
 
 def sums(
@@ -71,7 +72,20 @@ def sums(
     b: Gradients, # Another one for each
 ) -> Gradients:
     "Their sums, where None is zero"
-    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
+    both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    found = iter(torch._foreach_add(*map(list, zip(*both, strict=True))) if both else ())
+    return [y if x is None else x if y is None else next(found) for x, y in zip(a, b, strict=True)]
+
+
+def _each(
+    f: Callable[..., Iterable[Tensor]], # Of all tensors in one call, which a GPU answers by a few kernels
+    gradients: Gradients, # Some of them None
+    *others: Sequence, # Further arguments, one for each
+) -> Gradients:
+    "`f` of those that are not None, in their places"
+    known = [row for row in zip(gradients, *others, strict=True) if row[0] is not None]
+    found = iter(f(*map(list, zip(*known, strict=True))) if known else ())
+    return [None if g is None else next(found) for g in gradients]
 
 
 def with_gradient(
@@ -94,4 +108,4 @@ class _KnownGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple:
         gradients, ctx.gradients = ctx.gradients, None  # fastai keeps the loss until the next step
-        return None, None, *(g * upstream for g in gradients)
+        return None, None, *(torch._foreach_mul(gradients, upstream) if gradients else ())
