@@ -32,6 +32,8 @@ HEAD, HEAD_OF_METHOD_TESTS = 'fsc_fastai/methods/head.py', 'tests/adapt/test_hea
 RN_HEAD, GNN_HEAD = 'fsc_fastai/adapt/relation_head.py', 'fsc_fastai/adapt/graph_head.py'
 RN_HEAD_TESTS, GNN_HEAD_TESTS = 'tests/adapt/test_relation_head.py', 'tests/adapt/test_graph_head.py'
 CALIBRATE, CALIBRATE_TESTS = 'fsc_fastai/deploy/calibrate.py', 'tests/deploy/test_calibrate.py'
+HELD_OUT, HELD_OUT_TESTS = 'fsc_fastai/deploy/held_out.py', 'tests/deploy/test_held_out.py'
+STRANGE, CONFORMAL = 'fsc_fastai/deploy/strangeness.py', 'fsc_fastai/deploy/conformal.py'
 SMALL_MAPS, SMALL_MAPS_TESTS = 'fsc_fastai/kernels/small_conv.py', 'tests/kernels/test_small_conv.py'
 NORM, NORM_TESTS = 'fsc_fastai/kernels/batch_norm.py', 'tests/kernels/test_batch_norm.py'
 STREAMS, AFA_TESTS = 'fsc_fastai/callback/parts/two_streams.py', 'tests/callback/test_afa.py'
@@ -257,12 +259,18 @@ MUTATIONS = (
     Mutation('deployed: variance as batch norm takes it', HEAD, 'correction=0)[::-1]', 'correction=1)[::-1]',
              HEAD_OF_METHOD_TESTS),
     Mutation('deployed GNN: the query has no label', GNN_HEAD, 'labels[:, -1] = 0', 'labels[:, -1] = 1', HEAD_OF_METHOD_TESTS),
-    Mutation('calibration: scores are divided', CALIBRATE, 'scores / math.exp(log_t)', 'scores * math.exp(log_t)',
+    Mutation('calibration: scores are divided', HELD_OUT, 'scores / math.exp(log_t)', 'scores * math.exp(log_t)',
              CALIBRATE_TESTS),
     Mutation('calibration: the share that passes', CALIBRATE, 'np.quantile(p_known, 1 - keep)', 'np.quantile(p_known, keep)',
              CALIBRATE_TESTS),
     Mutation('calibration: others are refused below it', CALIBRATE, '(p_other < threshold)', '(p_other >= threshold)',
              f'{CALIBRATE_TESTS}::test_what_a_threshold_does_by_hand'),
+    Mutation('one of each class in a fold', HELD_OUT, 'shots.clamp(max=FOLDS)', 'shots.clamp(max=1)', HELD_OUT_TESTS),
+    Mutation('strangeness: a mean of fewer is further off', STRANGE, '((1 + 1 / shots) / (1 + 1 / rest.sum(0)))',
+             '((1 + 1 / rest.sum(0)) / (1 + 1 / shots))', HELD_OUT_TESTS),
+    Mutation('strangeness: Student', STRANGE, 'stats.t.ppf(keep', 'stats.t.ppf(1 - keep', HELD_OUT_TESTS),
+    Mutation('sets: who fits no better', CONFORMAL, '<= query', '>= query', HELD_OUT_TESTS),
+    Mutation('sets: the proven coverage', CONFORMAL, '(k - 1) / (n + k)', '(k - 1) / (n - k)', HELD_OUT_TESTS),
     Mutation('images are normalised', 'fsc_fastai/deploy/preprocess.py', '.sub_(mean)', '.add_(mean)',
              'tests/deploy/test_set_support.py'),
     Mutation('16 bits become 8', 'fsc_fastai/data/pixels.py', '65535 if sixteen else', '255 if sixteen else',

@@ -6,9 +6,10 @@ from .calibrate import Calibration
 from .card import ModelCard
 from .checks import BundleError
 from .classifier import FewShotClassifier, NotFittedError, Prediction
+from .conformal import PredictionSet
 from .preprocess import Preprocess
 from .relevance import Explanation
 from .set_support import learner_from_bundle
 
-__all__ = ['FewShotClassifier', 'Prediction', 'NotFittedError', 'Preprocess', 'Calibration', 'Explanation', 'BundleError',
-           'ModelCard', 'learner_from_bundle']
+__all__ = ['FewShotClassifier', 'Prediction', 'NotFittedError', 'Preprocess', 'Calibration', 'Explanation', 'PredictionSet',
+           'BundleError', 'ModelCard', 'learner_from_bundle']

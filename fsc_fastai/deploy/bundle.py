@@ -49,6 +49,9 @@ class Bundle:
     reject: float | None = None # Below this probability an image is none of the classes
     temperature: float = 1. # Of the probabilities
     support: Support | None = None # The examples
+    keep: float | None = None # Share of images of the classes to answer
+    calibrated: str | None = None # By what the temperature was chosen
+    half: bool = False # Matrices in 16 bits?
 
     def write(self,
         folder: str | os.PathLike, # Made if it is not there
@@ -90,7 +93,9 @@ class Bundle:
             kept[FEATURES] = self.support.features
             if self.support.thumbnails is not None: kept[THUMBNAILS] = self.support.thumbnails
         # clones, because safetensors refuses tensors that share memory
-        return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in kept.items()}
+        return {k: self._stored(v).detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in kept.items()}
+
+    def _stored(self, x: Tensor) -> Tensor: return x.half() if self.half and _is_halved(x) else x
 
     def _values(self, digest: str) -> dict[str, Any]:
         classes = self.support.classes if self.support else []
@@ -98,7 +103,7 @@ class Bundle:
         labels = [position[o] for o in self.support.labels] if self.support else []
         return dict(format=FORMAT, libraries={name: version(name) for name in LIBRARIES}, model=self.model.config,
                     preprocess=asdict(self.preprocess), classes=classes, labels=labels, reject=self.reject,
-                    temperature=self.temperature, sha256=digest)
+                    temperature=self.temperature, keep=self.keep, calibrated=self.calibrated, half=self.half, sha256=digest)
 
     @classmethod
     def read(cls,
@@ -124,19 +129,27 @@ class Bundle:
         method, tensor_file = method_of(config, own), TensorFile(file, _tensor_name(values['sha256']))
         like, f = laid_out(config, method, arch, preprocess.shape, tensor_file)
         wanted = {MODEL + k: v for k, v in like.state_dict().items()} | _support_like(like, f, len(labels))
+        if values['half']: wanted = {k: v.half() if _is_halved(v) else v for k, v in wanted.items()}
         tensor_file.check(wanted, optional={THUMBNAILS})
         tensors = tensor_file.read(values['sha256'], wanted)
+        tensors = {k: v.float() if v.dtype == torch.half else v for k, v in tensors.items()}
         model = built_model(config, method, arch)
         model.load_state_dict({k.removeprefix(MODEL): v for k, v in tensors.items() if k.startswith(MODEL)})
         named = tuple(values['classes'][i] for i in labels)
         support = Support(tensors[FEATURES], named, tensors.get(THUMBNAILS)) if named else None
-        return cls(model.eval(), preprocess, values['reject'], values['temperature'], support)
+        said = {k: values[k] for k in ('reject', 'temperature', 'keep', 'calibrated', 'half')}
+        return cls(model.eval(), preprocess, support=support, **said)
 
 
 def _tensor_name(digest: str) -> str:
     name = f'tensors-{digest}.safetensors'
     if not TENSORS.fullmatch(name): raise BundleError('sha256 is no SHA-256')
     return name
+
+
+def _is_halved(x: Tensor) -> bool:
+    "Is it a tensor that 16 bits are enough for? Statistics and biases, which take no room, stay as they are"
+    return x.dtype == torch.float32 and x.ndim > 1
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,6 @@
 "Probabilities that mean what they say, and a threshold for \"none of these\", from episodes of held-out classes"
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
@@ -9,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
-from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -19,6 +16,7 @@ from ..data.sampler import EpisodeIndices, EpisodeSampler, check_whole
 from ..methods.finite import finite_scores
 from ..methods.head import Head
 from .classifier import FewShotClassifier
+from .held_out import best_temperature
 from .support import labelled_items
 
 __all__ = ['Calibration']
@@ -65,7 +63,8 @@ def calibrate(
     if n_shot is None: n_shot = median_low(self.shots_.values()) if self.fitted else 5
     if len(vocab) <= n_way:
         raise ValueError(f'{n_way} known classes and another one at least are needed, found {len(vocab)} in all: '
-                         'bring images of more classes, or set n_way')
+                         'bring images of more classes, or set n_way. The examples alone need no others: `fit` calibrates by '
+                         'them, and keep= refuses what is strange')
     sampler = EpisodeSampler([vocab.index(o) for o in named], min(2 * n_way, len(vocab)), n_shot, n_query, seed, vocab=vocab)
     head = self.model.head(statistics='support')
     if problem := head.problem(n_way): raise ValueError(problem)
@@ -73,7 +72,9 @@ def calibrate(
     tested = [_episode_scores(head, features, sampler.episode(k), n_way) for k in range(n_episodes)]
     known, other = (finite_scores(torch.cat(scores), 'the episodes').cpu().double() for scores in zip(*tested))
     target = torch.arange(n_way).repeat_interleave(n_query).repeat(n_episodes)
-    self.temperature = _best_temperature(known, target)
+    # as in Platt's scaling the labels count as not quite certain: else a perfect separation would ask for temperature 0
+    self.temperature = best_temperature(known, target, n_way / (len(target) + 2))
+    self.calibrated_ = 'other classes'
     found = _measured(known, other, target, self.temperature, keep)
     self.reject = found.threshold
     return found
@@ -87,14 +88,6 @@ def _episode_scores(
     member = torch.eye(n_way).repeat_interleave(n_shot, 0).to(features)
     head.fit(features[episode.support[:n_way * n_shot]], member)
     return head(features[episode.query]).split([n_way * n_query, (len(episode.classes) - n_way) * n_query])
-
-
-def _best_temperature(scores: Tensor, target: Tensor) -> float:
-    "The temperature of the least cross entropy"
-    # as in Platt's scaling the labels count as not quite certain: else a perfect separation would ask for temperature 0
-    doubt = scores.shape[1] / (len(target) + 2)
-    loss = lambda log_t: F.cross_entropy(scores / math.exp(log_t), target, label_smoothing=min(doubt, .5)).item()
-    return math.exp(minimize_scalar(loss, bounds=(-6, 9), method='bounded').x)
 
 
 def _measured(known: Tensor, other: Tensor, target: Tensor, temperature: float, keep: float) -> Calibration:

@@ -25,7 +25,10 @@ MAX_JSON = 1 << 24
 MAX_NUMBER = 1 << 14
 MAX_CLASSES = 1 << 24
 FIELDS: dict[str, Any] = {'format': int, 'libraries': dict, 'model': dict, 'preprocess': dict, 'classes': list, 'labels': list,
-          'reject': (float, int, type(None)), 'temperature': (float, int), 'sha256': str}
+          'reject': (float, int, type(None)), 'temperature': (float, int), 'sha256': str,
+          'keep': (float, int, type(None)), 'calibrated': (str, type(None)), 'half': bool}
+LATER: dict[str, Any] = {'keep': None, 'calibrated': 'by hand', 'half': False} # What a bundle without them means
+CALIBRATED = ('examples', 'other classes', 'by hand', None)
 ARGUMENTS = {'method', 'arch', 'n_way', 'n_classes', 'img_size', 'in_chans', 'encoder_kwargs'}
 ALWAYS_SAVED = ('size', 'resize', 'fit', 'mean', 'std')
 # what makes timm open files, ask hubs or build something other than a plain model
@@ -50,12 +53,15 @@ def read_json(
     if values.get('format') != FORMAT:
         raise BundleError(f'format {values.get("format")!r:.40}, but this version knows format {FORMAT}: install the version of '
                           f'fsc_fastai that wrote it ({values.get("libraries")!r:.200})')
+    values = LATER | values
     if wrong := sorted(values.keys() ^ FIELDS.keys()): raise BundleError(f'{name}: {", ".join(wrong)[:200]} missing or unknown')
     for field, kind in FIELDS.items():
-        if not isinstance(values[field], kind) or isinstance(values[field], bool):
+        if not isinstance(values[field], kind) or isinstance(values[field], bool) and kind is not bool:
             raise BundleError(f'{name}: {field} is {type(values[field]).__name__}')
     _check_number('temperature', values['temperature'], 1e-6, 1e9)
     if values['reject'] is not None: _check_number('reject', values['reject'], 0, 1)
+    if values['keep'] is not None: _check_number('keep', values['keep'], 1e-6, 1 - 1e-6)
+    if values['calibrated'] not in CALIBRATED: raise BundleError(f'calibrated={values["calibrated"][:40]!r}: one of {CALIBRATED}')
     _check_classes(values['classes'], values['labels'])
     _check_config(values['model'], method)
     if not all(map(_is_plain, values['libraries'].values())): raise BundleError('libraries are not names with versions')

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,8 +28,10 @@ from .bundle import Bundle
 from .card import ModelCard, write_card
 from .checks import BundleError
 from .estimator import ImageEstimator
+from .held_out import HeldOut, temperature_of, without_folds
 from .hub import local_folder, upload
 from .preprocess import Preprocess
+from .strangeness import Known, check_keep
 from .support import Label, Support, as_items, is_single, labelled_items, thumbnails_of
 
 __all__ = ['FewShotClassifier', 'Prediction', 'NotFittedError']
@@ -44,9 +47,10 @@ class NotFittedError(exceptions.NotFittedError):
 @dataclass(frozen=True)
 class Prediction:
     "The answer for one image"
-    label: Label | None # None where the threshold says that it is none of the classes
+    label: Label | None # None where a threshold says that it is none of the classes
     confidence: float # Probability of the likeliest class
     probabilities: dict[Label, float] # Of every class, in sum 1
+    strangeness: float = field(default=float('nan'), compare=False) # Distance from the nearest class, of features at unit length
 
     @property
     def nearest(self) -> Label:
@@ -68,16 +72,25 @@ class FewShotClassifier(ImageEstimator):
     (`benchmarks/statistics.py`). A RelationNet loses up to 1.6 points of accuracy at 5 shots and up to 1.9 at 1 shot, where
     published statistics see all 25 queries of a balanced episode; where they see one query at a time, it gains 2 to 9. A
     GNNNet changes by −0.7 to +0.3 points at 5 shots and by −2.6 to +1.8 at 1 shot.
+
+    Probabilities are calibrated by the examples, each of which is held out in turn, and so is what `keep` needs; `calibrated_`
+    says by what. One example of each class leaves none to hold out: a warning says so, and `calibrated_` stays None.
     """
     def __init__(self,
         model: FewShotModel, # Copied: training it on changes nothing here
         preprocess: Preprocess, # From an image to what the encoder takes
         reject: float | None = None, # Below this probability an image is none of the classes; None: never
         adapt: Any = None, # An inductive adaptation to the examples, or its name: the encoder too, if it is on images
+        keep: float | None = None, # Share of images of the classes to answer: what is stranger is none of them; None: all
     ):
         for given, cls in ((model, FewShotModel), (preprocess, Preprocess)):
             if not isinstance(given, cls): raise TypeError(f'a {cls.__name__} is needed, found {given!r:.60}')
-        self.preprocess, self.reject, self.temperature = preprocess, reject, 1.
+        check_keep(keep)
+        self.preprocess, self.reject, self.keep = preprocess, reject, keep
+        self._temperature = 1.
+        self.calibrated_: str | None = None # By what the temperature was chosen: 'examples', 'other classes' or 'by hand'
+        self._known: Known | None = None # Where the classes are
+        self._warned = False # That the examples do not calibrate
         self.adapt = cast(Any, as_adaptation(adapt))
         self._trained: FewShotModel | None = None # What is adapted, where something is
         if self.adapt is not None:
@@ -96,13 +109,14 @@ class FewShotClassifier(ImageEstimator):
         preprocess: Preprocess | None = None, # None: the validation transforms of its loaders
         reject: float | None = None, # Below this probability an image is none of the classes; None: never
         adapt: Any = None, # An inductive adaptation to the examples, or its name
+        keep: float | None = None, # Share of images of the classes to answer: what is stranger is none of them; None: all
     ) -> FewShotClassifier:
         """The model of a learner as it is now, without examples. With `adapt` the model is adapted to every new set of examples.
 
         An encoder that was adapted is saved as it came out; loaded again it is no more adapted to examples that join. Raises
         `ValueError` for transforms that a bundle cannot hold, and for a transductive adaptation.
         """
-        return cls(learn.model, preprocess or Preprocess.from_dls(learn.dls), reject, adapt)
+        return cls(learn.model, preprocess or Preprocess.from_dls(learn.dls), reject, adapt, keep)
 
     @classmethod
     def from_pretrained(cls,
@@ -116,14 +130,15 @@ class FewShotClassifier(ImageEstimator):
         Raises `FileNotFoundError` where there is none, and `BundleError` for one that is corrupt or not what it says.
         """
         bundle = Bundle.read(local_folder(folder, **kwargs), arch, method)
-        classifier = cls(bundle.model, bundle.preprocess, bundle.reject)
-        classifier.temperature = bundle.temperature
-        return classifier if bundle.support is None else classifier._take(bundle.support)
+        classifier = cls(bundle.model, bundle.preprocess, bundle.reject, keep=bundle.keep)
+        classifier._temperature, classifier.calibrated_ = bundle.temperature, bundle.calibrated
+        return classifier if bundle.support is None else classifier._take(bundle.support, calibrate=False)
 
     def save(self,
         folder: str | PathLike, # Made if it is not there; an older classifier in it is replaced, at once or not at all
         thumbnails: bool = False, # Small pictures of the examples as well?
         card: ModelCard | None = None, # What README.md says of training, accuracies and licences
+        half: bool = False, # Matrices with 16 bits a number: half the size, answers that differ in the third digit
     ) -> Path:
         """Write the model and the examples (as features) as JSON and safetensors, for `from_pretrained`; a README.md for people.
 
@@ -134,7 +149,7 @@ class FewShotClassifier(ImageEstimator):
         except ValueError as e: raise BundleError(str(e)) from e
         support = self._support
         if support is not None and not thumbnails: support = replace(support, thumbnails=None)
-        bundle = Bundle(self.model, self.preprocess, self.reject, self.temperature, support)
+        bundle = Bundle(self.model, self.preprocess, self.reject, self.temperature, support, self.keep, self.calibrated_, half)
         text = (card or ModelCard()).text(bundle).encode()
         folder = bundle.write(folder)
         write_card(folder, text)
@@ -164,7 +179,20 @@ class FewShotClassifier(ImageEstimator):
     ) -> dict[str, Any]:
         "The arguments that a classifier like this one is made of, by name; examples and temperature are none of them"
         model = self.model if self._trained is None else self._trained
-        return dict(model=model, preprocess=self.preprocess, reject=self.reject, adapt=self.adapt)
+        return dict(model=model, preprocess=self.preprocess, reject=self.reject, adapt=self.adapt, keep=self.keep)
+
+    @property
+    def temperature(self) -> float:
+        "Scores are divided by it before they become probabilities. One that is set by hand stays, whatever the examples say"
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None: self._temperature, self.calibrated_ = value, 'by hand'
+
+    @property
+    def limit(self) -> float | None:
+        "The strangeness beyond which an image is none of the classes, by `keep`; None where there is no such limit"
+        return None if self.keep is None or self._known is None else self._known.limit(self.keep)
 
     @property
     def device(self) -> torch.device:
@@ -174,7 +202,7 @@ class FewShotClassifier(ImageEstimator):
     def to(self, device: torch.device | str) -> FewShotClassifier:
         "Move model and examples to a device"
         self.head.to(device)
-        return self if self._support is None else self._take(self._support.to(device))
+        return self if self._support is None else self._take(self._support.to(device), calibrate=False)
 
     @property
     def fitted(self) -> bool:
@@ -243,6 +271,14 @@ class FewShotClassifier(ImageEstimator):
         "`add_class` on images that are preprocessed already"
         return self._join(self._support_of(pixels.split(BATCH), (label,) * len(pixels)))
 
+    def correct(self,
+        item: Any, # An image that was answered
+        label: Label, # What it shows, a class that is known or a new one
+    ) -> FewShotClassifier:
+        "The right answer for an image, which joins the examples. Raises as `add_class` does, and `TypeError` for several images"
+        if not is_single(item): raise TypeError(f'correct takes one image, found a {type(item).__name__}: see add_class')
+        return self.add_class([item], label)
+
     def remove_class(self,
         label: Label, # One of `classes_`
     ) -> FewShotClassifier:
@@ -274,14 +310,16 @@ class FewShotClassifier(ImageEstimator):
         items: Any, # Images, as a sequence or an array `(n, ...)`
     ) -> list[Prediction]:
         "The answers for many images, in their order"
-        classes = self.support.classes
-        return [self._prediction(dict(zip(classes, row))) for row in self.predict_proba(items).tolist()]
+        classes, limit = self.support.classes, self.limit
+        scores, strangeness = self._asked(items)
+        return [self._prediction(dict(zip(classes, row)), strange, limit)
+                for row, strange in zip(self._probabilities(scores).tolist(), strangeness.tolist(), strict=True)]
 
     def predict_proba(self,
         items: Any, # As in `predict_batch`
     ) -> np.ndarray:
         "Probabilities `(n, n_way)` of the classes `classes_`"
-        return finite_scores((self.scores(items).double() / self.temperature).softmax(1), 'these images').numpy()
+        return self._probabilities(self.scores(items)).numpy()
 
     def score(self,
         items: Any, # Images, or a folder with a folder of images per class
@@ -292,16 +330,35 @@ class FewShotClassifier(ImageEstimator):
         likeliest = self.predict_proba(items).argmax(1)
         return float(np.mean([self.support.classes[i] == o for i, o in zip(likeliest, labels)]))
 
-    @torch.no_grad()
     def scores(self,
         items: Any, # As in `predict_batch`
     ) -> Tensor:
         "The method's scores `(n, n_way)` on the CPU, before they become probabilities. Raises `ValueError` where not finite"
-        n_way = len(self.support.classes)
-        if not self.fitted: raise ValueError(self.head.problem(n_way))
-        batches = self.preprocess.batches(as_items(items), BATCH)
-        found = [self.head(self.encode(pixels)).cpu() for pixels in batches]
-        return finite_scores(torch.cat([torch.empty(0, n_way), *found]), 'these images')
+        return self._asked(items)[0]
+
+    def strangeness(self,
+        items: Any, # As in `predict_batch`
+    ) -> np.ndarray:
+        "The distance `(n,)` of each image from the nearest class mean, of features at unit length: what `keep` limits"
+        return self._asked(items)[1].numpy()
+
+    def features_of(self,
+        items: Any, # As in `predict_batch`
+    ) -> Iterator[Tensor]:
+        "Features of images, in batches, as the head and the examples have them. Raises as `predict` does"
+        if not self.fitted: raise ValueError(self.head.problem(len(self.support.classes)))
+        for pixels in self.preprocess.batches(as_items(items), BATCH): yield self.head.compact(self.encode(pixels))
+
+    @torch.no_grad()
+    def _asked(self, items: Any) -> tuple[Tensor, Tensor]:
+        "Scores `(n, n_way)` and strangeness `(n,)` of images, on the CPU"
+        known = cast(Known, self._known)
+        found = [(self.head(f).cpu(), known.strangeness(f).cpu()) for f in self.features_of(items)]
+        scores, strangeness = zip(*found) if found else ((torch.empty(0, len(self.support.classes)),), (torch.empty(0),))
+        return finite_scores(torch.cat(scores), 'these images'), torch.cat(strangeness)
+
+    def _probabilities(self, scores: Tensor) -> Tensor:
+        return finite_scores((scores.double() / self.temperature).softmax(1), 'these images')
 
     @torch.no_grad()
     def encode(self,
@@ -321,10 +378,10 @@ class FewShotClassifier(ImageEstimator):
         check_weights(self.model, what)
         if self.fitted: finite_scores(self.head(self.support.features[:1]), 'an example')
 
-    def _prediction(self, probabilities: dict[Label, float]) -> Prediction:
+    def _prediction(self, probabilities: dict[Label, float], strangeness: float, limit: float | None) -> Prediction:
         label, confidence = max(probabilities.items(), key=lambda o: o[1])
-        rejected = self.reject is not None and confidence < self.reject
-        return Prediction(None if rejected else label, confidence, probabilities)
+        rejected = self.reject is not None and confidence < self.reject or limit is not None and strangeness > limit
+        return Prediction(None if rejected else label, confidence, probabilities, strangeness)
 
     def _examples(self, items: Any, labels: Sequence[Any] | None) -> Support:
         "Images and labels as a support set"
@@ -343,14 +400,36 @@ class FewShotClassifier(ImageEstimator):
     def _join(self, new: Support) -> FewShotClassifier:
         return self._take(new if self._support is None else self._support.joined(new))
 
-    def _take(self, support: Support, strict: bool = False) -> FewShotClassifier:
+    def _take(self, support: Support, strict: bool = False, calibrate: bool = True) -> FewShotClassifier:
         "Take over a support set; one that the method cannot do only if it is on the way there, and not `strict`"
         if self._tuned and len(support.classes) > 1: return self._take_adapted(cast(FewShotModel, self._trained), support)
         problem = self.head.problem(len(support.classes))
         if problem and (strict or self.fitted): raise ValueError(problem)
         if not problem: self.head.fit(support.features, support.member)
         self._support = support
+        if not problem: self._check_itself(calibrate)
         return self
+
+    @torch.no_grad()
+    def _check_itself(self, calibrate: bool = True) -> None:
+        "What the examples tell of answers: where the classes are, and the temperature, unless something else calibrated it"
+        features, member = self.support.features, self.support.member
+        # where the encoder was adapted to these very examples, none of them is held out
+        self._known = Known.of(features, member, alone=self._tuned)
+        if not calibrate or self.calibrated_ not in (None, 'examples'): return
+        try: self._temperature, self.calibrated_ = temperature_of(self.held_out(), features, member), 'examples'
+        except ValueError as e:
+            self._temperature, self.calibrated_ = 1., None
+            if not self._warned:
+                refuses = ', and keep= refuses nothing' if self.keep is not None and self.limit is None else ''
+                warnings.warn(f'probabilities are not calibrated{refuses}: of the examples none can be held out ({str(e):.300}). '
+                              'Bring more of each class, or call calibrate(images of other classes)', stacklevel=4)
+            self._warned = True
+
+    def held_out(self) -> Iterator[HeldOut]:
+        "Heads that have not seen a fold of the examples. Raises `ValueError` with the reason where none can be held out"
+        if self._tuned: raise ValueError('the encoder was adapted to all of them')
+        return without_folds(self.head, self.support.features, self.support.member)
 
     def _take_adapted(self, trained: FewShotModel, support: Support) -> FewShotClassifier:
         "Adapt the trained model to the examples, encode them anew and take them over; after an error all is as before"
@@ -367,4 +446,5 @@ class FewShotClassifier(ImageEstimator):
             self.head = before
             raise
         self._support = new
+        self._check_itself()
         return self

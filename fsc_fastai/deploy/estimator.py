@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 
+from .strangeness import check_keep
+
 __all__ = ['ImageEstimator']
 
 T = TypeVar('T', bound='ImageEstimator')
@@ -15,6 +17,7 @@ class ImageEstimator(ClassifierMixin, BaseEstimator):
     "A classifier of images whose constructor copies the model and checks what it is given, as users of PyTorch expect"
     fitted: Any # Are there examples of enough classes?
     reject: float | None # Below this probability an image is none of the classes
+    keep: float | None # Share of images of the classes to answer
 
     def get_params(self,
         deep: bool = True, # Changes nothing: no parameter is an estimator
@@ -25,16 +28,17 @@ class ImageEstimator(ClassifierMixin, BaseEstimator):
     def set_params(self: T,
         **params: Any, # Arguments, by name
     ) -> T:
-        """Change arguments. Another threshold holds at once; whatever else changes, the examples are forgotten: `fit` again.
+        """Change arguments. Other thresholds hold at once; whatever else changes, the examples are forgotten: `fit` again.
 
         Raises as the constructor does, and `ValueError` for an unknown name; the classifier then stays as it was.
         """
         known = self.get_params()
         if unknown := sorted(params.keys() - known.keys()):
             raise ValueError(f'no parameter {", ".join(unknown)}: {type(self).__name__} has {", ".join(known)}')
-        if any(value is not known[name] for name, value in params.items() if name != 'reject'):
+        if any(value is not known[name] for name, value in params.items() if name not in ('reject', 'keep')):
             self.__dict__.update(vars(type(self)(**known | params)))
-        self.reject = params.get('reject', self.reject)
+        check_keep(params.get('keep'))
+        self.reject, self.keep = params.get('reject', self.reject), params.get('keep', self.keep)
         return self
 
     def __sklearn_clone__(self: T) -> T: return type(self)(**self.get_params())

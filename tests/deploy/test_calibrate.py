@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from fsc_fastai.deploy.calibrate import _best_temperature, _measured
+from fsc_fastai.deploy.calibrate import _measured
+from fsc_fastai.deploy.held_out import best_temperature
 
 from .toys import COLOURS, classifier, examples, picture
 
@@ -27,9 +28,9 @@ def test_calibration_is_the_same_each_time():
 def test_more_confident_scores_ask_for_a_higher_temperature():
     scores = 3 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = (scores / 1.5 - torch.rand_like(scores).log().neg().log()).argmax(1)  # drawn by probabilities at temperature 1.5
-    found = _best_temperature(scores, target)
+    found = best_temperature(scores, target, .01)
     assert found == pytest.approx(1.5, rel=.2)
-    assert _best_temperature(10 * scores, target) == pytest.approx(10 * found, rel=1e-2)
+    assert best_temperature(10 * scores, target, .01) == pytest.approx(10 * found, rel=1e-2)
 
 
 def test_what_a_threshold_does_by_hand():

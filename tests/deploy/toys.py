@@ -33,7 +33,7 @@ def folder_of(path, n_shot=3, colours=COLOURS, first=0):
     return path
 
 
-def classifier(method='proto', arch='conv4', size=32, seed=0, **kwargs):
+def classifier(method='proto', arch='conv4', size=32, seed=0, keep=None, adapt=None, **kwargs):
     "An untrained classifier, whose features tell colours apart all the same"
     torch.manual_seed(seed)
-    return FewShotClassifier(create_fsc_model(method, arch, img_size=size, **kwargs), Preprocess(size))
+    return FewShotClassifier(create_fsc_model(method, arch, img_size=size, **kwargs), Preprocess(size), adapt=adapt, keep=keep)
