@@ -14,7 +14,7 @@ PAGES = (
     ('encode', 'Encode', 'Images to feature maps.', ('encode.',), ('encoder', 'backbones', 'checkpoints')),
     ('methods', 'Methods', 'Process and classify.', ('methods.',), ('base', 'registry')),
     ('explain', 'Explanations', 'Relevance rules, the engine that applies them, explainers, heatmaps.', ('explain.',),
-     ('lrp', 'baselines', 'rules', 'composite', 'weights', 'to_pixels', 'heatmaps')),
+     ('lrp', 'baselines', 'rules', 'composite', 'weights', 'to_pixels', 'heatmaps', 'pair', 'overlay')),
     ('adapt', 'Adaptation', 'A method beside its support, and what adapts to the support.', ('adapt.',), ('features', 'head')),
     ('callback', 'Callbacks', 'One idea a file.', ('callback.',),
      ('guided.lrp_guided', 'lft.fixed', 'lft.learned', 'accumulate', 'resume')),

@@ -2,10 +2,10 @@
 # Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 from fastcore.script import call_parse
 
 from ..data.readers import read_folder
-from ..learner.results import save_figure
 from .common import learner_from, plain_errors
 
 __all__ = ['fsc_explain']
@@ -16,8 +16,10 @@ def fsc_explain(
     learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or folder of a bundle
     support: Path, # Folder with a folder of example images per class
     *images: str, # Images to classify and explain
-    out: Path = Path('heatmaps.png'), # The picture to write
-    overlay: bool = False, # Draw the heatmaps over the grey image
+    out: Path = Path('heatmaps.png'), # The picture to write; the ending says the format: png, svg, pdf, …
+    overlay: bool = False, # Draw smooth heatmaps over the whole grey image, with contours
+    against: str | None = None, # A class: explain why it is each of the others, and not this one
+    cmap: str = 'seismic', # Colours, by matplotlib's name; PuOr_r for the colour-blind
     device: str | None = None, # Where to compute: cpu, cuda, cuda:1, mps; default: a GPU if there is one
 ) -> None:
     """Draw which pixels of images speak for (red) and against (blue) each class, by layer-wise relevance propagation.
@@ -30,8 +32,7 @@ def fsc_explain(
         examples = read_folder(support)
         by_class: dict = {}
         for file, label in zip(examples.files, examples.labels): by_class.setdefault(label, []).append(file)
-        learner_from(learner, device).explain(list(images), by_class).plot(overlay=overlay)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_figure(out)
+        found = learner_from(learner, device).explain(list(images), by_class, against=against)
+        plt.close(found.plot(overlay=overlay, cmap=cmap, save=out))
         print(f'wrote {out}')
     plain_errors(explain)

@@ -1,5 +1,5 @@
 "The deployed classifier: examples in, answers out; saved as plain data"
-from . import calibrate, onnx  # noqa: F401  these add their methods to classifier and learner
+from . import calibrate, examples, onnx  # noqa: F401  these add their methods to classifier and learner
 from . import relevance as explain
 from . import set_support as learner
 from .calibrate import Calibration

@@ -24,7 +24,7 @@ from ..data.block import EpisodeCategorize
 from ..data.episode_loader import EpisodicDL
 from ..data.images import OpenImage, open_image, opener_of
 from ..data.loaders import EpisodeDataLoaders
-from ..data.size import Size, as_size, sides, with_margin
+from ..data.size import Box, Size, as_size, resized_box, sides, with_margin
 
 __all__ = ['Preprocess', 'MAX_SIDE']
 
@@ -134,9 +134,19 @@ class Preprocess:
             raise ValueError('they do more than resize, cut out the middle and normalise')
         return self
 
+    def open(self, item: Any) -> PILBase:
+        "An image of any kind as a picture, before it is cut and resized"
+        return open_image(item, self.orient, self.white)
+
+    def box(self,
+        im: Image.Image, # As `open` gives it
+    ) -> Box:
+        "What the encoder sees of an image, in its pixels; beyond its edges where it is padded"
+        return resized_box(im.size, sides(self.resize)[::-1], self.fit, self.size)
+
     def image(self, item: Any) -> PILBase:
         "What the encoder sees of an image of any kind, still a picture"
-        im = open_image(item, self.orient, self.white)
+        im = self.open(item)
         if self.shape[0] == 1: im = as_grey(im)
         if self.fit == 'pad': im = _shrunk(im)
         resized = Resize(self.resize, method=self.fit)(im, split_idx=1)

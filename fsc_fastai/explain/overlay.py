@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from ..briefly import brief_repr
 from ..data.size import Box
 
 __all__ = ['DIVERGING', 'Original', 'to_image', 'draw_overlay', 'overlay_image', 'colour_bar']
@@ -36,6 +37,7 @@ class Original:
     "An image as it was before it was cut and resized for the model, at most 768 pixels a side, and where the model looked"
     image: np.ndarray # `(height, width, 3)` between 0 and 1
     box: Box # (left, top, right, bottom) of what the model saw, in pixels of `image`; may reach beyond it
+    __repr__ = brief_repr
 
     @classmethod
     def of(cls,

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..briefly import brief_repr
+from ..data.size import Box
 from ..drawing import fitted, save_figure
 from ..tensors import plain
 from .engine import undisturbed
 from .explainer import Explainer
 from .lrp import LRP
-from .overlay import DIVERGING, colour_bar, to_image
+from .overlay import DIVERGING, Original, colour_bar
 from .to_pixels import encoded, through_encoder
 
 __all__ = ['PairExplanation', 'explain_pair']
@@ -29,7 +30,7 @@ class PairExplanation:
     "The similarity of two images, shared among all pairs of their parts"
     relevance: Tensor # `(grid, grid, grid, grid)`: row and column in the first image, row and column in the second
     similarity: float # What is shared: the product of the vectors that the method compares
-    images: tuple[Tensor, Tensor] # Both images `(channels, height, width)`
+    images: tuple[Original, Original] # What is drawn: both images as the model saw them, or as they were before
     __repr__ = brief_repr
 
     def strongest(self,
@@ -49,10 +50,9 @@ class PairExplanation:
         save: str | Path | None = None, # File to write; the ending says the format: svg, pdf, png, …
     ) -> Figure:
         "Both images, and lines between the parts that meet: the wider and the more opaque, the more relevant"
-        shown = [to_image(x) for x in self.images]
         fig, axes = plt.subplots(1, 2, figsize=(2.2 * size + .8, size * 1.2), layout='constrained')
-        for ax, image, name in zip(axes, shown, names):
-            ax.imshow(image)
+        for ax, original, name in zip(axes, self.images, names):
+            ax.imshow(original.image)
             ax.set(xticks=[], yticks=[])
             ax.set_title(fitted(name, size, 10), fontsize=10)
         colour_bar(fig, cmap, 'differ', 'alike')
@@ -62,7 +62,7 @@ class PairExplanation:
         fig.canvas.draw() # places both axes, whose coordinates the lines join
         fig.set_layout_engine('none')
         to_figure = fig.transFigure.inverted()
-        place = lambda i, cell: to_figure.transform(axes[i].transData.transform(_centre(cell, shown[i].shape, grid)))
+        place = lambda i, cell: to_figure.transform(axes[i].transData.transform(_middle(cell, self.images[i].box, grid)))
         lines = [[place(0, a), place(1, b)] for a, b, _ in found]
         strength = np.array([abs(R) / top for *_, R in found])
         drawn = LineCollection(lines, array=np.array([R / top for *_, R in found]), cmap=cmap, alpha=strength, clim=(-1, 1),
@@ -72,10 +72,10 @@ class PairExplanation:
         return fig
 
 
-def _centre(cell: tuple[int, int], shape: tuple[int, ...], grid: int) -> tuple[float, float]:
-    "x and y of the middle of a cell, in pixels"
-    (row, column), (height, width) = cell, shape[:2]
-    return (column + .5) * width / grid - .5, (row + .5) * height / grid - .5
+def _middle(cell: tuple[int, int], box: Box, grid: int) -> tuple[float, float]:
+    "x and y of the middle of a cell, in the coordinates of a drawn image"
+    (row, column), (left, top, right, bottom) = cell, box
+    return left + (column + .5) * (right - left) / grid - .5, top + (row + .5) * (bottom - top) / grid - .5
 
 
 def explain_pair(
@@ -85,7 +85,7 @@ def explain_pair(
     explainer: Explainer | None = None, # `LRP()` (default), or gradients: then products of two gradients × input
     grid: int = 8, # Relevance is summed over so many rows and columns of each image
     n_components: int | None = 64, # Random directions of the features that are passed back; None: every feature, exact
-    centre: Tensor | None = None, # Vector `(C,)` that is taken off both vectors, such as the mean of the prototypes
+    centre: Tensor | None = None, # Images `(n, 3, height, width)`, whose mean vector is taken off both vectors
     seed: int = 0, # Of the random directions
     chunk: int = 64, # Maps that pass back through the encoder at once
 ) -> PairExplanation:
@@ -94,8 +94,8 @@ def explain_pair(
     The similarity is the product Σ_k u_k(a) u_k(b) of the vectors that the method compares: unit vectors for a cosine (ProtoNet,
     MatchingNet; CrossAttentionNet after both have attended to each other, attention being a constant). A euclidean distance is
     −‖u − v‖² = 2u·v − ‖u‖² − ‖v‖², of which both images share only the product, here without its factor 2: with `centre` that
-    of u − centre and v − centre, which tells classes apart where all vectors are alike. A feature that is 0 all over an image
-    lies below the centre nowhere in particular: that part has no place, and is left out.
+    of u − m and v − m, m the mean of other images, which tells classes apart where all vectors are alike. A feature that is 0
+    all over an image lies below the centre nowhere in particular: that part has no place, and is left out.
 
     Exact relevance passes every feature back through both sides: as many passes as features. `n_components` random orthogonal
     directions instead cost as many passes as there are of them, and give R in expectation, since relevance is linear in where it
@@ -112,13 +112,16 @@ def explain_pair(
     images = torch.stack([plain(a), plain(b)]).detach()
     with undisturbed(images.device, model), torch.no_grad():
         vectors = _compared(model, encoded(model, images, chunk))
-        if centre is not None: vectors = vectors - centre.to(vectors)
+        if centre is not None:
+            others = encoded(model, plain(centre), chunk)
+            vectors = vectors - torch.stack([_compared(model, f.expand(2, *f.shape))[0] for f in others]).mean(0)
         W = directions(vectors.shape[1], n_components, seed).to(vectors)
     flows = [_flows(model, f * images, rules, vectors, W, chunk) for f in rules.fractions]
     R = rules.finish(images, torch.stack(flows).mean(0)).sum(2) # (n_directions, 2, height, width)
     rows, columns = (_cells(n, grid).to(R) for n in images.shape[2:])
     of_a, of_b = torch.einsum('knhw,gh,fw->nkgf', R, rows, columns)
-    return PairExplanation(torch.einsum('kgf,kde->gfde', of_a, of_b), float(vectors[0] @ vectors[1]), (images[0], images[1]))
+    return PairExplanation(torch.einsum('kgf,kde->gfde', of_a, of_b), float(vectors[0] @ vectors[1]),
+                           (Original.seen(images[0]), Original.seen(images[1])))
 
 
 def _compared(model: Any, f: Tensor) -> Tensor:

@@ -34,12 +34,16 @@ def explain_images(
     support: bool = True, # Explain the support images too? Their maps are n_query·n_way as many
     sum_channels: bool = False, # Sum over the colours, for a third of the memory: `channels` is 1
     chunk: int = 64, # Maps that pass back through the encoder at once
+    against: int | None = None, # A class: then the relevance of every class is that of its score less the score of this one
 ) -> ImageRelevance:
     """Relevance of the pixels of query and support images, for every (query, class).
 
     `explainer` explains the classifier; what reaches the feature maps goes on through the encoder by its rules, or by those of
     `LRP()` where it is another callable. The encoder runs on a few images at a time. The model stays as it is.
-    Raises `ValueError` in training mode, where the batch norms of the encoder mix the images, and for scores that are not finite.
+    With `against`, relevance starts at a difference of two scores: what speaks for both classes alike cancels out, and the class
+    itself has no relevance. It needs an `Explainer`, which says how a score is passed back.
+    Raises `ValueError` in training mode, where the batch norms of the encoder mix the images, for scores that are not finite, and
+    for an `against` that is no class.
     """
     if model.training: raise ValueError('explain_images in training mode, where batch norm mixes the images: call model.eval()')
     explainer = LRP() if explainer is None else explainer
@@ -48,7 +52,13 @@ def explain_images(
     with undisturbed(query_x.device, model), torch.no_grad():
         f_p = model.process(encoded(model, images[0], chunk), support_y, encoded(model, images[1], chunk))
         scores = finite_scores(model.classify(f_p).detach(), 'these images')
-    parts = [_to_pixels(model, [f * x for x in images], support_y, explainer, rules, scores, support, chunk)
+    if against is not None:
+        if explainer is not rules:
+            raise ValueError('against needs an Explainer, such as LRP() or GradientXInput(), which starts where it is told to: '
+                             f'{explainer!r} is none')
+        if not 0 <= against < scores.shape[1]:
+            raise ValueError(f'against={against}: the classes are 0 to {scores.shape[1] - 1}')
+    parts = [_to_pixels(model, [f * x for x in images], support_y, explainer, rules, scores, support, chunk, against)
              for f in rules.fractions]
     def pixels(i: int) -> Tensor:
         R = rules.finish(images[i], torch.stack([part[i] for part in parts]).mean(0))
@@ -68,10 +78,12 @@ def encoded(
 
 def _to_pixels(
     model: Any, images: list[Tensor], support_y: Tensor, explainer: Any, rules: Any, scores: Tensor, support: bool, chunk: int,
+    against: int | None,
 ) -> list[Tensor]:
     "What arrives at support images `(n_query·n_way, n_support, ...)` and at query images `(n_way, n_query, ...)`"
     with undisturbed(scores.device, model), torch.no_grad(): f_support, f_query = (encoded(model, x, chunk) for x in images)
-    run, start = _classifier(model, f_support, support_y, f_query, explainer, rules, scores)
+    if against is None: run, start = _classifier(model, f_support, support_y, f_query, explainer, rules, scores)
+    else: run, start = _difference(model, f_support, support_y, f_query, rules, against)
     to_support, to_query = [], []
     for q in range(scores.shape[0]):
         R_support, R_query = run.relevance(start(q), keep=True)
@@ -100,6 +112,17 @@ def _classifier(
     run = rules.trace(lambda s, q: features_of(model.process(s, support_y, q)), f_support, f_query, model=model)
     classes = of_class.reshape(*of_class.shape, *[1] * (R.ndim - 2)).to(R.dtype)
     return run, lambda q: _only((classes * R[q]).unsqueeze(1), q, len(R), 1)
+
+
+def _difference(
+    model: Any, f_support: Tensor, support_y: Tensor, f_query: Tensor, rules: Any, against: int,
+) -> tuple[Traced, Callable[[int], Tensor]]:
+    "A run from feature maps, and its starts for query q: for each class its evidence, less that of the other at the other"
+    run = rules.trace(lambda s, q: model.evidence(model.process(s, support_y, q)), f_support, f_query, model=model)
+    evidence = rules.start_of_output(run.out)
+    R = torch.diag_embed(evidence)
+    R[..., against] -= evidence[:, against, None]
+    return run, lambda q: _only(R[q].unsqueeze(1), q, len(R), 1)
 
 
 def _only(R: Tensor, q: int, n_query: int, dim: int) -> Tensor:

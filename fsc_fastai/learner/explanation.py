@@ -1,8 +1,8 @@
-"`learn.explain`: which pixels of query and support images speak for which class"
+"`learn.explain`: which pixels speak for which class; `learn.explain_pair`: which part of an image meets which of another"
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,14 @@ from torch import Tensor
 
 from ..adapt.base import as_adaptation
 from ..briefly import brief_repr
-from ..explain.heatmaps import plot_heatmaps, plot_support_heatmaps
+from ..explain.explainer import Explainer
+from ..explain.heatmaps import Originals, plot_heatmaps, plot_support_heatmaps
+from ..explain.pair import PairExplanation
+from ..explain.pair import explain_pair as pair_of
 from ..explain.to_pixels import attention_of, explain_images
 from ..tensors import evaluating
 from .core import FSCLearner
+from .originals import originals_of, originals_of_episode
 
 __all__ = ['EpisodeExplanation']
 
@@ -30,15 +34,17 @@ class EpisodeExplanation:
     classes: list[Any]          # names, in the order of the scores
     query_y: Tensor | None      # true labels, where they are known
     attention: Tensor | None    # of a cross attention network `(n_query, n_way, H, W)`
+    originals: Originals | None = None # support images and queries as they were, which `overlay=True` draws
+    against: int | None = None  # the class that all others are compared with
     __repr__ = brief_repr
 
     def plot(self,
-        **kwargs, # For `plot_heatmaps`, such as `overlay` and `shared`
+        **kwargs, # For `plot_heatmaps`, such as `overlay`, `shared`, `cmap` and `save`
     ) -> Figure:
         "Queries by classes beside the support images, as the paper's Figure 1 (Figure 4 with attention); see `plot_heatmaps`"
         support_x, support_y, query_x = self.images
         return plot_heatmaps(query_x, self.query, self.scores, support_x, support_y, self.query_y, self.classes, self.attention,
-                             **kwargs)
+                             against=self.against, originals=self.originals, **kwargs)
 
     def plot_support(self,
         query: int = 0, # The query whose classification is explained
@@ -46,11 +52,14 @@ class EpisodeExplanation:
     ) -> Figure:
         "The relevance of the support images for one query"
         if self.support is None: raise ValueError('the support was not explained: learn.explain(…, explain_support=True)')
-        return plot_support_heatmaps(self.images[0], self.support[query], self.images[1], self.classes, **kwargs)
+        return plot_support_heatmaps(self.images[0], self.support[query], self.images[1], self.classes, against=self.against,
+                                     originals=self.originals, **kwargs)
 
 
-def _own_episode(learn: FSCLearner, query: Any, support: Mapping[Any, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    "Support images, labels and query images of the user, with the transforms of validation"
+def _own_episode(
+    learn: FSCLearner, query: Any, support: Mapping[Any, Any],
+) -> tuple[Tensor, Tensor, Tensor, Originals | None]:
+    "Support images, labels and query images of the user, with the transforms of validation; and the images as they were"
     by_class = [listify(images) for images in support.values()]
     if empty := [name for name, images in zip(support, by_class) if not images]:
         raise ValueError(f'no support image of class {", ".join(map(repr, empty))}: each class needs one at least')
@@ -59,7 +68,13 @@ def _own_episode(learn: FSCLearner, query: Any, support: Mapping[Any, Any]) -> t
     everything = [image for images in by_class for image in images] + listify(query)
     x = torch.cat([batch[0] for batch in learn.dls.test_images(everything)])
     y = torch.arange(len(by_class)).repeat_interleave(torch.tensor([len(images) for images in by_class]))
-    return x[:len(y)], y.to(x.device), x[len(y):]
+    originals = originals_of(learn.dls, everything)
+    return x[:len(y)], y.to(x.device), x[len(y):], originals and (originals[:len(y)], originals[len(y):])
+
+
+def _index(classes: list[Any], name: Any) -> int:
+    if name in classes: return classes.index(name)
+    raise ValueError(f'against={name!r}: the classes here are {", ".join(map(repr, classes))}')
 
 
 @patch
@@ -71,10 +86,12 @@ def explain(
     explainer: Any = None, # Default: `LRP()`; also `GradientXInput()`, `IntegratedGradients()`, or a callable
     explain_support: bool = False, # Explain the support images too: n_query·n_way maps of each
     adapt: Any = None, # An adaptation to the support, or its name: the adapted model is explained
+    against: Any = None, # A class: why is it each of the others, and not this one? Relevance of a difference of scores
 ) -> EpisodeExplanation:
     """Relevance of every pixel for every (query, class), from the scores through the whole model (Sun et al. 2020, IV-E).
 
-    Raises `ValueError` when only one of `query` and `support` is given or one is empty, and for scores that are not finite.
+    Raises `ValueError` when only one of `query` and `support` is given or one is empty, for an `against` that is none of the
+    classes, and for scores that are not finite.
     """
     if (query is None) != (support is None):
         raise ValueError('explain needs both: learn.explain(images, {class: its images}), or neither for a validation episode')
@@ -85,13 +102,39 @@ def explain(
         support_x, support_y, query_x = episode.support_x, episode.support_y, episode.query_x[first]
         query_y = episode.query_y[first].as_subclass(Tensor)
         classes = [self.dls.valid.vocab[c] for c in episode.classes]
+        positions, queries, _ = self.dls.valid.sampler.episode(0, self.dls.valid.epoch)
+        found = originals_of_episode(self.dls, [*positions, *(queries[i] for i in first.tolist())])
+        originals = found and (found[:len(positions)], found[len(positions):])
     else:
-        support_x, support_y, query_x = _own_episode(self, query, support)
+        support_x, support_y, query_x, originals = _own_episode(self, query, support)
         classes = list(support)
+    other = None if against is None else _index(classes, against)
     model, adaptation = self.model, as_adaptation(adapt)
     with evaluating(model):
         if adaptation is not None: model = adaptation(model, support_x, support_y, query_x).eval()
-        R = explain_images(model, support_x, support_y, query_x, explainer, support=explain_support)
+        R = explain_images(model, support_x, support_y, query_x, explainer, support=explain_support, against=other)
         attention = attention_of(model, support_x, support_y, query_x)
     return EpisodeExplanation(R.query, R.support, R.scores, (support_x, support_y, query_x), classes, query_y,
-                              None if attention is None else attention[0])
+                              None if attention is None else attention[0], originals, other)
+
+
+@patch
+def explain_pair(
+    self: FSCLearner,
+    a: Any, # An image: a file, PIL image, array or tensor
+    b: Any, # Another one
+    explainer: Explainer | None = None, # `LRP()` (default), `GradientXInput()` or `IntegratedGradients()`
+    *,
+    grid: int = 8, # Relevance is summed over so many rows and columns of each image
+    n_components: int | None = 64, # Random directions of the features that are passed back; None: every feature, exact
+    centre: Any = None, # Images whose mean vector is taken off both, for a euclidean distance
+) -> PairExplanation:
+    """Which part of one image meets which part of another: BiLRP of their similarity (see `fsc_fastai.explain.explain_pair`).
+
+    Raises `TypeError` for a method whose score is no product of two vectors, such as RelationNet and GNNNet.
+    """
+    x, others = (None if o is None else torch.cat([batch[0] for batch in self.dls.test_images(o)]) for o in ([a, b], centre))
+    with evaluating(self.model):
+        found = pair_of(self.model, x[0], x[1], explainer, grid, n_components, others)
+    originals = originals_of(self.dls, [a, b])
+    return found if originals is None else replace(found, images=tuple(originals))

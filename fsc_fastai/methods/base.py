@@ -58,6 +58,7 @@ class FewShotModel(nn.Module):
     scores_only = False # Are the scores all that the loss takes in training?
     transductive = True # May confident queries join the support set?
     guidance: tuple[tuple[float, float], ...] = (1., .5), (1., 1.) # ξ and λ of guided training: for one shot, for more
+    classes_apart = False # Is the score of a class its own, whatever other classes are scored beside it?
     queries_apart = True # With fixed statistics, is a query's score its own, whatever other queries are scored with it?
 
     def __init__(self,
@@ -93,6 +94,10 @@ class FewShotModel(nn.Module):
 
     def explained_scores(self, f_p: Any) -> Tensor:
         "What an explanation starts from and `classify` returns, or more of it"
+        return self.classify(f_p)
+
+    def evidence(self, f_p: Any) -> Tensor:
+        "Scores but for what all classes of a query share, such as a normaliser: a difference of two is that of the scores"
         return self.classify(f_p)
 
     def attention_maps(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor] | None:

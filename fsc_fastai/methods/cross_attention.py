@@ -81,6 +81,7 @@ class CrossAttentionNet(FewShotModel):
     Maps of another size than in training are pooled to the trained size, whose positions the attention module knows.
     """
     guidance = (0., 1.), (0., 1.)
+    classes_apart = True
 
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`

@@ -119,6 +119,24 @@ class Head(nn.Module):
         "Scores `(n_query, n_way)` of queries in one pass"
         return self.model.forward_head(self.support, self.member, f_query)
 
+    def without_each(self,
+        f_support: Tensor, # Feature maps `(n_support, C, H, W)`, or what `compact` made of them
+        member: Tensor, # One-hot labels `(n_support, n_way)`
+        f_query: Tensor, # Feature maps `(n_query, C, H, W)`, or what `compact` made of them
+        which: Tensor | None = None, # Positions `(n,)` in the support; None: all
+    ) -> Tensor:
+        """Scores `(n, n_query, n_way)` beside a support set that lacks one sample, for each; nan where it is alone in its class.
+
+        The head itself stays as it is. As many fits as samples, unless a method can do better.
+        """
+        head, alone = copy.deepcopy(self), member[:, member.sum(0) == 1].sum(1) > 0
+        found = f_query.new_full((len(f_support), len(f_query), member.shape[1]), float('nan'))
+        which = torch.arange(len(f_support)) if which is None else which
+        for i in which.tolist():
+            others = torch.arange(len(f_support), device=f_support.device) != i
+            if not alone[i]: found[i] = head.fit(f_support[others], member[others])(f_query)
+        return found[which.to(found.device)]
+
     # Where statistics are fixed
 
     def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,6 +76,10 @@ class MatchingNet(FewShotModel):
         attention = F.log_softmax(self.scale * cosine(f_p.query, f_p.support), 1)
         return (attention[:, :, None] + f_p.labels.log()).logsumexp(1)
 
+    def evidence(self, f_p: LabelledPairs) -> Tensor:
+        "Log-probabilities before they are normalised `(n_query, n_way)`"
+        return ((self.scale * cosine(f_p.query, f_p.support))[:, :, None] + f_p.labels.log()).logsumexp(1)
+
     def compared_vectors(self, f_support: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor] | None:
         "The pooled maps at length 1; None with full context, where vectors depend on the whole support set"
         if self.context is not None: return None

@@ -22,6 +22,8 @@ class ProtoNet(FewShotModel):
 
     Scores `(n_query, n_way)` are negative squared distances to the class means, or scaled cosines.
     """
+    classes_apart = True
+
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Ignored: this method classifies any number of classes

@@ -96,9 +96,9 @@ def test_directions():
 
 def test_a_centre_takes_off_what_all_vectors_share():
     model, a, b = bare(distance='euclidean')
-    f = [model.encode(x[None]).mean((2, 3))[0] for x in (a, b)]
-    m = .3 * (f[0] + f[1]).detach()
-    found = explain_pair(model, a, b, EXACT, n_components=None, centre=m)
+    others = torch.randn(3, 3, 8, 8).double()
+    f, m = [model.encode(x[None]).mean((2, 3))[0] for x in (a, b)], model.encode(others).mean((0, 2, 3))
+    found = explain_pair(model, a, b, EXACT, n_components=None, centre=others)
     assert found.similarity == pytest.approx(((f[0] - m) @ (f[1] - m)).item())
     alive = (f[0] > 0) & (f[1] > 0)
     assert not alive.all() and found.relevance.sum().item() == pytest.approx(((f[0] - m) @ ((f[1] - m) * alive)).item(), rel=1e-6)

@@ -4,7 +4,8 @@ import torch
 from torch.testing import assert_close
 
 from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, attention_maps, explain_images, relevance_start
-from fsc_fastai.methods import create_fsc_model
+from fsc_fastai.methods import FewShotModel, Pairs, class_means, create_fsc_model, pair_parts
+from tests.methods.toys import feature_encoder
 
 METHODS = ['relation', 'can', 'gnn', 'proto', 'matching']
 
@@ -100,3 +101,56 @@ def test_attention_maps():
     assert of_query.shape == of_class.shape == (3, 3, *f_query.shape[2:])
     assert_close(of_query[:, :, None] * f_query[:, None], f_p.query)
     with pytest.raises(TypeError, match='found ProtoNet'): attention_maps(few_shot('proto')[0], support_x, support_y, query_x)
+
+
+@pytest.mark.parametrize('method', ['relation', 'can', 'proto', 'matching'])
+def test_relevance_of_a_difference_adds_up_to_it(method):
+    model, episode = few_shot(method)
+    R = explain_images(model, *episode, against=1)
+    arrived, wanted = R.query.sum((2, 3, 4)) + R.support.sum((2, 3, 4, 5)), R.scores - R.scores[:, 1:2]
+    assert R.query[:, 1].abs().max() == R.support[:, 1].abs().max() == 0
+    assert_close(arrived, wanted, rtol=.25, atol=.2 * wanted.abs().max().item())  # of what biases and stabilisers take
+
+
+@pytest.mark.parametrize('method, explainer', [('proto', LRP()), ('can', LRP()), ('gnn', LRP()), ('matching', GradientXInput()),
+                                               ('relation', GradientXInput())])
+def test_relevance_is_linear_in_what_it_starts_from(method, explainer):
+    "Against a third class two differences differ by what they are apart"
+    model, episode = few_shot(method)
+    against = [explain_images(model, *episode, explainer, against=i).query for i in range(3)]
+    atol = 1e-5 * against[0].abs().max().item() + 1e-7
+    assert_close(against[0][:, 2], against[1][:, 2] - against[1][:, 0], atol=atol, rtol=1e-3)
+    assert_close(against[0][:, 2], -against[2][:, 0])
+
+
+class Dot(FewShotModel):
+    "The product of the query's features with the prototypes: linear in each"
+    def process(self, f_support, support_y, f_query):
+        return Pairs(class_means(f_support, support_y).flatten(1), f_query.flatten(1))
+
+    def classify(self, f_p):
+        support, query = pair_parts(f_p)
+        return (support * query).sum(-1)
+
+
+def test_a_difference_of_linear_scores_by_hand():
+    "s_c = Σ_i q_i p_ci: the query's share of s_c − s_o is q_i (p_ci − p_oi) / 2, where the pixel is alike for both it is 0"
+    model = Dot(feature_encoder(3, 4)).eval()
+    support, y, query = torch.randn(6, 3, 4, 4), torch.tensor([0, 0, 1, 1, 2, 2]), torch.randn(2, 3, 4, 4)
+    support[:, :, 0] = support[:1, :, :1].squeeze(2) # a row that all classes have in common
+    p, q = class_means(support, y), query[:, None]
+    for explainer in (LRP(eps=0.), GradientXInput()):
+        R = explain_images(model, support, y, query, explainer, against=2)
+        half = 2 if isinstance(explainer, LRP) else 1 # a gradient gives the whole product to each of the two
+        assert_close(R.query, q * (p - p[2])[None] / half)
+        alone = explain_images(model, support, y, query, explainer).query
+        assert R.query[:, :, :, 0].abs().max() == 0 < alone[:, :, :, 0].abs().max()
+    as_they_are = explain_images(model, support, y, query, LRP(eps=0., start='logits')).query
+    assert_close(as_they_are - as_they_are[:, 2:], explain_images(model, support, y, query, LRP(eps=0.), against=2).query)
+
+
+def test_a_difference_needs_an_explainer_and_a_class():
+    model, episode = few_shot('proto')
+    with pytest.raises(ValueError, match='against=3: the classes are 0 to 2'): explain_images(model, *episode, against=3)
+    with pytest.raises(ValueError, match='against needs an Explainer'):
+        explain_images(model, *episode, lambda model, f_p: f_p.features, against=0)

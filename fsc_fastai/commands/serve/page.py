@@ -29,10 +29,11 @@ h1, h2 { margin: .2rem 0 .6rem } h1 { font-size: 1.5rem } h2 { font-size: 1.1rem
 .row { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center; margin: .5rem 0 }
 .row > strong { min-width: 7rem } .row > span { width: 6rem; overflow-wrap: anywhere }
 .answer { display: flex; gap: 1.2rem; flex-wrap: wrap; border-top: 1px solid #d8dee6; padding: .8rem 0 }
-img { border-radius: .3rem; image-rendering: auto } .big { width: 168px; height: 168px } .small { width: 48px; height: 48px }
+img { border-radius: .3rem; image-rendering: auto } .big { height: 14rem; max-width: 100% } .small { width: 48px; height: 48px }
 input, button { font: inherit; padding: .35rem .6rem; border: 1px solid #aab4c0; border-radius: .35rem; background: white }
 input[type=file] { border-style: dashed; background: #f4f6f8; padding: 1rem; flex: 1 1 14rem; min-width: 0; max-width: 100% }
 button { background: #1f6feb; color: white; border: 0; cursor: pointer } button.quiet { background: #e6eaef; color: #1d2530 }
+.scale { width: 8rem; height: .6rem; background: linear-gradient(to right, #00004c, blue, white, red, #800000) }
 progress { width: 12rem } .error { background: #fdecea; border-color: #e0796d } small { color: #5b6673 }
 '''
 
@@ -56,9 +57,10 @@ def _answer(found: Explanation) -> Any:
     bars = [ft.Div(ft.Span(str(c)), ft.Progress(value=f'{p:.4f}', max='1'), ft.Small(f'{p:.1%}'), cls='row')
             for c, p in sorted(answer.probabilities.items(), key=lambda o: -o[1])[:10]]
     title = 'none of these classes' if answer.label is None else str(answer.label)
-    return ft.Div(ft.Img(src=_data_uri(found.image), cls='big', alt='query'),
+    scale = ft.Div(ft.Small(f'against {answer.nearest}'), ft.Div(cls='scale'), ft.Small('for it'), cls='row')
+    return ft.Div(ft.Img(src=_data_uri(found.picture), cls='big', alt='query'),
                   ft.Img(src=_data_uri(found.heatmap()), cls='big', alt=f'what speaks for {answer.nearest}'),
-                  ft.Div(ft.H2(title), *bars, ft.Small(f'red speaks for {answer.nearest}, blue against it')), cls='answer')
+                  ft.Div(ft.H2(title), *bars, scale), cls='answer')
 
 
 class Page:

@@ -1,0 +1,78 @@
+"What each example does to the answers: its influence on one, and the examples that their own class would do better without"
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pandas as pd
+import torch
+from fastcore.basics import patch
+from torch import Tensor
+
+from .classifier import FewShotClassifier
+from .support import Label, is_single
+
+__all__: list[str] = []
+
+
+@patch
+@torch.no_grad()
+def influence(
+    self: FewShotClassifier,
+    item: Any, # An image
+    label: Label | None = None, # Its class; None: the likeliest
+) -> pd.DataFrame:
+    """How much each example speaks for an answer: the log-odds of the class, log P / (1 − P), less what they are without it.
+
+    A row an example, in the order in which they were given, with its `label` and `influence`, below 0 where it speaks against the
+    class; nan where it is the only one of its class. Leaving one out is exact: in one pass for ProtoNet and CrossAttentionNet,
+    whose prototypes only lose a summand, by as many fits as there are examples for the others. An encoder that was adapted to the
+    examples stays as it is. Raises as `predict` does, and `KeyError` for an unknown class.
+    """
+    if not is_single(item): raise TypeError(f'influence takes one image, found a {type(item).__name__}: call it for each')
+    answer, support = self.predict(item), self.support
+    if label is not None and label not in answer.probabilities: raise KeyError(label)
+    c = support.classes.index(answer.nearest if label is None else label)
+    f = self.head.compact(self.encode(self.preprocess.pixels(item)[None]))
+    without = self.head.without_each(support.features, support.member, f)[:, 0]
+    lost = _log_odds(self, self.head(f))[0, c] - _log_odds(self, without)[:, c]
+    return pd.DataFrame({'label': support.labels, 'influence': lost.tolist()})
+
+
+@patch
+@torch.no_grad()
+def check_examples(self: FewShotClassifier) -> pd.DataFrame:
+    """The examples that their own class would do better without, the worst first: look at these before you trust their labels.
+
+    Each example is classified by the others. `gain` is how much the log-odds of their label would rise, on average over the other
+    examples of the class, if this one were not there, beyond what they do without another one of them: above 0 in every row.
+    Beside it are the probability that the example gets for its own label (`own`), and the class that is `likeliest` for it. The
+    index is the example's place in the order in which they were given. Of good examples about half have a small gain; one with
+    a wrong label has a large one, a small `own`, and often its true class as the likeliest. Classes of one or two examples
+    cannot be checked, and have no rows.
+
+    Costs for n examples a fit, and n passes or fits more in a class of n (see `influence`). Raises as `predict` does.
+    """
+    support, n = self.support, len(self.support.labels)
+    if not self.fitted: raise ValueError(self.head.problem(len(support.classes)))
+    head, features, member = copy.deepcopy(self.head), support.features, support.member
+    own_class, positions = member.argmax(1), torch.arange(n, device=features.device)
+    gain, own, likeliest = torch.zeros(n), torch.full((n,), float('nan')), [None] * n
+    for j in range(n):
+        c, others = int(own_class[j]), positions != j
+        if member[others, c].sum() < 2: continue
+        f, rest = features[j:j + 1], (features[others], member[others])
+        before = (head.fit(*rest)(f)[0].double() / self.temperature).softmax(0)
+        fellows = own_class[others] == c
+        without = _log_odds(self, head.without_each(*rest, f, fellows.nonzero()[:, 0]))[:, 0, c]
+        gain[positions[others][fellows].cpu()] += ((without - without.mean()) / len(without)).float().cpu()
+        own[j], likeliest[j] = before[c], support.classes[int(before.argmax())]
+    frame = pd.DataFrame({'label': support.labels, 'gain': gain.tolist(), 'own': own.tolist(), 'likeliest': likeliest})
+    return frame[frame.gain > 0].sort_values('gain', ascending=False)
+
+
+def _log_odds(classifier: FewShotClassifier, scores: Tensor) -> Tensor:
+    "log P / (1 − P) of each class, which tells answers apart where P is as good as 1"
+    s = scores.double() / classifier.temperature
+    others = torch.eye(s.shape[-1], dtype=torch.bool, device=s.device)
+    return s - s[..., None, :].masked_fill(others, float('-inf')).logsumexp(-1)
