@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -57,7 +57,7 @@ def check_examples(self: FewShotClassifier) -> pd.DataFrame:
     if not self.fitted: raise ValueError(self.head.problem(len(support.classes)))
     head, features, member = copy.deepcopy(self.head), support.features, support.member
     own_class, positions = member.argmax(1), torch.arange(n, device=features.device)
-    gain, own, likeliest = torch.zeros(n), torch.full((n,), float('nan')), [None] * n
+    gain, own, likeliest = torch.zeros(n), torch.full((n,), float('nan')), cast(list[Any], [None] * n)
     for j in range(n):
         c, others = int(own_class[j]), positions != j
         if member[others, c].sum() < 2: continue

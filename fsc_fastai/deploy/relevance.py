@@ -88,7 +88,7 @@ def explain_pair(
 
     Raises `TypeError` for a method whose score is no product of two vectors, such as RelationNet and GNNNet.
     """
-    x, others = (None if o is None else self.preprocess(o).to(self.device) for o in ([a, b], centre))
+    x, others = self.preprocess([a, b]).to(self.device), None if centre is None else self.preprocess(centre).to(self.device)
     found = pair_of(self.model, x[0], x[1], explainer, grid, n_components, others)
     return PairExplanation(found.relevance, found.similarity, (_original(self, a), _original(self, b)))
 

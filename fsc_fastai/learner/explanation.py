@@ -14,6 +14,7 @@ from ..adapt.base import as_adaptation
 from ..briefly import brief_repr
 from ..explain.explainer import Explainer
 from ..explain.heatmaps import Originals, plot_heatmaps, plot_support_heatmaps
+from ..explain.overlay import Original
 from ..explain.pair import PairExplanation
 from ..explain.pair import explain_pair as pair_of
 from ..explain.to_pixels import attention_of, explain_images
@@ -69,7 +70,11 @@ def _own_episode(
     x = torch.cat([batch[0] for batch in learn.dls.test_images(everything)])
     y = torch.arange(len(by_class)).repeat_interleave(torch.tensor([len(images) for images in by_class]))
     originals = originals_of(learn.dls, everything)
-    return x[:len(y)], y.to(x.device), x[len(y):], originals and (originals[:len(y)], originals[len(y):])
+    return x[:len(y)], y.to(x.device), x[len(y):], _halves(originals, len(y))
+
+
+def _halves(originals: list[Original] | None, n_support: int) -> Originals | None:
+    return None if originals is None else (originals[:n_support], originals[n_support:])
 
 
 def _index(classes: list[Any], name: Any) -> int:
@@ -103,8 +108,8 @@ def explain(
         query_y = episode.query_y[first].as_subclass(Tensor)
         classes = [self.dls.valid.vocab[c] for c in episode.classes]
         positions, queries, _ = self.dls.valid.sampler.episode(0, self.dls.valid.epoch)
-        found = originals_of_episode(self.dls, [*positions, *(queries[i] for i in first.tolist())])
-        originals = found and (found[:len(positions)], found[len(positions):])
+        seen = originals_of_episode(self.dls, [*positions, *(queries[i] for i in first.tolist())])
+        originals = _halves(seen, len(positions))
     else:
         support_x, support_y, query_x, originals = _own_episode(self, query, support)
         classes = list(support)
@@ -133,8 +138,8 @@ def explain_pair(
 
     Raises `TypeError` for a method whose score is no product of two vectors, such as RelationNet and GNNNet.
     """
-    x, others = (None if o is None else torch.cat([batch[0] for batch in self.dls.test_images(o)]) for o in ([a, b], centre))
-    with evaluating(self.model):
-        found = pair_of(self.model, x[0], x[1], explainer, grid, n_components, others)
+    images = lambda items: torch.cat([batch[0] for batch in self.dls.test_images(items)])
+    x, others = images([a, b]), None if centre is None else images(centre)
+    with evaluating(self.model): found = pair_of(self.model, x[0], x[1], explainer, grid, n_components, others)
     originals = originals_of(self.dls, [a, b])
-    return found if originals is None else replace(found, images=tuple(originals))
+    return found if originals is None else replace(found, images=(originals[0], originals[1]))

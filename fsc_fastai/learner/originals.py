@@ -36,9 +36,9 @@ def originals_of_episode(
 
 def _placed(dls: EpisodeDataLoaders, images: Sequence[Image.Image]) -> list[Original] | None:
     tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
-    resizes, crops = ([t for t in tfms if isinstance(t, kind)] for kind in (Resize, CenterCrop))
+    resizes, crops = [t for t in tfms if isinstance(t, Resize)], [t for t in tfms if isinstance(t, CenterCrop)]
     others = [t for t in tfms if getattr(t, 'size', None) is not None and not isinstance(t, Resize | CenterCrop | RandomView)]
     if len(resizes) != 1 or len(crops) > 1 or others: return None
-    shape = tuple(resizes[0].size)
-    size = crops[0].size if crops else shape[::-1]
-    return [Original.of(im, resized_box(im.size, shape, resizes[0].method, size)) for im in images]
+    width, height = resizes[0].size
+    size = crops[0].size if crops else (height, width)
+    return [Original.of(im, resized_box(im.size, (width, height), resizes[0].method, size)) for im in images]
