@@ -144,6 +144,7 @@ class FeatureMethod(Adaptation):
     query's label. Leading dimensions are episodes of one size, each for itself.
     """
     on_images = False
+    linear = False # Is what it fits a `Linear`?
     treatment: Treatment = 'un' # Features as they are ('un'), at unit length ('l2'), minus `centre` ('c'), or both ('cl2')
     centre: Tensor | None = None # Mean feature of the base classes `(d,)`; None: the mean of the support
 
@@ -178,7 +179,7 @@ class FeatureMethod(Adaptation):
         if not torch.compiler.is_compiling() and (shots < self.least_shots).any():
             raise ValueError(f'{name} needs {self.least_shots} examples of each class, found {int(shots.min())} of one: '
                              'give more, or use a method that starts from class means, such as SimpleShot')
-        treat = self._treatment(support)
+        treat = self.treating(support)
         fitted = self.adapt(treat(support), member, treat(query) if self.transductive and query is not None else None)
         return replace(fitted, treat=lambda x: fitted.treat(treat(x)))
 
@@ -197,7 +198,15 @@ class FeatureMethod(Adaptation):
         parts = zip(support.split(at_once), query.split(at_once), strict=True)
         return torch.cat([self.fit(s, support_y, q)(q) for s, q in parts])
 
-    def _treatment(self, support: Tensor) -> Callable[[Tensor], Tensor]:
+    @property
+    def treats_alone(self) -> bool:
+        "Is a query treated in the same way beside any support?"
+        return self.centre is not None or self.treatment in ('un', 'l2')
+
+    def treating(self,
+        support: Tensor, # Features `(…, n_support, d)`
+    ) -> Callable[[Tensor], Tensor]:
+        "What brings features to the form that `adapt` takes"
         centre = support.mean(-2, keepdim=True) if self.centre is None else self.centre.to(support)
         return {'un': lambda x: x, 'l2': unit, 'c': lambda x: x - centre, 'cl2': lambda x: unit(x - centre)}[self.treatment]
 

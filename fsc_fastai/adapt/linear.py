@@ -12,19 +12,35 @@ from .features import FeatureMethod, Fitted, Linear, means
 
 __all__ = ['RidgeHead', 'LDAHead', 'LogisticHead']
 
+NEWTON = 2000 # Coefficients, whose square is the size of the matrix of Newton's method
+
+
+def class_weights(
+    member: Tensor, # One-hot labels `(…, n, n_way)`
+) -> Tensor:
+    "Weights of examples `(…, n, 1)`, of mean 1, whose sums are the same for every class (scikit-learn's 'balanced')"
+    shots = member.sum(-2, keepdim=True)
+    return (member / shots).sum(-1, keepdim=True) * member.shape[-2] / member.shape[-1]
+
 
 @register_adaptation('ridge')
 @dataclass(kw_only=True)
 class RidgeHead(FeatureMethod):
-    "Ridge regression on one-hot targets, in closed form: W = Xᵀ(XXᵀ + αI)⁻¹Y of centred X and Y (scikit-learn's `Ridge`)"
+    """Ridge regression on one-hot targets, in closed form: W = Xᵀ(XXᵀ + αI)⁻¹Y of centred X and Y (scikit-learn's `Ridge`).
+
+    `balanced` weighs the examples of every class to the same sum: else many examples of a class speak for it by their number.
+    """
+    linear = True
     alpha: float = 1. # Penalty
     intercept: bool = True # Not penalised
+    balanced: bool = False # Do all classes weigh the same, whatever their examples?
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
         "By the support's inner products, which are fewer than features"
         if self.alpha <= 0: raise ValueError(f'RidgeHead(alpha={self.alpha}): above 0')
-        x0, y0 = (t.mean(-2, keepdim=True) * self.intercept for t in (support, member))
-        X, Y = support - x0, member - y0
+        weight = class_weights(member) if self.balanced else torch.ones_like(member[..., :1])
+        x0, y0 = ((weight * t).mean(-2, keepdim=True) * self.intercept for t in (support, member))
+        X, Y = (weight.sqrt() * (t - t0) for t, t0 in ((support, x0), (member, y0)))
         eye = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
         W = X.mT @ torch.linalg.solve(X @ X.mT + self.alpha * eye, Y)
         return Linear(weight=W, bias=y0 - x0 @ W)
@@ -39,6 +55,7 @@ class LDAHead(FeatureMethod):
     `solver='lsqr'` and equal priors has it. 'auto' is the shrinkage of Ledoit and Wolf (2004) for the deviations from the class
     means, all classes together. One example of each class leaves no deviations: then the nearest class mean answers.
     """
+    linear = True
     shrinkage: float | Literal['auto'] = 'auto' # s, above 0
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
@@ -76,10 +93,15 @@ def _ledoit_wolf(x: Tensor) -> Tensor:
 class LogisticHead(FeatureMethod):
     """Logistic regression: min ½‖W‖² + C·Σ cross entropy, the bias not penalised (scikit-learn's `LogisticRegression`).
 
-    Solved by Newton's method in the span of the support, in double precision.
+    `balanced` weighs the examples of every class to the same sum.
+
+    Solved in the span of the support, in double precision, by Newton's method; with so many classes and examples that its matrix
+    would be too large, by L-BFGS.
     """
+    linear = True
     C: float = 1. # Inverse of the penalty
     rounds: int = 50 # Newton steps at the most
+    balanced: bool = False # Do all classes weigh the same, whatever their examples?
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
         "Coordinates in an orthonormal basis of the support, with a last one for the bias"
@@ -89,25 +111,45 @@ class LogisticHead(FeatureMethod):
         Z = torch.cat([U * S[..., None, :], torch.ones_like(U[..., :1])], -1)
         penalty = torch.ones_like(Z[..., 0, :])
         penalty[..., -1] = 0
-        B = self._minimum(Z, member.to(Z), penalty)
+        B = self._minimum(Z, member.to(Z) * (class_weights(member.to(Z)) if self.balanced else 1), penalty)
         return Linear(weight=(V.mT @ B[..., :-1, :]).to(support), bias=B[..., -1:, :].to(support))
 
+    def _value(self, B: Tensor, Z: Tensor, member: Tensor, penalty: Tensor) -> Tensor:
+        "What is minimised, of each episode `(…)`"
+        return ((penalty[..., None] * B * B).sum((-2, -1)) / 2 - self.C * (member * (Z @ B).log_softmax(-1)).sum((-2, -1)))
+
+    def _descended(self, Z: Tensor, member: Tensor, penalty: Tensor) -> Tensor:
+        "The coefficients `(…, r, n_way)` where the gradient all but vanishes"
+        with torch.inference_mode(False), torch.enable_grad():
+            Z, member, penalty = Z.clone(), member.clone(), penalty.clone()
+            B = torch.zeros(*Z.shape[:-2], Z.shape[-1], member.shape[-1], dtype=Z.dtype, device=Z.device, requires_grad=True)
+            optimizer = torch.optim.LBFGS([B], max_iter=1000, tolerance_grad=1e-8, tolerance_change=1e-14, history_size=20,
+                                          line_search_fn='strong_wolfe')
+            def loss() -> Tensor:
+                optimizer.zero_grad()
+                value = self._value(B, Z, member, penalty).sum()
+                value.backward()
+                return value
+            optimizer.step(loss)  # type: ignore[arg-type]
+        return B.detach()
+
     def _minimum(self, Z: Tensor, member: Tensor, penalty: Tensor) -> Tensor:
-        "The coefficients `(…, r, n_way)` where the gradient vanishes"
+        "The coefficients `(…, r, n_way)` where the gradient vanishes; labels may weigh more or less than 1"
         r, n_way = Z.shape[-1], member.shape[-1]
+        if r * n_way > NEWTON: return self._descended(Z, member, penalty)
         B = torch.zeros(*Z.shape[:-2], r, n_way, dtype=Z.dtype, device=Z.device)
-        value = lambda B: ((penalty[..., None] * B * B).sum((-2, -1)) / 2
-                           - self.C * (member * (Z @ B).log_softmax(-1)).sum((-2, -1)))
-        ridge = torch.diag_embed(penalty)
+        value = lambda B: self._value(B, Z, member, penalty)
+        ridge, weight = torch.diag_embed(penalty), member.sum(-1, keepdim=True)
         eye = torch.eye(n_way, dtype=Z.dtype, device=Z.device)
         tol = 100 * torch.finfo(Z.dtype).eps * (1 + self.C * Z.abs().sum((-2, -1)))
         for _ in range(self.rounds):
             P = (Z @ B).softmax(-1)
-            gradient = penalty[..., None] * B + self.C * Z.mT @ (P - member)
+            gradient = penalty[..., None] * B + self.C * Z.mT @ (weight * P - member)
             if (gradient.abs().amax((-2, -1)) <= tol).all(): break
             # d²/dB² : penalty ⊗ I + C·Σ z zᵀ ⊗ (diag p − p pᵀ); a common shift of all biases changes nothing, so it is held
             curve = torch.diag_embed(P) - P[..., :, None] * P[..., None, :]
-            H = self.C * torch.einsum('...na,...nb,...nij->...aibj', Z, Z, curve) + torch.einsum('...ab,ij->...aibj', ridge, eye)
+            H = self.C * torch.einsum('...na,...nb,...nij->...aibj', weight * Z, Z, curve)
+            H += torch.einsum('...ab,ij->...aibj', ridge, eye)
             H[..., -1, :, -1, :] += 1.
             step = torch.linalg.solve(H.flatten(-4, -3).flatten(-2, -1), gradient.flatten(-2, -1)).unflatten(-1, (r, n_way))
             B = _shortened(value, B, step, gradient)

@@ -1,10 +1,12 @@
-"`fsc_deploy`: a classifier of a learner and a few examples of each class"
+"`fsc_deploy`: a classifier of a backbone or a learner, and a few examples of each class"
 # Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 from pathlib import Path
+from typing import Any
 
 from fastcore.script import call_parse
 
 from ..deploy import FewShotClassifier
+from ..deploy.backbone import DEFAULT_HEAD
 from .common import is_bundle, learner_from, load_classifier, plain_errors, printable
 
 __all__ = ['fsc_deploy']
@@ -12,23 +14,43 @@ __all__ = ['fsc_deploy']
 
 @call_parse
 def fsc_deploy(
-    learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or folder of a bundle
-    support: Path, # Folder with a folder of example images per class
+    *sources: str, # Learner and folder of examples; with --arch the folder alone. A learner is a file of `fsc_train`, or a bundle
+    arch: str | None = None, # Pretrained backbone in the place of a learner: any name of timm's
+    weights: str | None = None, # Its weights: a file (.pth, .safetensors) or hf-hub:owner/name; default: those that timm has
+    head: str | None = None, # How it compares: lda, ridge, logistic, proto, cosine, or an adaptation; default: ridge
+    pool: str = 'auto', # Its features: auto (as in its training), cls, mean or both
+    size: int | None = None, # Side of its images in pixels; default: as in its training
+    remap: bool = False, # Match the tensors of the weights by position, whatever their names
     out: Path = Path('classifier'), # Folder to write; a classifier that is there is replaced
     reject: float | None = None, # Below this probability an image is none of the classes; default: never
     thumbnails: bool = False, # Keep small pictures of the examples, for the web page
     adapt: str | None = None, # Adaptation to the examples: pa, pmf, finetune:steps=50, …
 ) -> None:
-    """Make a classifier for `fsc_classify` and `fsc_serve` from a learner and a few examples of each class.
+    """Make a classifier for `fsc_classify` and `fsc_serve` from a backbone or a learner, and a few examples of each class.
 
-    It is plain data (JSON and safetensors) and executes nothing when it is loaded. A learner in a file is a pickle, which
-    executes what its writer put into it: only load one that you trust. The folder of a classifier gives one with other examples.
+    The examples are a folder with a folder of images per class. What is written is plain data (JSON and safetensors) and
+    executes nothing when it is loaded. A learner in a file is a pickle, which executes what its writer put into it: only load one
+    that you trust. The folder of a classifier gives one with other examples.
     """
     def deploy() -> None:
-        known = (load_classifier(learner) if is_bundle(learner) and adapt is None
-                 else FewShotClassifier.from_learner(learner_from(learner), adapt=adapt))
+        *learner, support = sources or ['']
+        if len(learner) != (arch is None):
+            raise ValueError(f'{len(sources)} names given: fsc_deploy LEARNER EXAMPLES, or fsc_deploy --arch NAME EXAMPLES')
+        if arch is None and (weights or head or remap or size):
+            raise ValueError('--weights, --head, --size and --remap are for a backbone: name it by --arch')
+        known = _of_backbone() if arch is not None else _of_learner(str(learner[0]))
         if reject is not None: known.reject = reject
         known.fit(support).save(out, thumbnails)
         shots = ', '.join(f'{printable(label)} ({n})' for label, n in known.shots_.items())
         print(f'wrote {out}/ with examples of {shots}')
+
+    def _of_backbone() -> FewShotClassifier:
+        settings: dict[str, Any] = dict(pool=pool, size=size, remap=remap, adapt=adapt, head=head or DEFAULT_HEAD)
+        known = FewShotClassifier.from_backbone(str(arch), weights, **settings)
+        if (loaded := known.model.encoder.loaded) is not None: print(f'{printable(weights)}: {printable(loaded)}')
+        return known
+
+    def _of_learner(learner: str) -> FewShotClassifier:
+        if is_bundle(learner) and adapt is None: return load_classifier(learner)
+        return FewShotClassifier.from_learner(learner_from(learner), adapt=adapt)
     plain_errors(deploy)

@@ -6,12 +6,15 @@ from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision.augment import AffineCoordTfm, LightingTfm, RandTransform, Resize, aug_transforms
 from fastai.vision.core import PILImage, PILImageBW, imagenet_stats
 from fasttransform.transform import Transform
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from .image_config import ImageConfig, resampling
 from .size import Size, as_size, sides, with_margin
 
-__all__ = ['as_grey', 'BytesToFloat', 'CenterCrop', 'InplaceNormalize', 'RandomLight', 'RandomView', 'episode_transforms']
+__all__ = ['as_grey', 'BytesToFloat', 'CenterCrop', 'InplaceNormalize', 'MiddleResize', 'RandomLight', 'RandomView',
+           'episode_transforms']
 
 
 class _OfImages(Transform):
@@ -39,6 +42,11 @@ class CenterCrop(_OfImages):
             raise ValueError(f'CenterCrop({self.size}) of images of {x.shape[-2]}×{x.shape[-1]} px, which must be as large at '
                              'least: give size=… as your item_tfms make them')
         return x[..., top//2:top//2 + height, left//2:left//2 + width]
+
+
+class MiddleResize(Resize):
+    "fastai's `Resize`, whose cut is the middle of an image in training too: what comes out can be kept"
+    def before_call(self, b, split_idx): super().before_call(b, 1)
 
 
 class _OnlyInTraining(_OfImages, RandTransform):
@@ -101,18 +109,32 @@ def _only_in_training(t: RandTransform) -> RandTransform:
     return RandomView(t.aff_fs, t.coord_fs, t.size, t.mode, t.pad_mode, t.mode_mask, t.align_corners)
 
 
+def resized(
+    images: ImageConfig, # What the weights of a backbone were trained on
+    size: Size | None = None, # Side of the result, or (height, width); None: with the margin that is cut off later
+) -> MiddleResize:
+    "Images in the shape and by the interpolation that the backbone was trained with"
+    height, width = sides(images.resize if size is None else size)
+    filters = resampling(images.interpolation), Image.Resampling.NEAREST
+    return MiddleResize((height, width), method=images.fit, resamples=filters)
+
+
 def episode_transforms(
-    size: Size = 84, # Side of the images that the model sees, or (height, width)
+    size: Size | None = None, # Side of the images that the model sees, or (height, width); None: 84, or as `images` says
     do_flip: bool = True, # Mirror half of the training images; False where left and right matter, as in writing
-    stats: tuple = imagenet_stats, # Means and standard deviations of the channels
+    stats: tuple | None = None, # Means and standard deviations of the channels; None: ImageNet's, or as `images` says
+    images: ImageConfig | None = None, # What the weights of the backbone were trained on, `ImageConfig.of(arch)`
 ) -> tuple[Resize, list[Transform]]:
     """The transforms of an item and of a batch that the field uses.
 
-    All images are resized to 1.15·size squares (once: this is what the cache keeps). Validation and test see the middle;
-    training sees a random part of each at a random zoom, with changes of brightness and contrast (Chen et al. 2019).
+    All images are resized to 1.15·size squares (once: this is what the cache keeps), or to what `images` says. Validation and
+    test see the middle; training sees a random part of each at a random zoom, with changes of brightness and contrast (Chen et
+    al. 2019).
     """
-    size = as_size('size', size)
+    size = as_size('size', size or (images.size if images else 84))
+    if stats is None: stats = (images.mean, images.std) if images else imagenet_stats
+    resize = resized(images.at(size)) if images else Resize(with_margin(size), method='squish')
     augmentations = aug_transforms(size=size, do_flip=do_flip, max_rotate=0., max_warp=0., min_zoom=1., max_zoom=1.5, p_affine=1.,
                                    max_lighting=.4)
-    return (Resize(with_margin(size), method='squish'),
+    return (resize,
             [CenterCrop(size), *map(_only_in_training, augmentations), InplaceNormalize.from_stats(*stats, cuda=False)])

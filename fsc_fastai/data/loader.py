@@ -16,6 +16,7 @@ from fasttransform.transform import Pipeline
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from .augment import MiddleResize
 from .cache import CacheChoice, ImageCache
 from .images import opener_of
 from .size import Size, as_size
@@ -28,8 +29,8 @@ _KNOWN = {*inspect.signature(DataLoader.__init__).parameters, *inspect.signature
 
 def _is_random(tfm: Any) -> bool:
     "Whether an item transform can give something else at its next call, or in another set"
-    squish = isinstance(tfm, Resize) and tfm.method == ResizeMethod.Squish
-    return not squish and (isinstance(tfm, RandTransform) or tfm.split_idx is not None)
+    same = isinstance(tfm, MiddleResize) or isinstance(tfm, Resize) and tfm.method == ResizeMethod.Squish
+    return not same and (isinstance(tfm, RandTransform) or tfm.split_idx is not None)
 
 
 def _file_of(item: Any) -> str | os.PathLike | None:

@@ -9,20 +9,22 @@ import pandas as pd
 import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import ItemGetter
+from fastai.data.transforms import ItemGetter, Normalize
 from fastai.vision.augment import Resize
 from fastcore.basics import fastuple, listify
 from fastcore.meta import delegates
+from torch import nn
 
-from .augment import BytesToFloat, as_grey, episode_transforms
+from .augment import BytesToFloat, as_grey, episode_transforms, resized
 from .block import EpisodeBlock, EpisodeCategorize
 from .episode_loader import EpisodicDL
+from .image_config import ImageConfig
 from .images import OpenImage, opener_of
 from .loader import ImageDL
 from .names import named_paths
 from .readers import ImageList, is_file_lists, read_csvs, read_dataset, read_df, read_folder, read_images
 from .sampler import check_whole
-from .sets import check_shapes, draw_all, splits_of
+from .sets import check_shapes, draw_all, splits_of, what_training_takes
 from .size import Size, as_size, sides, size_text
 
 __all__ = ['EpisodeDataLoaders']
@@ -54,7 +56,8 @@ class EpisodeDataLoaders(DataLoaders):
         path: str | Path = '.', # Where a `Learner` stores things
         *,
         splitter: Callable | None = None, # `ClassSplitter(…)`; None: the list's own sets, or 20 % of the classes to validate on
-        size: Size | None = None, # Side of the images that the model sees, or (height, width); None: what item_tfms make, else 84
+        arch: str | nn.Module | None = None, # Backbone whose weights say size, cut, interpolation and statistics of the images
+        size: Size | None = None, # Side of the images that the model sees, or (height, width); None: as arch, item_tfms, else 84
         orient: bool = True, # Turn images as their EXIF orientation says
         white: float | None = None, # What is white in samples other than bytes, such as 4095; None: what their type says
         item_tfms: Any = None, # Instead of the default, see `episode_transforms`
@@ -67,10 +70,12 @@ class EpisodeDataLoaders(DataLoaders):
     ) -> EpisodeDataLoaders:
         """From a list of images. A class is in one set only; broken, missing or too few images raise an error that names them.
 
+        Where pretrained weights are used, `arch` names their backbone, so that images are as in its training.
         Raises `ValueError` for a `size` that the images do not have after `item_tfms` and `batch_tfms`.
         """
         check_whole('seed', seed)
-        item_tfms, batch_tfms = _of_one_size(size, item_tfms, batch_tfms)
+        like = None if arch is None else ImageConfig.of(arch).at(size)
+        item_tfms, batch_tfms = _of_one_size(like.size if like else size, item_tfms, batch_tfms, like)
         images = images.checked(verify, white)
         splits = splits_of(images, splitter, seed)
         images_block = TransformBlock(type_tfms=OpenImage(orient, white), batch_tfms=BytesToFloat)
@@ -163,7 +168,8 @@ class EpisodeDataLoaders(DataLoaders):
         if isinstance(dls, cls): return dls
         if not all(isinstance(dl, EpisodicDL) for dl in dls):
             raise TypeError(f'loaders of episodes are needed, not {", ".join(type(dl).__name__ for dl in dls)}: use EpisodeBlock')
-        draw_all(dls.loaders)
+        try: draw_all(dls.loaders)
+        except ValueError as e: raise ValueError(f'{e}. {what_training_takes(*dls.loaders[:2])}') from e
         train, valid, *rest = dls.loaders
         check_shapes(train, valid)
         return cls(train, valid, path=dls.path, device=dls.device, domains={NOVEL: rest[0]} if rest else {})
@@ -219,6 +225,13 @@ class EpisodeDataLoaders(DataLoaders):
         self.domains |= added
         return self
 
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        "Means and standard deviations by which validation normalises the channels: 0 and 1 where it does not"
+        found = [t for t in self.valid.after_batch.fs if isinstance(t, Normalize)]
+        if not found: return (0.,) * self.n_chans, (1.,) * self.n_chans
+        return tuple(found[-1].mean.flatten().tolist()), tuple(found[-1].std.flatten().tolist())
+
     def build_cache(self,
         progress: bool = True, # Show progress bars
     ) -> EpisodeDataLoaders:
@@ -267,15 +280,15 @@ def _name_of_lists(lists: dict[str, str | Path]) -> str:
     return folders.pop().name if len(folders) == 1 else 'test'
 
 
-def _of_one_size(size: Size | None, item_tfms: Any, batch_tfms: Any) -> tuple[Any, Any]:
+def _of_one_size(size: Size | None, item_tfms: Any, batch_tfms: Any, like: ImageConfig | None) -> tuple[Any, Any]:
     "Transforms with the defaults for those that are None, such that training and validation see images of one size"
     # fastai's own have (width, height)
     made = [tuple(t.size[::-1]) for t in listify(item_tfms) if isinstance(getattr(t, 'size', None), fastuple)]
     if made and size is not None and any(a < b for a, b in zip(made[-1], sides(as_size('size', size)))):
         raise ValueError(f'size={size}, but item_tfms bring images to {size_text(made[-1])}: leave size out, or make them larger')
     wanted = as_size('size', size if size is not None else made[-1] if made else 84)
-    item, batch = episode_transforms(wanted)
+    item, batch = episode_transforms(wanted, images=like)
     # batch transforms of the user's that cut nothing out leave images as large as they come
     if batch_tfms is not None and not any(getattr(t, 'size', None) for t in listify(batch_tfms)):
-        item = Resize(wanted, method='squish')
+        item = resized(like, wanted) if like else Resize(wanted, method='squish')
     return item if item_tfms is None else item_tfms, batch if batch_tfms is None else batch_tfms

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from .episode_loader import EpisodicDL
 from .image_files import same_files
 from .readers import ImageList
+from .sampler import as_range
 from .size import size_text
 from .splitter import ClassSplitter
 
-__all__ = ['splits_of', 'check_shapes', 'draw_all']
+__all__ = ['splits_of', 'check_shapes', 'draw_all', 'what_training_takes']
 
 
 def splits_of(
@@ -39,6 +40,18 @@ def check_shapes(
         named = [f'{size_text(dl.img_size)} in {dl.n_chans} channels' for dl in (train, valid)]
         raise ValueError(f'training sees images of {named[0]}, validation of {named[1]}: item_tfms must bring all to one size, '
                          'as Resize(size) does, and batch_tfms both sets to the same, as aug_transforms(size=size) does')
+
+
+def what_training_takes(
+    train: EpisodicDL, # To train on
+    valid: EpisodicDL, # To validate on
+) -> str:
+    "How many images and classes training takes, and what to do with fewer: what an error says"
+    images = max(as_range('n_shot', dl.n_shot)[1] + as_range('n_query', dl.n_query)[1] for dl in (train, valid))
+    ways = [as_range('n_way', dl.n_way)[1] for dl in (train, valid)]
+    return (f'Training takes {images} images of each class, of {ways[0]} classes to train on and {ways[1]} others to validate '
+            'on. A few images of each class are enough without training: FewShotClassifier.from_backbone(arch).fit(folder), or '
+            'fsc_deploy --arch NAME folder')
 
 
 def draw_all(

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from ..adapt.base import as_adaptation
 from ..data.names import composed
-from ..data.size import size_text
+from ..data.size import Size, size_text
+from ..encode.encoder import TokenPool, Weights
 from ..learner.core import FSCLearner
 from ..methods import FewShotModel
 from ..methods.finite import check_weights, finite_scores
 from ..tensors import largest_output
+from .backbone import DEFAULT_HEAD, backbone_model
 from .bundle import Bundle
 from .card import ModelCard, write_card
 from .checks import BundleError
@@ -61,7 +63,7 @@ class Prediction:
 class FewShotClassifier(ImageEstimator):
     """Labels new images by a few examples of each class.
 
-        classifier = FewShotClassifier.from_learner(learn)          # or .from_pretrained(folder)
+        classifier = FewShotClassifier.from_backbone(arch)          # or .from_learner(learn), or .from_pretrained(folder)
         classifier.fit(files, labels)                               # or .fit(folder_of_class_folders)
         classifier.predict('new.jpg').label
 
@@ -104,6 +106,27 @@ class FewShotClassifier(ImageEstimator):
         self._at_once: int | None = None # Images to encode at once; None: not yet known
 
     @classmethod
+    def from_backbone(cls,
+        arch: str | nn.Module, # Any name of timm's, with the tag of its weights if you like; or a module with `pretrained_cfg`
+        weights: Weights | None = None, # Checkpoint, state dict, or `hf-hub:owner/name`; None: timm's weights of this name
+        head: Any = DEFAULT_HEAD, # 'lda', 'ridge', 'logistic', 'proto', 'cosine', or another method or adaptation of features
+        *,
+        pool: TokenPool | None = 'auto', # Features: 'auto' (as in its training), 'cls', 'mean', 'both'; None: maps
+        size: Size | None = None, # Of the images; None: what the weights were trained on
+        remap: bool = False, # Are the tensors of the checkpoint in timm's order under other names?
+        reject: float | None = None, # Below this probability an image is none of the classes; None: never
+        adapt: Any = None, # An inductive adaptation to the examples, or its name
+        keep: float | None = None, # Share of images of the classes to answer: what is stranger is none of them; None: all
+    ) -> FewShotClassifier:
+        """A classifier on a pretrained backbone as it is: a few examples of each class are enough, nothing is trained.
+
+        Size, cut, interpolation and statistics of the images are those of the weights. Warns of a backbone without pretrained
+        weights. Raises `ValueError` for an unknown backbone or head (nearest names offered), for weights of another backbone, and
+        for a head that would have to be trained; `ConnectionError`, at once, where timm's weights are out of reach.
+        """
+        return cls(*backbone_model(arch, weights, head, pool, size, remap), reject, adapt, keep)
+
+    @classmethod
     def from_learner(cls,
         learn: FSCLearner, # Trained
         preprocess: Preprocess | None = None, # None: the validation transforms of its loaders
@@ -116,6 +139,7 @@ class FewShotClassifier(ImageEstimator):
         An encoder that was adapted is saved as it came out; loaded again it is no more adapted to examples that join. Raises
         `ValueError` for transforms that a bundle cannot hold, and for a transductive adaptation.
         """
+        learn.warn_untrained()
         return cls(learn.model, preprocess or Preprocess.from_dls(learn.dls), reject, adapt, keep)
 
     @classmethod

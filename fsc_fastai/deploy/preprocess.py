@@ -11,17 +11,18 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from fastai.data.core import Datasets
-from fastai.data.transforms import ItemGetter, Normalize, ToTensor
+from fastai.data.transforms import ItemGetter, ToTensor
 from fastai.torch_core import default_device
 from fastai.vision.augment import Resize
 from fastai.vision.core import PILBase, imagenet_stats
 from fastcore.basics import chunked, defaults
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.augment import BytesToFloat, CenterCrop, InplaceNormalize, as_grey
 from ..data.block import EpisodeCategorize
 from ..data.episode_loader import EpisodicDL
+from ..data.image_config import ImageConfig, resampling
 from ..data.images import OpenImage, open_image, opener_of
 from ..data.loaders import EpisodeDataLoaders
 from ..data.size import Box, Size, as_size, resized_box, sides, with_margin
@@ -70,6 +71,7 @@ class Preprocess:
     std: tuple[float, ...] = tuple(imagenet_stats[1]) # Of the channels
     orient: bool = True # Turn images as their EXIF orientation says
     white: float | None = None # What is white in samples other than bytes; None: what their type says
+    interpolation: str = 'bilinear' # By which an image is resized: 'bilinear', 'bicubic', 'lanczos', 'nearest', 'box', 'hamming'
 
     def __post_init__(self):
         size = _of_pixels('size', self.size)
@@ -80,6 +82,7 @@ class Preprocess:
         mean, std = _of_channels('mean', self.mean, -1e4), _of_channels('std', self.std, 1e-4)
         if len(mean) != len(std): raise ValueError(f'mean={mean}, std={std}: wanted as many of one as of the other')
         for name, value in dict(size=size, resize=resize, mean=mean, std=std).items(): object.__setattr__(self, name, value)
+        resampling(self.interpolation)
         if not isinstance(self.orient, bool): raise ValueError(f'orient={self.orient!r:.60}: True or False')
         if self.white is not None and (type(self.white) not in (int, float) or not 1e-6 <= self.white <= 1e12):
             raise ValueError(f'white={str(self.white)[:40]}: wanted a number from 1e-6 to 1e12, or None')
@@ -90,17 +93,25 @@ class Preprocess:
         return len(self.mean), *sides(self.size)
 
     @classmethod
+    def from_backbone(cls,
+        arch: str | nn.Module, # A timm name, or a model of timm's
+        size: Size | None = None, # Another size than that of the training
+    ) -> Preprocess:
+        "What the weights of a backbone were trained on. Raises `ValueError` for an unknown name"
+        return cls(**ImageConfig.of(arch).at(size).preprocess)
+
+    @classmethod
     def from_dls(cls, dls: EpisodeDataLoaders) -> Preprocess:
         """The validation transforms of `dls`.
 
         Raises `ValueError` where these do more than resize, cut and normalise: pass a `Preprocess` of your own then.
         """
         tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
-        found: dict[str, Any] = dict(size=dls.img_size, resize=dls.img_size, mean=(0,) * dls.n_chans, std=(1,) * dls.n_chans)
+        found: dict[str, Any] = dict(size=dls.img_size, resize=dls.img_size, **dict(zip(('mean', 'std'), dls.statistics)))
         if opener := opener_of(dls.valid.dataset): found |= dict(orient=opener.orient, white=opener.white)
         for tfm in tfms:
-            if isinstance(tfm, Resize): found |= dict(resize=tuple(tfm.size[::-1]), fit=tfm.method)  # fastai: (width, height)
-            if isinstance(tfm, Normalize): found |= dict(mean=tfm.mean.flatten().tolist(), std=tfm.std.flatten().tolist())
+            if isinstance(tfm, Resize):  # fastai: (width, height)
+                found |= dict(resize=tuple(tfm.size[::-1]), fit=tfm.method, interpolation=Image.Resampling(tfm.mode).name.lower())
             if isinstance(tfm, CenterCrop): found['size'] = tfm.size
         names = ', '.join(type(f).__name__ for f in tfms)
         try: return cls(**found)._checked(dls)
@@ -117,7 +128,7 @@ class Preprocess:
         # fastai asks an item what it takes for images
         dsets = Datasets([(Image.new('RGB', (1, 1)), 'none')], tfms=tfms, splits=[[0], [0]])
         settings: dict[str, Any] = dict(
-            after_item=[Resize(self.resize, method=self.fit), ToTensor], img_shape=self.shape,
+            after_item=[self._resize, ToTensor], img_shape=self.shape,
             after_batch=[BytesToFloat, CenterCrop(self.size), InplaceNormalize.from_stats(self.mean, self.std, cuda=False)])
         loaders = [EpisodicDL(dsets.subset(i), **settings) for i in range(2)]
         return EpisodeDataLoaders(*(dl.new(dsets.new_empty()) for dl in loaders), device=device or default_device())
@@ -144,12 +155,16 @@ class Preprocess:
         "What the encoder sees of an image, in its pixels; beyond its edges where it is padded"
         return resized_box(im.size, sides(self.resize)[::-1], self.fit, self.size)
 
+    @property
+    def _resize(self) -> Resize:
+        return Resize(self.resize, method=self.fit, resamples=(resampling(self.interpolation), Image.Resampling.NEAREST))
+
     def image(self, item: Any) -> PILBase:
         "What the encoder sees of an image of any kind, still a picture"
         im = self.open(item)
         if self.shape[0] == 1: im = as_grey(im)
         if self.fit == 'pad': im = _shrunk(im)
-        resized = Resize(self.resize, method=self.fit)(im, split_idx=1)
+        resized = self._resize(im, split_idx=1)
         (height, width), (whole_height, whole_width) = sides(self.size), sides(self.resize)
         left, top = (whole_width - width) // 2, (whole_height - height) // 2
         return resized.crop((left, top, left + width, top + height))

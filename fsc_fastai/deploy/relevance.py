@@ -1,7 +1,6 @@
 "Which pixels of a new image speak for a class, and which against it"
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from ..explain.overlay import DIVERGING, Original, overlay_image
 from ..explain.pair import PairExplanation
 from ..explain.pair import explain_pair as pair_of
 from ..explain.to_pixels import explain_images
-from ..methods.head import Head
 from .classifier import FewShotClassifier, Prediction
 from .support import Label, is_single
 
@@ -66,7 +64,7 @@ def explain(
     prediction, classes = self.predict(item), self.support.classes
     if against is not None and against not in classes: raise KeyError(against)
     x = self.preprocess([item]).to(self.device)
-    found = explain_images(_with_known_support(self.head), self.head.support, self.head.member, x, explainer, support=False,
+    found = explain_images(self.head.explained(), self.head.support, self.head.member, x, explainer, support=False,
                            sum_channels=True, against=None if against is None else classes.index(against))
     relevance = dict(zip(classes, found.query[0, :, 0].cpu().numpy()))
     if against is not None: del relevance[against]
@@ -97,9 +95,3 @@ def _original(classifier: FewShotClassifier, item: Any) -> Original:
     im = classifier.preprocess.open(item)
     return Original.of(im, classifier.preprocess.box(im))
 
-
-def _with_known_support(head: Head) -> Any:
-    "The model, whose encoder lets pass the support features that the classifier has kept in the place of images"
-    model: Any = copy.copy(head.model)
-    model.encode = lambda x: x if x.shape[1:] == head.support.shape[1:] else head.model.encode(x)
-    return model

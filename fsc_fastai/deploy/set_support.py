@@ -66,6 +66,7 @@ def set_support(
     preprocess = preprocess or Preprocess.from_dls(self.dls)
     support = LearnerSupport(preprocess, torch.cat(list(preprocess.batches(items))), named, reject)
     support.classifier(self.model)
+    self.warn_untrained()
     self.support = support
     return self
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,11 +10,12 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ['LoadReport', 'load_reference_state', 'load_encoder_weights', 'read_state']
+__all__ = ['LoadReport', 'Checkpoint', 'load_reference_state', 'load_encoder_weights', 'read_checkpoint']
 
 # names of the publications' heads, and ours
 _HEAD = (
@@ -41,23 +43,47 @@ class LoadReport:
     loaded: list[str] = field(default_factory=list) # Names of the model's tensors that were filled
     missing: list[str] = field(default_factory=list) # Names of the model's tensors that were not
     unexpected: list[str] = field(default_factory=list) # Names of the checkpoint that have no place here
+    renamed: dict[str, str] = field(default_factory=dict) # The checkpoint's name of each tensor that was matched by position
+
+    def __str__(self) -> str:
+        n = len(self.loaded) + len(self.missing)
+        told = f'{len(self.loaded)} of {n} tensors loaded'
+        if self.renamed:
+            first = ', '.join(f'{theirs} as {ours}' for ours, theirs in islice(self.renamed.items(), 2))
+            told += f', all by their position, such as {first}'
+        return told + (f'; left out: {_some(self.unexpected)}' if self.unexpected else '')
 
 
-def read_state(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: a file (safetensors, or torch's without code to run), or a dictionary, out of its wrappers.
+@dataclass
+class Checkpoint:
+    "The tensors of a checkpoint, and what is known of where they come from"
+    state: dict[str, Tensor] # By name, without wrappers
+    where: str = 'the given dictionary' # For errors
+    backbone: str = '' # Whose weights it says that they are
+
+
+def read_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
+    """A checkpoint: a file (safetensors, or torch's without code to run), or a dictionary, out of its wrappers.
 
     Raises `FileNotFoundError` for a missing file and `ValueError` for one that holds no tensors.
     """
-    where = 'the given dictionary'
+    found = Checkpoint({})
     if not isinstance(weights, Mapping):
-        where = str(weights)
-        if not Path(weights).is_file(): raise FileNotFoundError(f'No checkpoint file {where}')
+        found.where, found.backbone = str(weights), _named_in(Path(weights))
+        if not Path(weights).is_file(): raise FileNotFoundError(f'No checkpoint file {found.where}')
         weights = _read_file(Path(weights))
+    if isinstance(weights, Mapping) and isinstance(weights.get('arch'), str): found.backbone = weights['arch']
     for wrapper in ('state', 'state_dict', 'model'):
         if isinstance(weights, Mapping) and isinstance(weights.get(wrapper), Mapping): weights = weights[wrapper]
     tensors = {k: v for k, v in weights.items() if isinstance(v, Tensor)} if isinstance(weights, Mapping) else {}
-    if not tensors: raise ValueError(f'{where} holds no state dict with tensors')
-    return {re.sub(r'^(module\.|_orig_mod\.)+', '', k): v for k, v in tensors.items()}
+    if not tensors: raise ValueError(f'{found.where} holds no state dict with tensors')
+    found.state = {re.sub(r'^(module\.|_orig_mod\.)+', '', k): v for k, v in tensors.items()}
+    return found
+
+
+def _named_in(path: Path) -> str:
+    "The backbone of timm's that the name of a file begins with"
+    return max((o for o in timm.list_models() if path.name.startswith(o)), key=len, default='')
 
 
 def _read_file(path: Path) -> Any:
@@ -110,9 +136,8 @@ def _candidates(name: str, prefix: str, blocks: list[str]) -> Iterator[str]:
     "Our names for a tensor, likeliest first"
     yield name
     yield _head_name(name)
-    bare = re.sub(r'^((encoder|body|feature|base|backbone|model|0)\.)+', '', name)
     yield prefix + name
-    yield prefix + _backbone_name(bare, blocks)
+    yield prefix + _backbone_name(_bare(name), blocks)
 
 
 def _place(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
@@ -139,7 +164,7 @@ def load_reference_state(
 
     Raises `ValueError` where a tensor has another shape than ours, or where none finds a place; the model is then unchanged.
     """
-    state = read_state(state_dict)
+    state = read_checkpoint(state_dict).state
     placed, report = _place(model, state)
     if not placed:
         raise ValueError(f'The checkpoint has nothing for this {type(model).__name__}: it holds {_some(state)}; '
@@ -150,15 +175,80 @@ def load_reference_state(
 
 def load_encoder_weights(
     encoder: nn.Module, # Gets the weights
-    weights: str | Path | Mapping[str, Any], # State dict or checkpoint of an encoder, or of a model that holds one
+    weights: str | Path | Mapping[str, Any] | Checkpoint, # State dict or checkpoint of an encoder, or of a model that holds one
+    remap: bool = False, # Match tensors by their position, whatever their names: every shape must agree
 ) -> LoadReport:
     """Load an encoder from a checkpoint, which may hold other parts of a model besides.
 
-    Raises `ValueError` if one of the encoder's tensors is missing there or has another shape; the encoder is then unchanged.
+    Names are ours, timm's, those of the publications, or those of a vendor where timm knows how to read them. Raises
+    `ValueError`, which names checkpoint and backbone, if one of the encoder's tensors is missing there or has another shape, and
+    for a checkpoint of a larger backbone; the encoder is then unchanged.
     """
-    placed, report = _place(encoder, read_state(weights))
-    if report.missing:
-        raise ValueError(f'The checkpoint lacks {len(report.missing)} tensors of the encoder, such as '
-                         f'{_some(report.missing)}; it has no place for {_some(report.unexpected)}')
+    found = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
+    try: placed, report = _by_position(encoder, found.state) if remap else _by_name(encoder, found.state)
+    except ValueError as e:
+        of = f', by its name of {found.backbone},' if found.backbone else ''
+        raise ValueError(f'{found.where}{of} does not fit {getattr(encoder, "name", type(encoder).__name__)}: {e}') from e
     encoder.load_state_dict(placed, strict=False)
     return report
+
+
+def _by_name(encoder: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+    "A place for each of the encoder's tensors, as the checkpoint names them or as timm reads it. Raises `ValueError`"
+    try: return _whole(encoder, state)
+    except ValueError:
+        read = _as_timm_reads(encoder, state)
+        if read is None: raise
+        try: return _whole(encoder, read)
+        except ValueError: pass
+        raise
+
+
+def _whole(encoder: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+    placed, report = _place(encoder, state)
+    if report.missing:
+        raise ValueError(f'it lacks {len(report.missing)} tensors of the encoder, such as '
+                         f'{_some(report.missing)}; there is no place for {_some(report.unexpected)}. If they are the same '
+                         'tensors under other names, remap=True matches them by position')
+    if larger := _of_a_larger_one(encoder, report.unexpected):
+        raise ValueError(f'it is of another backbone, with parts that this one has not: {_some(larger)}')
+    return placed, report
+
+
+def _bare(name: str) -> str: return re.sub(r'^((encoder|body|feature|base|backbone|model|0)\.)+', '', name)
+
+
+def _of_a_larger_one(encoder: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    "Weights without a place that would lie inside parts of the backbone, its classifier apart"
+    body = _backbone_of(encoder)[1]
+    parts = {name for name, part in body.named_children() if any(True for _ in part.parameters())}
+    last = (getattr(body, 'pretrained_cfg', None) or {}).get('classifier') or ()
+    heads = tuple(f'{o}.' for o in ([last] if isinstance(last, str) else last))
+    return [name for name in unexpected if _bare(name).partition('.')[0] in parts and name.endswith(('.weight', '.bias'))
+            and not (heads and _bare(name).startswith(heads))]
+
+
+def _as_timm_reads(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    "The tensors as timm's own reader of foreign checkpoints gives them, which also fits position embeddings to the image size"
+    body = _backbone_of(encoder)[1]
+    read = getattr(sys.modules[type(body).__module__], 'checkpoint_filter_fn', None)
+    if read is None: return None
+    try: return dict(read({re.sub(r'^(encoder|body)\.', '', k): v for k, v in state.items()}, body))
+    except Exception: return None  # a reader of another network's tensors can fail in any way
+
+
+def _by_position(encoder: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+    """The first tensors of the checkpoint in the places of the encoder's, in their order; what is left over is its classifier.
+
+    Raises `ValueError` for the first pair of another shape, or of another kind (`weight`, `bias`, `running_mean`, …).
+    """
+    counted = lambda names: [k for k in names if not k.endswith('num_batches_tracked')]
+    ours, theirs = encoder.state_dict(), counted(state)
+    names = counted(ours)
+    if len(theirs) < len(names): raise ValueError(f'it has {len(theirs)} tensors, the encoder {len(names)}')
+    for i, (name, other) in enumerate(zip(names, theirs)):
+        if ours[name].shape != state[other].shape or name.rpartition('.')[2] != other.rpartition('.')[2]:
+            raise ValueError(f'at position {i + 1} it has {other} {tuple(state[other].shape)}, '
+                             f'the encoder {name} {tuple(ours[name].shape)}')
+    pairs = dict(zip(names, theirs))
+    return {k: state[v] for k, v in pairs.items()}, LoadReport(names, [], theirs[len(names):], pairs)

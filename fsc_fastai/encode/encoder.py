@@ -4,43 +4,51 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from ..as_built import as_built, blueprint
-from ..nearest import unknown
+from ..data.image_config import ImageConfig
+from ..data.size import size_text
 from ..tensors import evaluating
 from . import backbones  # noqa: F401  registers the field's backbones with timm
-from .checkpoints import load_encoder_weights, read_state
+from .checkpoints import LoadReport, load_encoder_weights, read_checkpoint
 from .flor import mix_norms
+from .pretrained import check_name, has_weights, hub_id, source_of
 
-__all__ = ['Encoder', 'ImageSize', 'Weights', 'create_encoder', 'timm_body']
+__all__ = ['Encoder', 'ImageSize', 'Weights', 'TokenPool', 'create_encoder', 'timm_body']
 
 ImageSize = int | tuple[int, int] | list[int]
 Weights = bool | str | Path | Mapping[str, Any]
+TokenPool = Literal['auto', 'cls', 'mean', 'both']
 
 
 class Encoder(nn.Module):
     """A backbone whose output is always a map `(n, C, H, W)`.
 
     Convolutional nets give their last map, transformers their tokens as a map (without class and register tokens), nets that work
-    channels-last are permuted, and a module that gives vectors has maps of 1×1.
-    Raises `ValueError` for an image size that the backbone cannot encode.
+    channels-last are permuted, and a module that gives vectors has maps of 1×1. So has an encoder with a `pool`: the class token
+    of a transformer ('cls'), the mean of its patches ('mean'), one beside the other ('both'), or what the classifier of the
+    backbone was trained on ('auto'), with the norm that comes before that.
+    Raises `ValueError` for an image size that the backbone cannot encode, and for a `pool` that it cannot give.
     """
     config: dict[str, Any] | None = None # The plain arguments of `create_encoder`, where a name built it
+    trained_on: ImageConfig | None = None # The images that its pretrained weights were trained on, where timm knows them
+    loaded: LoadReport | None = None # What was loaded of a checkpoint
 
     def __init__(self,
         body: nn.Module, # A timm model, or any module from images to maps or vectors
         img_size: ImageSize = 84, # Side of the training images, or (height, width)
         in_chans: int = 3, # Channels of the images
         name: str = '', # What errors call the backbone; default: its class
+        pool: TokenPool | None = None, # 'auto', 'cls', 'mean' or 'both': vectors in the place of maps; None: maps
     ):
         super().__init__()
         self.body, self.img_size, self.in_chans = body, _square(img_size), in_chans
-        self.name = name or type(body).__name__
+        self.name, self.pool = name or type(body).__name__, _checked_pool(pool, body, name)
         self.channels_last = getattr(body, 'output_fmt', 'NCHW') == 'NHWC'
         self.out_shape = self._probe()
         self.num_features = self.out_shape[0]
@@ -56,9 +64,21 @@ class Encoder(nn.Module):
         "Images `(n, in_chans, height, width)` to feature maps `(n, C, H, W)`"
         encode: Any = getattr(self.body, 'forward_features', self.body)
         f = encode(x)
+        if self.pool is not None: return self._pooled(f)[..., None, None]
         if f.ndim == 3: return self._tokens_as_map(f, x.shape[-2], x.shape[-1])
         if f.ndim == 2: return f[..., None, None]
         return f.permute(0, 3, 1, 2) if self.channels_last else f
+
+    def _pooled(self, f: Tensor) -> Tensor:
+        "Vectors `(n, C)` of what the backbone gives, by `pool`"
+        body: Any = self.body
+        if self.pool == 'auto': return body.forward_head(f, pre_logits=True).flatten(1)
+        if f.ndim < 3: return f
+        if f.ndim == 4: return f.mean((1, 2) if self.channels_last else (2, 3))
+        mean = f[:, getattr(body, 'num_prefix_tokens', 0):].mean(1)
+        # where patches are averaged in training, timm puts the last norm behind that
+        norm = getattr(body, 'fc_norm', None) or nn.Identity()
+        return torch.cat([norm(o) for o in {'cls': [f[:, 0]], 'mean': [mean]}.get(str(self.pool), [f[:, 0], mean])], 1)
 
     def _tokens_as_map(self, tokens: Tensor, height: int, width: int) -> Tensor:
         tokens = tokens[:, getattr(self.body, 'num_prefix_tokens', 0):]
@@ -123,13 +143,12 @@ def _square(img_size: ImageSize) -> int | tuple[int, int]:
     return height if height == width else (height, width)
 
 
-def _check_name(arch: str, pretrained: bool) -> None:
-    if ':' in arch: return  # a model on a hub or in a folder, which timm looks for itself
-    if not timm.is_model(arch): raise unknown('backbone', arch, timm.list_models(), '`timm.list_models()` lists them all')
-    cfg = timm.get_pretrained_cfg(arch)
-    if pretrained and not (cfg and cfg.has_weights):
-        raise ValueError(f'timm has no pretrained weights for {arch!r}: '
-                         'pass `pretrained=` a checkpoint file or a state dict, or pre-train the encoder first')
+def _checked_pool(pool: TokenPool | None, body: nn.Module, name: str) -> TokenPool | None:
+    "The pool, None where 'auto' asks a module that has no head. Raises `ValueError` for one that the backbone cannot give"
+    if pool not in (None, *get_args(TokenPool)): raise ValueError(f'pool={pool!r}: choose from {get_args(TokenPool)}, or None')
+    if pool in ('cls', 'both') and getattr(body, 'cls_token', None) is None:
+        raise ValueError(f"pool={pool!r}: {name or type(body).__name__} has no class token, 'auto' and 'mean' suit it")
+    return None if pool == 'auto' and not hasattr(body, 'forward_head') else pool
 
 
 def timm_body(
@@ -138,6 +157,7 @@ def timm_body(
     img_size: int | tuple[int, int], # Of the images
     in_chans: int, # Channels of the images
     flor: Sequence[float] | None = None, # As in `create_encoder`
+    pool: TokenPool | None = None, # Of the encoder: the body is the same
     **kwargs: Any, # For `timm.create_model`
 ) -> nn.Module:
     "The timm model of that name without its classifier, built for `img_size` if it asks for a size at all"
@@ -158,38 +178,65 @@ def create_encoder(
     img_size: ImageSize = 84, # Side of the training images, or (height, width)
     in_chans: int = 3, # Channels of the images
     flor: Sequence[float] | None = None, # (a, b): mix instance norms into the batch norms, by draws from Beta(a, b)
+    pool: TokenPool | None = None, # 'auto', 'cls', 'mean' or 'both': vectors in the place of maps, see `Encoder`; None: maps
+    remap: bool = False, # Match the tensors of a checkpoint by position: they are in our order, under names of their own
     **kwargs: Any, # For `timm.create_model`
 ) -> Encoder:
     """An encoder by timm name, or around a module (which keeps its weights), with `num_features` and `out_shape` = (C, H, W).
 
     An `Encoder` for this image size is returned as it is. Norms of `flor` (Zou et al. 2024) are part of the encoder and saved
-    with it; weights of the same network without them are those of its batch norms. Raises `ValueError` for an unknown name
-    (nearest names offered), for weights that do not exist or do not fit, and for an image size that it cannot encode.
+    with it; weights of the same network without them are those of its batch norms. `loaded` of the encoder reports what came from
+    a checkpoint. Raises `ValueError` for an unknown name (nearest names offered), for weights that do not exist or do not fit,
+    and for an image size that it cannot encode; `ConnectionError` where timm's weights are out of reach.
 
     >>> create_encoder('conv4', img_size=32).out_shape
     (64, 2, 2)
     """
     img_size = _square(img_size)
-    if isinstance(arch, Encoder) and (arch.img_size, arch.in_chans) == (img_size, in_chans): encoder = arch
-    elif isinstance(arch, Encoder):
-        encoder = Encoder(arch.body, img_size, in_chans, arch.name)
-        encoder.config = arch.config and {**arch.config, 'img_size': img_size}
-    elif isinstance(arch, nn.Module): encoder = Encoder(arch, img_size, in_chans)
-    else:
-        _check_name(arch, pretrained is True)
-        encoder = Encoder(timm_body(arch, pretrained is True, img_size, in_chans, **kwargs), img_size, in_chans, arch)
-        encoder.config = {'arch': arch, 'img_size': img_size, 'in_chans': in_chans, **kwargs}
-    weights = None if isinstance(pretrained, bool) else read_state(pretrained)
-    mixed_weights = weights is not None and flor is not None and any('.IN.' in name for name in weights)
-    if weights is not None and not mixed_weights: load_encoder_weights(encoder, weights)
+    online = pretrained is True or hub_id(pretrained) is not None
+    if isinstance(arch, Encoder):
+        encoder = arch
+        if (arch.img_size, arch.in_chans, pool or arch.pool) != (img_size, in_chans, arch.pool):
+            encoder = Encoder(arch.body, img_size, in_chans, arch.name, pool or arch.pool)
+            encoder.config = arch.config and {**arch.config, 'img_size': img_size} | ({'pool': pool} if pool else {})
+            encoder.trained_on = arch.trained_on
+    elif isinstance(arch, nn.Module): encoder = Encoder(arch, img_size, in_chans, pool=pool)
+    else: encoder = _named(arch, online, hub_id(pretrained), img_size, in_chans, pool, kwargs)
+    if pool and not encoder.config: encoder.config = {**_plain(encoder), 'pool': pool}
+    weights: Any = None if isinstance(pretrained, bool) or online else read_checkpoint(pretrained)
+    mixed_weights = weights is not None and flor is not None and any('.IN.' in name for name in weights.state)
+    if weights is not None and not mixed_weights: encoder.loaded = load_encoder_weights(encoder, weights, remap)
     if flor is not None: encoder = _mixed(encoder, flor)
-    if weights is not None and mixed_weights: load_encoder_weights(encoder, weights)
+    if weights is not None and mixed_weights: encoder.loaded = load_encoder_weights(encoder, weights, remap)
+    if isinstance(arch, str) and pretrained is not False and has_weights(arch): encoder.trained_on = ImageConfig.of(encoder.body)
+    return encoder
+
+
+def _plain(encoder: Encoder) -> dict[str, Any]: return {'arch': None, 'img_size': encoder.img_size, 'in_chans': encoder.in_chans}
+
+
+def _named(arch: str, online: bool, hub: str | None, img_size: int | tuple[int, int], in_chans: int, pool: TokenPool | None,
+           kwargs: dict[str, Any]) -> Encoder:
+    "An encoder of timm's or of ours, with pretrained weights from this machine or a hub where `online`"
+    check_name(arch)
+    if online and hub is None and not has_weights(arch):
+        raise ValueError(f'timm has no pretrained weights for {arch!r}: '
+                         'pass `pretrained=` a checkpoint file or a state dict, or pre-train the encoder first')
+    source = source_of(arch, hub) if online or hub_id(arch) else {}
+    try: body = timm_body(arch, online, img_size, in_chans, pretrained_cfg_overlay=source or None, **kwargs)
+    except RuntimeError as e:
+        if not online or isinstance(e, OSError): raise
+        raise ValueError(f'the pretrained weights of {arch!r} ({ImageConfig.of(arch)}) do not fit a backbone for images of '
+                         f'{size_text(img_size)} in {in_chans} channels: {str(e)[:300]}') from e
+    # a name that a saved classifier can hold, and that is built without a hub
+    name = cast(Any, body).pretrained_cfg['architecture'] if ':' in arch else arch
+    encoder = Encoder(body, img_size, in_chans, name, pool)
+    encoder.config = {'arch': name, 'img_size': img_size, 'in_chans': in_chans, **kwargs} | ({'pool': pool} if pool else {})
     return encoder
 
 
 def _mixed(encoder: Encoder, flor: Sequence[float]) -> Encoder:
     "An encoder around the same body, whose batch norms get instance norms beside them"
-    mixed = Encoder(mix_norms(encoder.body, *flor), encoder.img_size, encoder.in_chans, encoder.name)
-    plain = encoder.config or {'arch': None, 'img_size': encoder.img_size, 'in_chans': encoder.in_chans}
-    mixed.config = {**plain, 'flor': list(flor)}
+    mixed = Encoder(mix_norms(encoder.body, *flor), encoder.img_size, encoder.in_chans, encoder.name, encoder.pool)
+    mixed.config, mixed.loaded = {**(encoder.config or _plain(encoder)), 'flor': list(flor)}, encoder.loaded
     return mixed

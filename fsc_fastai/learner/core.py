@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +23,14 @@ from ..callback.of_fastai import adapted, untracked
 from ..data.loader import check_any
 from ..data.loaders import EpisodeDataLoaders
 from ..data.sampler import Count, as_range
+from ..encode.encoder import Encoder
 from ..encode.transformation import ft_parameters
 from ..files import atomic_write
 from ..methods import FewShotModel, RelationNet, create_fsc_model
 from ..methods.finite import check_weights
 from ..methods.registry import get_method
 from .fused_adam import default_optimizer
+from .images import check_images as check_images_of
 from .metrics import EpisodeAccuracy, EpisodeCI95
 from .pretrain import pretrain_encoder
 from .saved import OptimizerAndCallbacks
@@ -57,6 +60,7 @@ class FSCLearner(Learner):
     episodes; callbacks that would silently do the wrong thing with episodes are refused; a failed `export` loses nothing.
     """
     encoder_trained = False
+    first_weights: torch.Tensor | None = None # Of what has to be trained, as they were when `fsc_learner` made it
     dls: EpisodeDataLoaders
     loss_func: Callable
     save_bundle: Callable # Of `inference`
@@ -85,6 +89,20 @@ class FSCLearner(Learner):
             raise
         # whatever callbacks loaded meanwhile, such as `SaveModelCallback` at the end
         self.encoder_trained = trained or self.opt.frozen_idx == 0
+
+    @property
+    def untrained(self) -> bool:
+        "Has nobody trained it, neither its head nor, where it has none of its own, its encoder? False where that is not known"
+        if self.first_weights is None: return False
+        return torch.equal(_first_weights(self.model).cpu(), self.first_weights)
+
+    def warn_untrained(self) -> None:
+        "A warning, before an answer is given or kept, that it is about random"
+        if not self.untrained: return
+        head = type(self.model).__name__
+        what = f'{head} compares by weights of its own' if _own_weights(self.model) else 'its encoder is random'
+        warnings.warn(f'nobody has trained this learner: {what}, so that its answers are about as good as chance. Train it '
+                      '(learn.fine_tune), or use FewShotClassifier.from_backbone(arch), which needs no training', stacklevel=3)
 
     def lr_find(self,
         *args, **kwargs, # For fastai's `lr_find`
@@ -256,6 +274,16 @@ class _OneWidth(Callback):
     def after_loss(self): self.learn.pred = F.pad(self.pred, (0, self.width - self.pred.shape[1]), value=-math.inf)
 
 
+def _own_weights(model: nn.Module) -> list[nn.Parameter]:
+    "The weights of a few-shot model outside its encoder"
+    return [p for name, p in model.named_parameters() if not name.startswith('encoder.')]
+
+
+def _first_weights(model: nn.Module) -> torch.Tensor:
+    "Weights that any training changes: of the head, or of the encoder where that is all"
+    return next(iter(_own_weights(model)), next(model.parameters(), torch.empty(0))).detach()
+
+
 def _one_way(dls: EpisodeDataLoaders, method: type[FewShotModel] | str) -> Count:
     "Classes of a training episode. Raises `ValueError` where validation has others and the method knows one number only"
     if not get_method(method).any_way and len({as_range('n_way', dl.n_way) for dl in (dls.train, dls.valid)}) > 1:
@@ -277,12 +305,14 @@ def fsc_learner(
     metrics: Any = None, # Default: accuracy and its 95 % interval
     splitter: Callable = encoder_head_splitter, # Parameter groups
     method_kwargs: dict | None = None, # Arguments of the method, such as `hidden` of `RelationNet`
+    check_images: bool = True, # Refuse images that are not as pretrained weights know them
     **kwargs, # For fastai's `Learner`
 ) -> FSCLearner:
     """Build a few-shot learner from episodes, a backbone and a method.
 
     Unknown names raise a `ValueError` that offers the nearest ones; so do settings that contradict the loaders, such as another
-    `in_chans` than the images have, or a number of classes that varies for a method that knows one only (GNNNet).
+    `in_chans` than the images have, or a number of classes that varies for a method that knows one only (GNNNet). Pretrained
+    weights want the statistics of their images: `EpisodeDataLoaders.from_folder(…, arch=…)` normalises by them.
     """
     dls = EpisodeDataLoaders.from_dls(dls)
     settings = {'in_chans': dls.n_chans} | (method_kwargs or {})
@@ -291,9 +321,12 @@ def fsc_learner(
     weights = pretrained.state_dict() if isinstance(pretrained, nn.Module) else pretrained
     model = create_fsc_model(method, arch, n_way=_one_way(dls, method), n_classes=dls.n_classes, img_size=dls.img_size,
                              pretrained=weights, **settings)
+    if isinstance(pretrained, nn.Module): model.encoder.trained_on = getattr(pretrained, 'trained_on', None)  # type: ignore[assignment]
+    if check_images: check_images_of(dls, cast(Encoder, model.encoder), of_timm=pretrained is True)
     metrics = [EpisodeAccuracy(), EpisodeCI95()] if metrics is None else metrics
     learn = FSCLearner(dls, model.to(dls.device), loss_func=loss_func or model.default_loss(),
                        opt_func=opt_func or default_optimizer(dls.device), lr=lr, cbs=cbs, metrics=metrics,
                        splitter=splitter, **kwargs)
     learn.encoder_trained = pretrained is not False
+    if _own_weights(model) or not learn.encoder_trained: learn.first_weights = _first_weights(model).cpu().clone()
     return learn

@@ -137,6 +137,12 @@ class Head(nn.Module):
             if not alone[i]: found[i] = head.fit(f_support[others], member[others])(f_query)
         return found[which.to(found.device)]
 
+    def explained(self) -> Any:
+        "The model as explanations of pixels take it: in the place of images of the support it encodes what the head keeps"
+        model: Any = copy.copy(self.model)
+        model.encode = lambda x: x if x.shape[1:] == self.support.shape[1:] else self.model.encode(x)
+        return model
+
     # Where statistics are fixed
 
     def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:

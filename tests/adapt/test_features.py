@@ -117,3 +117,34 @@ def test_ledoit_wolf_is_scikit_learns():
     x = torch.randn(2, 9, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 6)
     expected = [ledoit_wolf_shrinkage(o.numpy(), assume_centered=True) for o in x]
     assert _ledoit_wolf(x).flatten().tolist() == pytest.approx(expected)
+
+
+def unequal(d=6):
+    "A support of 12, 2 and 4 examples in double precision, labels, queries"
+    g = torch.Generator().manual_seed(3)
+    y = torch.tensor([0] * 12 + [1] * 2 + [2] * 4)
+    centres = torch.randn(3, d, dtype=torch.double, generator=g)
+    return centres[y] + torch.randn(18, d, dtype=torch.double, generator=g), y, torch.randn(7, d, dtype=torch.double, generator=g)
+
+
+def test_balanced_heads_are_scikit_learns():
+    from sklearn.linear_model import LogisticRegression, Ridge
+    support, y, query = unequal()
+    weights = (18 / 3 / y.bincount())[y]
+    ridge = Ridge(.5).fit(support.numpy(), torch.eye(3)[y].numpy(), sample_weight=weights.numpy())
+    ours = RidgeHead(alpha=.5, balanced=True).fit(support, y)(query)
+    assert ours.numpy() == pytest.approx(ridge.predict(query.numpy()), abs=1e-8)
+    logistic = LogisticRegression(C=2., class_weight='balanced', tol=1e-10, max_iter=5000).fit(support.numpy(), y.numpy())
+    ours = LogisticHead(C=2., balanced=True).fit(support, y)(query).softmax(1)
+    assert ours.numpy() == pytest.approx(logistic.predict_proba(query.numpy()), abs=1e-5)
+
+
+def test_logistic_regression_of_many_classes_takes_another_way_to_the_same_minimum(monkeypatch):
+    support, y, query = unequal()
+    stacked = torch.stack([support, support.flip(0)]), torch.stack([torch.eye(3)[y], torch.eye(3)[y.flip(0)]]).double()
+    wanted = LogisticHead(balanced=True).fit(*stacked)(query)
+    monkeypatch.setattr('fsc_fastai.adapt.linear.NEWTON', 1)
+    found = LogisticHead(balanced=True).fit(*stacked)(query)
+    assert not torch.equal(found, wanted)
+    torch.testing.assert_close(found.softmax(-1), wanted.softmax(-1), rtol=1e-5, atol=1e-6)
+    with torch.inference_mode(): LogisticHead().fit(support, y)(query)

@@ -299,6 +299,7 @@ def test_tensors_that_do_not_fit_are_refused_even_under_a_right_hash(bundle, spo
     (dict(preprocess=PREPROCESS | dict(size=10**9)), 'size=1000000000'),
     (dict(preprocess=PREPROCESS | dict(std=[0, 1, 1])), 'std'),
     (dict(preprocess=PREPROCESS | dict(size='32')), "preprocess: size='32'"),
+    (dict(preprocess=PREPROCESS | dict(interpolation=['nearest'])), 'interpolation='),
     (dict(preprocess=PREPROCESS | dict(path='/etc/passwd')), 'path'),
     (dict(model={}), 'method'),
     (dict(model=dict(method='os.system', arch='conv4')), 'no method'),

@@ -1,0 +1,50 @@
+"Linear classifiers of features are fitted once to a support that stays: what they keep of it is a vector and a bias a class"
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..methods.head import Statistics, head_for
+from ..tensors import full_precision
+from .feature_net import FeatureHead, FeatureNet
+
+__all__ = ['LinearHead']
+
+
+@head_for(FeatureNet)
+class LinearHead(FeatureHead):
+    "x·W + b of treated vectors: `support` is Wᵀ with b behind it, `(n_way, d + 1)`"
+    steps = (*FeatureHead.steps, 'classify')
+
+    @classmethod
+    def serves(cls, model: Any, method: type, statistics: Statistics) -> bool:
+        "Where what the method fits is linear, and its treatment of a query asks nothing of the support"
+        fits = statistics == 'support' and model.adaptation.linear and model.adaptation.treats_alone
+        return fits and super().serves(model, method, statistics)
+
+    def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+        "Weights and biases of the classes, a label each"
+        fitted = self.model.fit(f_support, member)
+        return torch.cat([fitted.weight, fitted.bias]).mT.contiguous(), torch.eye(member.shape[1]).to(member)
+
+    def treated(self, f_query: Tensor) -> Tensor:
+        "Vectors as the method takes them `(n_query, d)`"
+        x = self.model.vectors(f_query)
+        return self.model.method.treating(x)(x)
+
+    def classified(self, x: Tensor) -> Tensor:
+        "Scores `(n_query, n_way)` of treated vectors"
+        with full_precision(x): return F.linear(x, self.support[:, :-1], self.support[:, -1])
+
+    def scores(self, f_query: Tensor) -> Tensor:
+        "Scores `(n_query, n_way)` of maps or vectors"
+        return self.classified(self.treated(f_query))
+
+    def explained(self) -> Any:
+        "The weights are what they are: relevance goes to the query"
+        model = super().explained()
+        model.process, model.classify = lambda f_support, support_y, f_query: self.treated(f_query), self.classified
+        return model

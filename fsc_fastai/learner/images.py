@@ -1,0 +1,35 @@
+"Do the loaders give images as the pretrained weights were trained on them?"
+from __future__ import annotations
+
+import warnings
+
+from ..data.image_config import statistics_text
+from ..data.loaders import EpisodeDataLoaders
+from ..data.size import size_text
+from ..encode.encoder import Encoder
+
+__all__ = ['check_images']
+
+
+def check_images(
+    dls: EpisodeDataLoaders, # What the encoder will see
+    encoder: Encoder, # With `trained_on`, where its weights are pretrained
+    of_timm: bool = False, # Are the weights timm's own, as they were trained?
+) -> None:
+    """`ValueError`, which names both and the remedy, for other statistics than those of the weights; a warning for another size.
+
+    Another size is an error, too, where the network has one that is fixed.
+    """
+    wanted, (mean, std) = encoder.trained_on, dls.statistics
+    if wanted is None: return
+    remedy = (f'EpisodeDataLoaders.from_folder(…, arch={encoder.name!r}) gives images as these weights know them; where the '
+              'difference is meant, fsc_learner(…, check_images=False) lets it pass')
+    if wanted.other_statistics(mean, std):
+        raise ValueError(f'the weights of {encoder.name} were trained on images of {statistics_text(wanted.mean, wanted.std)}, '
+                         f'the loaders normalise by {statistics_text(mean, std)}. {remedy}')
+    if dls.img_size == wanted.size: return
+    sizes = (f'the weights of {encoder.name} were trained on images of {size_text(wanted.size)}, '
+             f'the loaders give {size_text(dls.img_size)}')
+    if wanted.fixed and not getattr(getattr(encoder.body, 'patch_embed', None), 'dynamic_img_size', False):
+        raise ValueError(f'{sizes}, and the size of this network is fixed. {remedy}')
+    if of_timm: warnings.warn(f'{sizes}, on which they may be far less accurate. {remedy}', stacklevel=3)
