@@ -1,7 +1,6 @@
 "What each example does to the answers: its influence on one, and the examples that their own class would do better without"
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
 import pandas as pd
@@ -26,8 +25,8 @@ def influence(
 
     A row an example, in the order in which they were given, with its `label` and `influence`, below 0 where it speaks against the
     class; nan where it is the only one of its class. Leaving one out is exact: in one pass for ProtoNet and CrossAttentionNet,
-    whose prototypes only lose a summand, by as many fits as there are examples for the others. An encoder that was adapted to the
-    examples stays as it is. Raises as `predict` does, and `KeyError` for an unknown class.
+    whose prototypes only lose a summand, by as many fits as there are examples for the others. The temperature, and an encoder
+    that was adapted to the examples, stay as they are. Raises as `predict` does, and `KeyError` for an unknown class.
     """
     if not is_single(item): raise TypeError(f'influence takes one image, found a {type(item).__name__}: call it for each')
     answer, support = self.predict(item), self.support
@@ -55,7 +54,7 @@ def check_examples(self: FewShotClassifier) -> pd.DataFrame:
     """
     support, n = self.support, len(self.support.labels)
     if not self.fitted: raise ValueError(self.head.problem(len(support.classes)))
-    head, features, member = copy.deepcopy(self.head), support.features, support.member
+    head, features, member = self.head.spare(), support.features, support.member
     own_class, positions = member.argmax(1), torch.arange(n, device=features.device)
     gain, own, likeliest = torch.zeros(n), torch.full((n,), float('nan')), cast(list[Any], [None] * n)
     for j in range(n):

@@ -1,7 +1,6 @@
 "What the examples alone tell of answers to come: held out in turn, they are queries whose class is known"
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,8 +46,7 @@ def without_folds(
     Raises `ValueError` where no class has two examples, and for a method that needs more of each than are left.
     """
     if member.sum(0).max() < 2: raise ValueError('no class has two, so that one could be held out')
-    spare = copy.deepcopy(head, {id(head.model.encoder): head.model.encoder})  # which only features need not
-    fold = folds_of(member)
+    spare, fold = head.spare(), folds_of(member)
     for k in range(int(fold.max()) + 1):
         out = fold == k
         yield HeldOut(spare.fit(features[~out], member[~out]), out.nonzero()[:, 0])

@@ -119,6 +119,10 @@ class Head(nn.Module):
         "Scores `(n_query, n_way)` of queries in one pass"
         return self.model.forward_head(self.support, self.member, f_query)
 
+    def spare(self) -> Head:
+        "A copy to be fitted to other support sets, which only shares the encoder"
+        return copy.deepcopy(self, {id(self.model.encoder): self.model.encoder})
+
     def without_each(self,
         f_support: Tensor, # Feature maps `(n_support, C, H, W)`, or what `compact` made of them
         member: Tensor, # One-hot labels `(n_support, n_way)`
@@ -129,7 +133,7 @@ class Head(nn.Module):
 
         The head itself stays as it is. As many fits as samples, unless a method can do better.
         """
-        head, alone = copy.deepcopy(self), member[:, member.sum(0) == 1].sum(1) > 0
+        head, alone = self.spare(), member[:, member.sum(0) == 1].sum(1) > 0
         found = f_query.new_full((len(f_support), len(f_query), member.shape[1]), float('nan'))
         which = torch.arange(len(f_support)) if which is None else which
         for i in which.tolist():
