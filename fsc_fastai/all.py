@@ -34,6 +34,7 @@ from .learner.evaluate import *
 from .encode import *
 from .explain import *
 from .learner.explanation import *
+from .learner.faithfulness import *
 from .deploy import *
 from .learner.core import *
 from .learner.fused_adam import *

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,11 @@ from torch.utils._pytree import tree_map
 from .engine import Traced, leaf, undisturbed
 from .explainer import Explainer
 from .lrp import explained_scores, features_of
-from .weights import relevance_start
+from .weights import contrast, relevance_start
 
 __all__ = ['GradientXInput', 'IntegratedGradients']
+
+Start = Literal['log-odds', 'contrast']
 
 
 class _ConstantStatistics(TorchFunctionMode):
@@ -49,10 +51,15 @@ class GradientXInput(Explainer):
 
         R = GradientXInput()(model, f_p)    # of the processed features, detached
 
+    With `start='contrast'` the pixels of images are explained by the gradient of a class's log-odds, R = x · ∂log-odds/∂x.
     Batch statistics count as constants. The model stays as it is.
     """
-    def __init__(self, eps: float = 1e-3): # Keeps the logarithm of equation (2) finite
-        self.eps = eps
+    def __init__(self,
+        eps: float = 1e-3, # Keeps the logarithm of equation (2) finite
+        start: Start = 'log-odds', # R_c at the class's own score; 'contrast': the derivatives of its log-odds at all scores
+    ):
+        if start not in get_args(Start): raise ValueError(f'start={start!r}: choose from {get_args(Start)}')
+        self.eps, self.start = eps, start
 
     def __call__(self,
         model: nn.Module, # Has `classify`
@@ -73,6 +80,10 @@ class GradientXInput(Explainer):
     def start_of_output(self, out: Tensor) -> Tensor:
         "1: its gradient is the flow"
         return torch.ones_like(out)
+
+    def starts(self, scores: Tensor) -> Tensor:
+        "What starts at each score to explain each class, `(n_query, n_way explained, n_way)`"
+        return contrast(scores) if self.start == 'contrast' else super().starts(scores)
 
     def trace(self,
         net: Callable[..., Tensor], # A module, or any function of tensors
@@ -96,7 +107,8 @@ class IntegratedGradients(GradientXInput):
     def __init__(self,
         steps: int = 8, # Gradients on the way
         eps: float = 1e-3, # Keeps the logarithm of equation (2) finite
+        start: Start = 'log-odds', # See `GradientXInput`
     ):
         if steps < 1: raise ValueError(f'IntegratedGradients(steps={steps}): at least 1')
-        super().__init__(eps)
+        super().__init__(eps, start)
         self.fractions = tuple((k + .5) / steps for k in range(steps))

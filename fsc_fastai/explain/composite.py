@@ -1,6 +1,7 @@
 "Which rule for which layer"
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
@@ -8,9 +9,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from .rules import AlphaBeta, Epsilon, Layer, Rule
+from .rules import AlphaBeta, Epsilon, Flat, Gamma, Layer, Rule
 
-__all__ = ['Composite', 'paper_composite']
+__all__ = ['Composite', 'paper_composite', 'plus_flat', 'alpha2_beta1_flat', 'GammaByDepth']
 
 Selector = str | type | int # A layer's name (with * and ?), its class, or its position (0 first, -1 last)
 
@@ -39,6 +40,14 @@ class Composite:
             found = [rule for s, rule in self.rules.items() if matches(s, layer, n_layers)]
             if found: return found[-1]
         return self.base(layer, n_layers) if self.base is not None else None
+
+    def on(self,
+        base: Composite, # Asked for the layers that no entry selects
+    ) -> Composite:
+        "The same rules with a base"
+        made = copy.copy(self)
+        made.base = base
+        return made
 
     def check(self,
         layers: Collection[tuple[str, type | None]], # Name and class of every layer that there is
@@ -83,3 +92,28 @@ def paper_composite(
 ) -> Composite:
     "Sun et al. 2020, section III: the ε-rule for linear layers, the α-rule for convolutions"
     return _OfAnyModel({nn.Linear: Epsilon(eps), _ConvNd: AlphaBeta(alpha, beta)})
+
+
+def plus_flat() -> Composite:
+    "Rules of an encoder: z⁺ in convolutions, ε in linear layers, flat at the pixels (Kohlbrenner et al. 2020, LRP-CMP with α1β0)"
+    return _OfAnyModel({nn.Linear: Epsilon(), _ConvNd: AlphaBeta(1.), 0: Flat()})
+
+
+def alpha2_beta1_flat() -> Composite:
+    "Rules of an encoder: α2β1 in convolutions, ε in linear layers, flat at the pixels (Kohlbrenner et al. 2020, LRP-CMP)"
+    return _OfAnyModel({nn.Linear: Epsilon(), _ConvNd: AlphaBeta(2.), 0: Flat()})
+
+
+class GammaByDepth(_OfAnyModel):
+    "The γ-rule with a γ that falls from the pixels to the features in equal steps, to 0 at the last layer (Montavon et al. 2019)"
+    def __init__(self,
+        gamma: float = .25, # γ of the layer at the pixels
+        rules: Mapping[Selector, Rule] | None = None, # Rules of some layers that differ
+    ):
+        super().__init__(rules or {})
+        self.gamma = gamma
+
+    def __call__(self, layer: Layer, n_layers: int) -> Rule:
+        "The rule of `layer` among `n_layers`"
+        chosen = Composite(self.rules)(layer, n_layers)
+        return chosen or Gamma(self.gamma * (1 - layer.position / max(1, n_layers - 1)))

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .engine import Traced
@@ -26,8 +27,12 @@ class Explainer(ABC):
     | `start_of_output(out)` | what starts at any output that is explained as it is, in its shape | `out` | 1 |
     | `finish(x, flow)` | relevance of `x` from what arrived there, `(..., *x.shape)` | `flow` | `x * flow` |
     | `fractions` | parts of the input at which flows are taken, whose mean arrives | `(1.,)` | `(1.,)`, or several |
+
+    One that starts at the scores of several classes to explain one says so by `starts`; one that asks for nothing but the scores
+    of other images, by `of_images`.
     """
     fractions: tuple[float, ...] = (1.,) # Of the input, where flows are taken
+    own_score = False # Is a class explained from its own score alone, so that a pass over pairs, which is faster, can do it?
 
     @abstractmethod
     def __call__(self,
@@ -52,6 +57,20 @@ class Explainer(ABC):
     def start_of_output(self, out: Tensor) -> Tensor:
         "What starts at an output that is explained as it is, in the same shape: the output itself"
         return out.detach()
+
+    def starts(self, scores: Tensor) -> Tensor:
+        "What starts at each score to explain each class, `(n_query, n_way explained, n_way)`: nothing at those of other classes"
+        return torch.diag_embed(self.start_of(scores))
+
+    def of_images(self,
+        encode: Callable[[Tensor], Tensor], # Images to feature maps
+        score: Callable[[Tensor, Tensor], Tensor], # Feature maps of support and queries to scores `(n_query, n_way)`
+        support_x: Tensor, # Images `(n_support, channels, height, width)`
+        query_x: Tensor, # Images `(n_query, channels, height, width)`
+        support: bool, # Explain the support images too?
+    ) -> tuple[Tensor, Tensor | None] | None:
+        "Relevance of queries and support as in `ImageRelevance`, by an explainer that asks for nothing but scores; else None"
+        return None
 
     def finish(self, x: Tensor, flow: Tensor) -> Tensor:
         "Relevance of `x` from what arrived there: nothing is left to do"

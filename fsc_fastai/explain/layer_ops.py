@@ -159,10 +159,21 @@ def _attention(mode, func, args, kwargs):
         if enable_gqa:
             k = k.repeat_interleave(q.shape[-3]//k.shape[-3], -3)
             value = value.repeat_interleave(q.shape[-3]//value.shape[-3], -3)
+        if mode.settings.attention == 'attnlrp':
+            return mode.again(_attended, query, key, value, attn_mask, is_causal, scale, enable_gqa)
         eye = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device).expand(*k.shape[:-2], -1, -1)
         weights = func(q, k, eye, attn_mask, 0., is_causal, scale=scale or 1/math.sqrt(q.shape[-1]))
         return mode.mix(torch.matmul, (weights, value), {}, mode.eps)
     return bind(*args, **kwargs)
+
+
+def _attended(query, key, value, mask, is_causal=False, scale=None, enable_gqa=False):
+    "Attention step by step, so that each step has its rule: products share by halves, the softmax by its derivative"
+    if enable_gqa: key = key.repeat_interleave(query.shape[-3]//key.shape[-3], -3)
+    scores = (query @ key.transpose(-2, -1)) * (scale or 1/math.sqrt(query.shape[-1]))
+    if is_causal: mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None: scores = scores.masked_fill(~mask, float('-inf')) if mask.dtype == torch.bool else scores + mask
+    return torch.softmax(scores, -1) @ value
 
 
 @register_op('multi_head_attention_forward')
@@ -173,20 +184,38 @@ def _multi_head_attention(mode, func, args, kwargs):
     value, heads = call['value'], call['num_heads']
     call |= dict(dropout_p=0., need_weights=True, average_attn_weights=False)
     _, weights = func(**{k: mode.constant(v) for k, v in call.items()})
-    w, b = call['in_proj_weight'], call['in_proj_bias']
-    w_value = call['v_proj_weight'] if w is None else w.chunk(3)[2]
-    v = _linear(mode, F.linear, (value, w_value, None if b is None else b.chunk(3)[2]), {})
-    batched = v.ndim == 3
-    if not batched: v, weights = v[:, None], weights[None]
+    def project(i, name):
+        w, b = call['in_proj_weight'], call['in_proj_bias']
+        w = call[f'{name[0]}_proj_weight'] if w is None else w.chunk(3)[i]
+        x = _linear(mode, F.linear, (call[name], w, None if b is None else b.chunk(3)[i]), {})
+        return x if batched else x[:, None]
+    batched = value.ndim == 3
+    v = project(2, 'value')
+    if not batched: weights = weights[None]
     by_head = lambda values: values.unflatten(2, (heads, -1)).permute(1, 2, 0, 3)
     v, n = by_head(v), v.shape[0]
     # a learned value takes part as a bias does, a value of zeros not at all
     bias = 0. if call['bias_v'] is None else weights[..., n:n + 1] @ by_head(call['bias_v'])
     attend = lambda weights, v: weights @ v + bias
-    mixed = mode.mix(attend, (weights[..., :n], v), {}, mode.eps).permute(2, 0, 1, 3).flatten(2)
+    if mode.settings.attention == 'attnlrp':
+        q, k = by_head(project(0, 'query')), by_head(project(1, 'key'))
+        mixed = mode.again(_attended, q, k, v, _mask_of(call, weights))
+    else: mixed = mode.mix(attend, (weights[..., :n], v), {}, mode.eps)
+    mixed = mixed.permute(2, 0, 1, 3).flatten(2)
     out = _linear(mode, F.linear, (mixed if batched else mixed[:, 0], call['out_proj_weight'], call['out_proj_bias']), {})
     weights = weights if batched else weights[0]
     return out, (weights.mean(-3) if kwargs.get('average_attn_weights', True) else weights)
+
+
+def _mask_of(call: dict, weights: Tensor) -> Tensor:
+    "What is added to the scores of `nn.MultiheadAttention`: −∞ where nothing was looked at, and a mask of numbers"
+    if call['bias_k'] is not None or call['bias_v'] is not None or call['add_zero_attn']:
+        raise NotImplementedError("attention='attnlrp' has no rule for learned keys and values (add_bias_kv, add_zero_attn): use "
+                                  "LRP(attention='constant')")
+    given = call.get('attn_mask')
+    bias = given.detach() if given is not None and given.is_floating_point() else torch.zeros((), device=weights.device)
+    if bias.ndim == 3: bias = bias.unflatten(0, weights.shape[:2])
+    return torch.where(weights > 0, bias, float('-inf'))
 
 
 # Layer classes of functions that run outside a module

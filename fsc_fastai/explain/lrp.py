@@ -15,12 +15,12 @@ from .composite import Composite, Selector, paper_composite
 from .engine import Traced, trace, undisturbed
 from .explainer import Explainer
 from .rules import Rule
-from .tracing import Form, Norm, Settings
-from .weights import relevance_start
+from .tracing import Attention, Form, Norm, Settings
+from .weights import contrast, relevance_start
 
 __all__ = ['LRP', 'checked_relevance', 'features_of', 'with_features', 'explained_scores']
 
-Start = Literal['log-odds', 'logits']
+Start = Literal['log-odds', 'logits', 'contrast']
 
 
 def features_of(f_p: Any) -> Tensor:
@@ -51,18 +51,25 @@ class LRP(Explainer):
         alpha: float = 1., # α of convolutions, equation (5)
         beta: float | None = None, # Default: α − 1
         composite: Composite | Mapping[Selector, Rule] | None = None, # Rules that differ from these
-        start: Start = 'log-odds', # Of equation (2), or 'logits': the scores as they are
+        start: Start = 'log-odds', # Of equation (2); 'logits': the scores as they are; 'contrast': for images, see `starts`
         norm: Norm = 'identity', # What norms do: 'identity', 'signed' or 'fold' (see `Settings`)
         form: Form | None = None, # 'R' or 'g' (see `Settings`); default: 'R' for classifiers, 'g' for encoders
         engine: bool = False, # Run the engine, even where a classifier has a pass of its own
+        encoder: Composite | Mapping[Selector, Rule] | None = None, # Rules that differ in deep networks alone; 0 is at the pixels
+        attention: Attention = 'constant', # What a softmax does: 'constant' or 'attnlrp' (see `Settings`)
     ):
         if start not in get_args(Start): raise ValueError(f'start={start!r}: choose from {get_args(Start)}')
-        self.eps, self.start, self.form, self.engine = eps, start, form, engine
-        self.published = composite is None and alpha == 1 and not beta and norm == 'identity' and form != 'g'
-        rules = paper_composite(eps, alpha, beta)
-        if isinstance(composite, Composite): rules = composite if composite.base else Composite(composite.rules, rules)
-        elif composite is not None: rules = Composite(composite, rules)
-        self.settings = Settings(rules, eps, norm, form or 'R')
+        self.eps, self.start, self.engine = eps, start, engine
+        self.as_published = composite is None and alpha == 1 and not beta and norm == 'identity' and form != 'g'
+        rules = _on(paper_composite(eps, alpha, beta), composite)
+        self.settings = Settings(rules, eps, norm, form or 'R', attention)
+        self.deep = replace(self.settings, composite=_on(rules, encoder), form=form or 'g')
+        self.own_score = start != 'contrast'
+
+    @classmethod
+    def published(cls) -> LRP:
+        "The rules of Sun et al. 2020, section III, which guided training follows"
+        return cls()
 
     def __call__(self,
         model: nn.Module, # Has `classify`
@@ -83,11 +90,19 @@ class LRP(Explainer):
 
     def _fits(self, head: Head) -> bool:
         "Are these the rules that the written-out pass follows?"
-        return not self.engine and self.start == 'log-odds' and (self.published or not head.has_layers)
+        return not self.engine and self.start == 'log-odds' and (self.as_published or not head.has_layers)
 
     def start_of(self, scores: Tensor) -> Tensor:
         "Relevance of the scores `(n_query, n_way)`, in the same shape"
         return relevance_start(scores, self.eps) if self.start == 'log-odds' else scores.detach()
+
+    def starts(self, scores: Tensor) -> Tensor:
+        """What starts at each score to explain each class, `(n_query, n_way explained, n_way)`.
+
+        As published, R_c of equation (2) at the own score. With 'contrast' each score's share in the log-odds of the class, so
+        that what all classes have in common cancels and what speaks for another class counts against this one.
+        """
+        return scores.detach().unsqueeze(-2) * contrast(scores) if self.start == 'contrast' else super().starts(scores)
 
     def trace(self,
         net: Callable[..., Tensor], # A module, or any function of tensors
@@ -96,8 +111,7 @@ class LRP(Explainer):
         deep: bool = False, # A deep network: the g-form, unless another was asked for
     ) -> Traced:
         "Run `net`, so that relevance can be passed back through it"
-        form = self.form or ('g' if deep else 'R')
-        return trace(net, *inputs, settings=replace(self.settings, form=form), model=model)
+        return trace(net, *inputs, settings=self.deep if deep else self.settings, model=model)
 
     def relevance(self,
         net: Callable[..., Tensor], # A module, or any function of a tensor
@@ -107,6 +121,13 @@ class LRP(Explainer):
         "Relevance of the input of any network, with a first dimension where `R` has one; detached"
         run = self.trace(net, x, deep=True)
         return run.relevance(self.start_of(run.out) if R is None else R)[0]
+
+
+def _on(base: Composite, rules: Composite | Mapping[Selector, Rule] | None) -> Composite:
+    "`rules`, and those of `base` where they select nothing"
+    if rules is None: return base
+    if not isinstance(rules, Composite): return Composite(rules, base)
+    return rules if rules.base else rules.on(base)
 
 
 def checked_relevance(

@@ -119,7 +119,14 @@ def _logsumexp(mode, func, args, kwargs):
 @register_op(*GATES.split())
 def _gate(mode, func, args, kwargs):
     "Passes relevance on, but counts as a constant in a product: attention weights, squeeze-and-excitation"
+    if mode.settings.attention == 'attnlrp' and mode.op == 'softmax': return _softmax(mode, func, args, kwargs)
     return mode.as_gate(_pass(mode, func, args, kwargs))
+
+
+def _softmax(mode, func, args, kwargs):
+    "R(x_i) = x_i (R_i − s_i Σ_j R_j), Achtibat et al. 2024, proposition 3.1: a share of x·∂s/∂x; what a mask cut off has none"
+    x = args[0].masked_fill(args[0].detach() == float('-inf'), torch.finfo(args[0].dtype).min / 2)
+    return mode.mix(func, (x, *args[1:]), kwargs)
 
 
 @register_op(*CONSTANTS.split())

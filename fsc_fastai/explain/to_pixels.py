@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ def explain_images(
     sum_channels: bool = False, # Sum over the colours, for a third of the memory: `channels` is 1
     chunk: int = 64, # Maps that pass back through the encoder at once
     against: int | None = None, # A class: then the relevance of every class is that of its score less the score of this one
+    classes: Tensor | None = None, # Explain these alone, `(n_query, k)`, in the place of all n_way; each costs a pass
 ) -> ImageRelevance:
     """Relevance of the pixels of query and support images, for every (query, class).
 
@@ -52,19 +53,29 @@ def explain_images(
     with undisturbed(query_x.device, model), torch.no_grad():
         f_p = model.process(encoded(model, images[0], chunk), support_y, encoded(model, images[1], chunk))
         scores = finite_scores(model.classify(f_p).detach(), 'these images')
-    if against is not None:
-        if explainer is not rules:
-            raise ValueError('against needs an Explainer, such as LRP() or GradientXInput(), which starts where it is told to: '
-                             f'{explainer!r} is none')
-        if not 0 <= against < scores.shape[1]:
-            raise ValueError(f'against={against}: the classes are 0 to {scores.shape[1] - 1}')
-    parts = [_to_pixels(model, [f * x for x in images], support_y, explainer, rules, scores, support, chunk, against)
+        direct = rules.of_images(lambda x: encoded(model, x, chunk), lambda s, q: model.classify(model.process(s, support_y, q)),
+                                 *images, support)
+    if against is not None: _check_against(against, scores.shape[1], explainer, explainer is rules and direct is None)
+    def summed(R: Tensor) -> Tensor: return R.sum(-3, keepdim=True) if sum_channels else R
+    every = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+    wanted = every if classes is None else classes.to(scores.device)
+    if direct is not None:
+        each = torch.arange(len(scores), device=scores.device)[:, None]
+        of_query, of_support = (None if R is None else summed(R[each, wanted]) for R in direct)
+        return ImageRelevance(cast(Tensor, of_query), of_support, scores)
+    parts = [_to_pixels(model, [f * x for x in images], support_y, explainer, rules, scores, wanted, support, chunk, against)
              for f in rules.fractions]
-    def pixels(i: int) -> Tensor:
-        R = rules.finish(images[i], torch.stack([part[i] for part in parts]).mean(0))
-        return R.sum(-3, keepdim=True) if sum_channels else R
+    def pixels(i: int) -> Tensor: return summed(rules.finish(images[i], torch.stack([part[i] for part in parts]).mean(0)))
     # support images have maps for every pair, query images for every class
-    return ImageRelevance(pixels(1).transpose(0, 1), pixels(0).unflatten(0, scores.shape) if support else None, scores)
+    return ImageRelevance(pixels(1).transpose(0, 1), pixels(0).unflatten(0, wanted.shape) if support else None, scores)
+
+
+def _check_against(against: int, n_way: int, explainer: Any, starts: bool) -> None:
+    "`ValueError` for an explainer that cannot start at a difference of scores, and for a class that is none"
+    if not starts:
+        raise ValueError('against needs an Explainer that passes scores back, such as LRP() or GradientXInput(), and starts where '
+                         f'it is told to: {explainer!r} is none')
+    if not 0 <= against < n_way: raise ValueError(f'against={against}: the classes are 0 to {n_way - 1}')
 
 
 def encoded(
@@ -77,16 +88,16 @@ def encoded(
 
 
 def _to_pixels(
-    model: Any, images: list[Tensor], support_y: Tensor, explainer: Any, rules: Any, scores: Tensor, support: bool, chunk: int,
-    against: int | None,
+    model: Any, images: list[Tensor], support_y: Tensor, explainer: Any, rules: Any, scores: Tensor, classes: Tensor,
+    support: bool, chunk: int, against: int | None,
 ) -> list[Tensor]:
-    "What arrives at support images `(n_query·n_way, n_support, ...)` and at query images `(n_way, n_query, ...)`"
+    "What arrives at support images `(n_query·n_classes, n_support, ...)` and at query images `(n_classes, n_query, ...)`"
     with undisturbed(scores.device, model), torch.no_grad(): f_support, f_query = (encoded(model, x, chunk) for x in images)
     if against is None: run, start = _classifier(model, f_support, support_y, f_query, explainer, rules, scores)
     else: run, start = _difference(model, f_support, support_y, f_query, rules, against)
     to_support, to_query = [], []
     for q in range(scores.shape[0]):
-        R_support, R_query = run.relevance(start(q), keep=True)
+        R_support, R_query = run.relevance(start(q)[classes[q]], keep=True)
         to_query.append(R_query[:, q])
         if support: to_support.append(R_support)
     query = through_encoder(model, images[1], torch.stack(to_query, 1), rules, chunk)
@@ -99,8 +110,8 @@ def _classifier(
     "A run from feature maps, and its starts for the classes of query q"
     f_p = model.process(f_support, support_y, f_query)
     of_class = getattr(f_p, 'of_class', None)
-    if explainer is rules and not (isinstance(rules, LRP) and of_class is not None):
-        R = torch.diag_embed(rules.start_of(scores))
+    if explainer is rules and not (rules.own_score and of_class is not None):
+        R = rules.starts(scores)
         run = rules.trace(lambda s, q: model.classify(model.process(s, support_y, q)), f_support, f_query, model=model)
         return run, lambda q: _only(R[q].unsqueeze(1), q, len(R), 1)
     # pairs hold all that the classifier sees of support and query, so that its own pass, which is faster, can explain them

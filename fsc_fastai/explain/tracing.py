@@ -12,6 +12,7 @@ returns the operation's result:
 | `mode.pass_on(x, y)` | goes to x unchanged, element by element | activations, 1/x |
 | `mode.layer(x, layer, bias)` | is shared by the rule that the composite has for the layer | linear layers, convolutions |
 | `mode.affine(x, y, scale, shift)` | passes a norm, which may count as one with the layer before it | batch norm |
+| `mode.again(func, *args)` | goes through the operations that this one consists of | attention |
 """
 from __future__ import annotations
 
@@ -38,6 +39,7 @@ __all__ = ['Settings', 'RelevanceMode']
 
 Norm = Literal['identity', 'signed', 'fold']
 Form = Literal['R', 'g']
+Attention = Literal['constant', 'attnlrp']
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,21 @@ class Settings:
     Batch norm: 'identity' passes relevance unchanged, the choice of Sun et al.; right where no scale γ is negative.
     'signed' turns the weights of channels with negative γ: equal to merging batch norm and layer without biases.
     'fold' merges them with their bias, which then absorbs relevance.
-    Raises `ValueError` for another `norm` or `form`.
+    Attention: 'constant' takes the weights for constants, so that relevance flows through the values alone (Ali et al. 2022).
+    'attnlrp' gives half of it to the weights, on through the softmax to queries and keys (Achtibat et al. 2024).
+    Raises `ValueError` for another `norm`, `form` or `attention`.
     """
     composite: Composite = paper_composite()
     eps: float = 1e-3 # ε of sums
     norm: Norm = 'identity' # What a batch, instance or group norm does
     form: Form = 'R' # 'R': relevance is passed back, 'g': g with R = x·g, steadier in deep networks
+    attention: Attention = 'constant' # What a softmax does, in attention and elsewhere
 
     def __post_init__(self):
         if self.norm not in get_args(Norm): raise ValueError(f'norm={self.norm!r}: choose from {get_args(Norm)}')
         if self.form not in get_args(Form): raise ValueError(f'form={self.form!r}: choose from {get_args(Form)}')
+        if self.attention not in get_args(Attention):
+            raise ValueError(f'attention={self.attention!r}: choose from {get_args(Attention)}')
 
 
 class RelevanceMode(TorchFunctionMode):
@@ -76,6 +83,7 @@ class RelevanceMode(TorchFunctionMode):
         modules = model.named_modules() if model is not None else ()
         self.owners = {id(p): (name, m) for name, m in modules for p in m._parameters.values() if p is not None}
         self.owner: tuple[str, nn.Module] | None = None
+        self.op = '' # Name of the operation that runs, whose parameters are the owner's
         self.memory = Memory()
         self.ran: list[tuple[str, type | None]] = [] # Name and class of every layer, in the order in which they ran
 
@@ -171,6 +179,18 @@ class RelevanceMode(TorchFunctionMode):
         out = self._with_rule(x, y, layer)
         # behind a linear layer of more dimensions a norm runs over another one than the layer's output
         if not linear or x.ndim == 2: out._layer = (x, layer, bias, out_dim)  # type: ignore[attr-defined]
+        return out
+
+    def again(self,
+        func: Callable, # A composition of operations
+        *args: Any, # Its arguments
+    ) -> Any:
+        "Run what an operation consists of, so that each of its steps has its own handler"
+        of_operation = self.owner, self.op
+        for t in args:
+            if _has_flow(t): t._carries_relevance = True
+        with self: out = func(*args)
+        self.owner, self.op = of_operation
         return out
 
     def end(self, out: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-__all__ = ['relevance_start', 'relevance_weights', 'Over']
+__all__ = ['relevance_start', 'contrast', 'relevance_weights', 'Over']
 
 Over = Literal['channels', 'map']
 
@@ -29,6 +29,25 @@ def relevance_start(
     scores = scores.detach().as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32))
     p = scores.nan_to_num(nan=torch.nan).softmax(-1)  # an infinite score is the largest there is
     return ((n_way - 1) * (p + eps) / (1 - p + eps)).log()
+
+
+def contrast(
+    scores: Tensor, # Scores `(..., n_way)`
+) -> Tensor:
+    """How each class's log-odds log(P_c / (1 − P_c)) change with every score, `(..., n_way explained, n_way)`; detached.
+
+    1 with its own score; less with those of other classes, in the proportion of their probabilities among themselves. The
+    log-odds speak of what tells a class from the others: what all scores share cancels.
+
+    >>> contrast(torch.tensor([[0.5, 0.3, 0.2]]).log()).round(decimals=2)
+    tensor([[[ 1.0000, -0.6000, -0.4000],
+             [-0.7100,  1.0000, -0.2900],
+             [-0.6200, -0.3800,  1.0000]]])
+    """
+    scores = scores.detach().as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32))
+    own = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+    others = scores.unsqueeze(-2).expand(*scores.shape, scores.shape[-1]).masked_fill(own, -torch.inf)
+    return own.to(scores.dtype) - others.softmax(-1)
 
 
 def relevance_weights(

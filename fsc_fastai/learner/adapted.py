@@ -22,7 +22,7 @@ from .core import FSCLearner
 from .distributed import joined, own_part, share_of
 from .metrics import episode_accuracy
 
-__all__ = ['as_adaptations', 'adapted_accuracies', 'KeptEpisodes', 'weights_digest']
+__all__ = ['as_adaptations', 'adapted_accuracies', 'KeptEpisodes', 'weights_digest', 'episode_images']
 
 SECONDS = 5 # Between two writings of the file
 
@@ -74,7 +74,7 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _episode_images(dl: EpisodicDL, sampler: EpisodeSampler, k: int) -> tuple[Tensor, EpisodeLabel, Tensor, Tensor]:
+def episode_images(dl: EpisodicDL, sampler: EpisodeSampler, k: int) -> tuple[Tensor, EpisodeLabel, Tensor, Tensor]:
     "Support images and labels, query images and labels of one episode"
     episode = sampler.episode(k)
     batches = dl.images(64, idxs=[*episode.support, *episode.query], num_workers=0)
@@ -94,7 +94,7 @@ def _each(
 ) -> Iterator[Tensor]:
     "The accuracy of each episode, after the model was adapted to its support; labels of queries come into play only then"
     for k in episodes:
-        support_x, support_y, query_x, query_y = _episode_images(dl, sampler, k)
+        support_x, support_y, query_x, query_y = episode_images(dl, sampler, k)
         adapted = adapt(learn.model, support_x, support_y, query_x if adapt.transductive else None)
         with torch.no_grad(): yield episode_accuracy(adapted(support_x, support_y, query_x), query_y)
 

@@ -3,7 +3,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, attention_maps, explain_images, relevance_start
+from fsc_fastai.explain import (
+    LRP,
+    GradientXInput,
+    IntegratedGradients,
+    Occlusion,
+    attention_maps,
+    explain_images,
+    relevance_start,
+)
 from fsc_fastai.methods import FewShotModel, Pairs, class_means, create_fsc_model, pair_parts
 from tests.methods.toys import feature_encoder
 
@@ -61,6 +69,19 @@ def test_less_on_request():
     whole, part = explain_images(model, *episode), explain_images(model, *episode, support=False, sum_channels=True)
     assert part.support is None
     assert_close(part.query, whole.query.sum(2, keepdim=True))
+
+
+@pytest.mark.parametrize('explainer', [LRP(), LRP(start='contrast'), GradientXInput(), IntegratedGradients(2), Occlusion(16)],
+                         ids=['LRP', 'contrast', 'gradient', 'integrated', 'occlusion'])
+@pytest.mark.parametrize('method', ['relation', 'gnn', 'proto'])
+def test_some_classes_on_request(method, explainer):
+    "The same maps as among all, each query's in the order asked for"
+    model, episode = few_shot(method)
+    classes = torch.tensor([[2, 0], [1, 2], [0, 0]])
+    whole, part = explain_images(model, *episode, explainer), explain_images(model, *episode, explainer, classes=classes)
+    each = torch.arange(3)[:, None]
+    assert_close(part.query, whole.query[each, classes], rtol=1e-4, atol=1e-6)
+    assert_close(part.support, whole.support[each, classes], rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_are_those_of_the_whole_model():

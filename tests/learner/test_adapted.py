@@ -64,13 +64,13 @@ class Spy(Adaptation):
 
 
 def test_an_adaptation_never_sees_labels_of_queries(learn, monkeypatch):
-    spy, whole = Spy(), adapted._episode_images
+    spy, whole = Spy(), adapted.episode_images
     given = []
     for turned in (False, True):
         def images(*args, turned=turned):
             x, y, query, query_y = whole(*args)
             return x, y, query, query_y.flip(0) if turned else query_y
-        monkeypatch.setattr(adapted, '_episode_images', images)
+        monkeypatch.setattr(adapted, 'episode_images', images)
         learn.evaluate(adapt=spy, n_episodes=1, n_query=2)
         given.append(spy.given)
     assert all(torch.equal(a, b) for a, b in zip(*given))
