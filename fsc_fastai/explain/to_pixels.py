@@ -73,8 +73,8 @@ def explain_images(
 def _check_against(against: int, n_way: int, explainer: Any, starts: bool) -> None:
     "`ValueError` for an explainer that cannot start at a difference of scores, and for a class that is none"
     if not starts:
-        raise ValueError('against needs an Explainer that passes scores back, such as LRP() or GradientXInput(), and starts where '
-                         f'it is told to: {explainer!r} is none')
+        raise ValueError('against needs an Explainer that passes scores back, such as LRP() or GradientXInput(), and starts '
+                         f'where it is told to: {explainer!r} is none')
     if not 0 <= against < n_way: raise ValueError(f'against={against}: the classes are 0 to {n_way - 1}')
 
 
