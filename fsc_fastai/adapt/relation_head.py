@@ -1,11 +1,14 @@
 "RelationNet beside a fixed support, and in many episodes of the same images"
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..as_built import as_built
-from ..methods.head import PAIRS, Head, Statistics, head_for, spread
+from ..kernels.small_conv import KeptKernel
+from ..methods.head import PAIRS, Statistics, head_for, spread
 from ..methods.labels import class_means
 from ..methods.relation import RelationModule, RelationNet, sums
 from .head import PrototypeHead
@@ -34,33 +37,72 @@ class RelationHead(PrototypeHead):
 
 
 @head_for(RelationNet)
-class ConvolvedHead(Head):
-    """A relation network where images meet in many episodes: the first convolution runs once an image.
+class ConvolvedHead(RelationHead):
+    """A relation network whose first convolution runs once per image, not once per pair.
 
-    `compact` makes of an image what the convolution makes of it as class member and as query, side by side.
+    `compact` makes of an image what the convolution makes of it as class member and as query, side by side. Beside fixed
+    statistics the convolved class means are kept. Weights are read when they are first needed.
     """
     steps = 'process', 'classify', 'forward_head'
     together = False # The matrix products of an episode's pairs fill the cores of a CPU by themselves
+    convolved: Tensor
+    _kept: Any = None
+
+    def __init__(self, model: nn.Module, statistics: Statistics = 'batch'):
+        super().__init__(model, statistics)
+        self.register_buffer('convolved', torch.empty(0), persistent=False)
 
     @classmethod
     def serves(cls, model: nn.Module, method: type, statistics: Statistics) -> bool:
-        "Published statistics, and the module that it takes apart"
-        return statistics == 'batch' and as_built(model, method, *cls.steps, relation=RelationModule)
+        "A module that it may take apart"
+        return as_built(model, method, *cls.steps, relation=RelationModule)
+
+    @property
+    def apart(self) -> bool:
+        "May it be taken apart now? Hooks may have come since, and an exported graph takes the support as it is"
+        return self.serves(self.model, RelationNet, 'support') and not torch.compiler.is_compiling()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> ConvolvedHead:
+        self._kept = None  # the weights move to another device, or become another type
+        return super()._apply(*args, **kwargs)
+
+    @property
+    def kernels(self) -> tuple[KeptKernel, KeptKernel, KeptKernel]:
+        "The first convolution of class members and of queries, and the second one, of pairs"
+        if self._kept is None:
+            first, second = self.model.relation.layer1.conv, self.model.relation.layer2.conv
+            of_support, of_query = first.weight.chunk(2, 1)
+            self._kept = (KeptKernel(of_support, first.bias, first.padding), KeptKernel(of_query, None, first.padding),
+                          KeptKernel(second.weight, second.bias, second.padding))
+        return self._kept
 
     def _is_compact(self, f: Tensor) -> bool: return f.shape[1] == self.model.relation.layer1.conv.in_channels
 
     def compact(self, f: Tensor) -> Tensor:
-        "Both `(n, 2C, H', W')`; maps that the module cannot classify as they are"
-        if self._is_compact(f) or self.model.relation.problem(f): return f
-        module = self.model.relation
-        return torch.cat([torch.cat(module.layer1.convolved(part, part), 1) for part in f.split(AT_ONCE)])
+        "Both `(n, 2C, H', W')`; maps that the module cannot classify, and those beside fixed statistics, as they are"
+        if self.fixed or self._is_compact(f) or self.model.relation.problem(f): return f
+        return torch.cat([torch.cat([side(part) for side in self.kernels[:2]], 1) for part in f.split(AT_ONCE)])
+
+    @torch.no_grad()
+    def _fix(self, f_support: Tensor, member: Tensor) -> None:
+        super()._fix(f_support, member)
+        self.convolved = self.kernels[0](self.support)
 
     def scores(self, f_query: Tensor) -> Tensor:
         "Scores of maps, or of what `compact` made of them"
-        module = self.model.relation
-        if not self._is_compact(f_query): return super().scores(f_query)
+        if self.fixed:
+            if not self.apart or self.model.relation.problem(f_query): return super().scores(f_query)
+            support, query = self.convolved, self.kernels[1](f_query)
+        elif not self._is_compact(f_query): return super().scores(f_query)
         # a convolution is linear: the mean of what it makes of the members is what it makes of their mean
-        support, query = class_means(self.support.chunk(2, 1)[0], self.member), f_query.chunk(2, 1)[1]
-        if query.is_cpu:  # where norm and pool of small maps take a fifth of the time with channels last
-            support, query = (part.contiguous(memory_format=torch.channels_last) for part in (support, query))
-        return module.rest(module.layer1.rest(None, sums(support, query)), len(query), len(support))[0]
+        else: support, query = class_means(self.support.chunk(2, 1)[0], self.member), f_query.chunk(2, 1)[1]
+        return self._scored(sums(support, query), len(query), len(support))
+
+    def _scored(self, z: Tensor, n_query: int, n_way: int) -> Tensor:
+        "Scores from what the first convolution makes of pairs"
+        module = self.model.relation
+        # norm and pool of small maps take a fifth of the time with channels last
+        if z.is_cpu: z = z.contiguous(memory_format=torch.channels_last)
+        layer1 = module.layer1.rest(None, z)
+        layer2 = module.layer2.rest(layer1.pooled, self.kernels[2](layer1.pooled))
+        return module.rest(layer1, layer2, n_query, n_way)[0]

@@ -1,12 +1,12 @@
 """Convolutions on maps of a few positions, as relation modules have them, as one matrix product for each tap of the kernel.
 
 On a CPU that halves their time: most taps of a 3×3 kernel on a 3×3 map meet the padding for some position, and the products leave
-those out. The convolution, its gradient by the input and its gradient by the weight are a family of bilinear functions, each
-of which is differentiated by the other two, so that all are differentiable as often as wanted and keep nothing but their inputs.
+those out. The gradient of a convolution by its input is a convolution again, that by its weight is differentiated by two of them,
+so that all are differentiable as often as wanted and keep nothing but their inputs.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +18,10 @@ from torch.overrides import has_torch_function
 
 from ..as_built import as_built, blueprint
 
-__all__ = ['SmallConv2d', 'conv_small', 'conv_small_input']
+__all__ = ['SmallConv2d', 'KeptKernel', 'conv_small', 'conv_small_input']
 
 LARGEST = 4 # Side of a map for which matrix products win
-FEWEST = 16 # Maps for which it pays to rearrange the kernel
+FEWEST = 16 # Maps for which it pays to rearrange the kernel at every call
 
 Pair = tuple[int, int]
 
@@ -46,7 +46,7 @@ def conv_small_input(
 ) -> Tensor:
     "`torch.nn.grad.conv2d_input`: the transposed convolution, by matrix products where these are faster"
     if not _worthwhile(g, weight, size): return conv2d_input(size, weight, g, padding=padding)
-    return _Transposed.apply(g, weight, _pair(padding))
+    return _transposed(g, weight, _pair(padding))
 
 
 class SmallConv2d(nn.Conv2d):
@@ -66,14 +66,51 @@ class SmallConv2d(nn.Conv2d):
         return conv_small(x, self.weight, self.bias, self.padding)
 
 
+class KeptKernel:
+    """A convolution with stride 1 whose kernel is rearranged once, for many calls with few maps. Its weights are read now.
+
+    A 3×3 kernel with padding 1 takes 9 matrix products on a map of 2×2, not 16. Along one axis
+
+        y₀ = w₁x₀ + w₂x₁ = w₁(x₀ + x₁) + (w₂ − w₁)x₁
+        y₁ = w₀x₀ + w₁x₁ = w₁(x₀ + x₁) + (w₀ − w₁)x₀
+
+    are three products, the first of them shared (Karatsuba's trick), and so along the other.
+    """
+    def __init__(self,
+        weight: Tensor, # `(n_out, n_in, height, width)`
+        bias: Tensor | None = None, # `(n_out,)`
+        padding: Any = 0, # One number, or one for each side
+    ):
+        self.weight, self.bias, self.padding = weight, bias, _pair(padding)
+        self.taps = _turned(weight.transpose(0, 1))
+        of_2x2 = self.taps.shape[:2] == (3, 3) and self.padding == (1, 1)
+        self.of_2x2 = _along_both(self.taps, lambda w: (w[1], w[2] - w[1], w[0] - w[1])).flatten(0, 1) if of_2x2 else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        "Maps `(n, n_in, H, W)` to `(n, n_out, H', W')`, channels last where they are small"
+        if not _worthwhile(x, self.weight, fewest=1): return F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        turned = _turned(x)
+        if self.of_2x2 is None or x.shape[2:] != (2, 2): y = _sum_of_taps(turned, self.taps, self.padding)
+        else:
+            factors = _along_both(turned, lambda x: (x[0] + x[1], x[1], x[0])).flatten(0, 1)
+            y = _along_both(torch.bmm(factors, self.of_2x2).unflatten(0, (3, 3)), lambda m: (m[0] + m[1], m[0] + m[2]))
+        if self.bias is not None: y = y + self.bias
+        return y.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _along_both(t: Tensor, f: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
+    "What `f` makes of the entries along the first axis, then along the second"
+    return torch.stack(f(torch.stack(f(t)).transpose(0, 1))).transpose(0, 1)
+
+
 def _pair(padding: Any) -> Pair: return (padding, padding) if isinstance(padding, int) else tuple(padding)
 
 
-def _worthwhile(x: Tensor, weight: Tensor, size: torch.Size | None = None) -> bool:
+def _worthwhile(x: Tensor, weight: Tensor, size: torch.Size | None = None, fewest: int = FEWEST) -> bool:
     # whatever replaces operations (relevance, compilers, autocast) has to meet an ordinary convolution
     if has_torch_function((x, weight)) or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'): return False
     precise = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
-    return precise and x.device.type == 'cpu' and len(x) >= FEWEST and max((size or x.shape)[-2:]) <= LARGEST
+    return precise and x.device.type == 'cpu' and len(x) >= fewest and max((size or x.shape)[-2:]) <= LARGEST
 
 
 class _Conv(Function):
@@ -86,25 +123,15 @@ class _Conv(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
         x, weight = ctx.saved_tensors
-        to_x = _Transposed.apply(g, weight, ctx.padding) if ctx.needs_input_grad[0] else None
+        to_x = _transposed(g, weight, ctx.padding) if ctx.needs_input_grad[0] else None
         to_weight = _WeightGradient.apply(x, g, ctx.padding) if ctx.needs_input_grad[1] else None
         return to_x, to_weight, None
 
 
-class _Transposed(Function):
-    "The gradient of a convolution by its input"
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, weight: Tensor, padding: Pair) -> Tensor:
-        ctx.save_for_backward(g, weight)
-        ctx.padding = padding
-        return _transposed(g, weight, padding)
-
-    @staticmethod
-    def backward(ctx: Any, x: Tensor) -> tuple:
-        g, weight = ctx.saved_tensors
-        to_g = _Conv.apply(x, weight, ctx.padding) if ctx.needs_input_grad[0] else None
-        to_weight = _WeightGradient.apply(x, g, ctx.padding) if ctx.needs_input_grad[1] else None
-        return to_g, to_weight, None
+def _transposed(g: Tensor, weight: Tensor, padding: Pair) -> Tensor:
+    "The gradient of a convolution by its input: a convolution with the kernel turned over"
+    height, width = weight.shape[2:]
+    return _Conv.apply(g, weight.transpose(0, 1).flip(2, 3), (height - 1 - padding[0], width - 1 - padding[1]))
 
 
 class _WeightGradient(Function):
@@ -118,7 +145,7 @@ class _WeightGradient(Function):
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> tuple:
         x, g = ctx.saved_tensors
-        to_x = _Transposed.apply(g, weight, ctx.padding) if ctx.needs_input_grad[0] else None
+        to_x = _transposed(g, weight, ctx.padding) if ctx.needs_input_grad[0] else None
         to_g = _Conv.apply(x, weight, ctx.padding) if ctx.needs_input_grad[1] else None
         return to_x, to_g, None
 
@@ -151,27 +178,19 @@ def _turned(t: Tensor) -> Tensor:
     return t.permute(2, 3, 0, 1).contiguous()
 
 
-def _add_product(out: Tensor, maps: Tensor, matrix: Tensor) -> None:
-    # one large product: a product for each position, as matmul chooses, is several times slower on two threads
-    out += (maps.flatten(0, 2) @ matrix).view_as(out)
-
-
 def _convolved(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     "y at each position = Σ over the taps of w·x at the position that meets it there"
-    sides = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True)]
-    x, weight = _turned(x), _turned(weight.transpose(0, 1))
+    return _turned(_sum_of_taps(_turned(x), _turned(weight.transpose(0, 1)), padding))
+
+
+def _sum_of_taps(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
+    "Maps `(H, W, n, n_in)` and a kernel `(height, width, n_in, n_out)` to `(H', W', n, n_out)`"
+    sides = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[:2], padding, weight.shape[:2], strict=True)]
     y = x.new_zeros(*sides, x.shape[2], weight.shape[3])
-    for tap in _taps(x.shape, sides, weight.shape, padding): _add_product(y[tap.of_y], x[tap.of_x], weight[tap.kernel])
-    return _turned(y)
-
-
-def _transposed(g: Tensor, weight: Tensor, padding: Pair) -> Tensor:
-    "x at each position = Σ over the taps of wᵀ·g at the position that meets it there"
-    sides = [n - 2 * p + k - 1 for n, p, k in zip(g.shape[2:], padding, weight.shape[2:], strict=True)]
-    g, weight = _turned(g), _turned(weight)
-    x = g.new_zeros(*sides, g.shape[2], weight.shape[3])
-    for tap in _taps(sides, g.shape, weight.shape, padding): _add_product(x[tap.of_x], g[tap.of_y], weight[tap.kernel])
-    return _turned(x)
+    for tap in _taps(x.shape, sides, weight.shape, padding):
+        # one large product: a product for each position, as matmul chooses, is several times slower on two threads
+        y[tap.of_y] += (x[tap.of_x].flatten(0, 2) @ weight[tap.kernel]).view_as(y[tap.of_y])
+    return y
 
 
 def _weight_gradient(x: Tensor, g: Tensor, padding: Pair) -> Tensor:

@@ -118,11 +118,11 @@ class RelationModule(nn.Module):
         problem = self.problem(pairs.query if isinstance(pairs, Pairs) else pairs)
         if problem: raise ValueError(problem)
         n_query, n_way = ((pairs.query.shape[0], pairs.support.shape[0]) if isinstance(pairs, Pairs) else pairs.shape[:2])
-        return self.rest(self.layer1(pairs if isinstance(pairs, Pairs) else pairs.flatten(0, 1)), n_query, n_way)
+        layer1 = self.layer1(pairs if isinstance(pairs, Pairs) else pairs.flatten(0, 1))
+        return self.rest(layer1, self.layer2(layer1.pooled), n_query, n_way)
 
-    def rest(self, layer1: BlockTrace, n_query: int, n_way: int) -> tuple[Tensor, RelationTrace]:
-        "What comes after the first block"
-        layer2 = self.layer2(layer1.pooled)
+    def rest(self, layer1: BlockTrace, layer2: BlockTrace, n_query: int, n_way: int) -> tuple[Tensor, RelationTrace]:
+        "What comes after both blocks"
         same = tuple(layer2.pooled.shape[-2:]) == self.map_size
         flat = (layer2.pooled if same else F.adaptive_avg_pool2d(layer2.pooled, self.map_size)).flatten(1)
         hidden = F.relu(self.fc1(flat))

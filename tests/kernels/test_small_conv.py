@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch.nn.grad import conv2d_input
 from torch.testing import assert_close
 
-from fsc_fastai.kernels.small_conv import FEWEST, SmallConv2d, conv_small, conv_small_input
+from fsc_fastai.kernels.small_conv import FEWEST, KeptKernel, SmallConv2d, conv_small, conv_small_input
 
 from .operations import Operations
 
@@ -26,6 +26,17 @@ def test_first_order(size, padding, kernel):
     assert run.names and 'convolution' not in run.names
     g = torch.randn_like(ours)
     assert_close(torch.autograd.grad(ours, args, g), torch.autograd.grad(theirs, args, g))
+
+
+@pytest.mark.parametrize('n', [1, 5])
+@pytest.mark.parametrize('size,padding,kernel', [*SHAPES, ((6, 6), 1, 3)], ids=str)
+def test_a_kept_kernel(size, padding, kernel, n):
+    "By 9 products on maps of 2×2"
+    x, weight, bias = tensors(size, kernel, n)
+    ours, theirs = KeptKernel(weight, bias, padding)(x), F.conv2d(x, weight, bias, padding=padding)
+    assert_close(ours, theirs)
+    assert_close(KeptKernel(weight, None, padding)(x), F.conv2d(x, weight, padding=padding))
+    assert_close(torch.autograd.grad(ours.sum(), x), torch.autograd.grad(theirs.sum(), x))
 
 
 @pytest.mark.parametrize('size,padding,kernel', SHAPES, ids=str)
