@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 DOCS_READY  := $(VENV)/.ready-docs
 
-.PHONY: demo test test-all test-gpu lint tour notebooks docs mutants attack bench dist clean
+.PHONY: demo test test-slow test-all test-gpu lint tour notebooks notebooks-quick docs mutants attack bench dist clean
 
 $(READY): settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,8 +27,10 @@ demo: $(READY)          ## train on Latin glyphs, test on scripts never seen; fi
 test: $(READY)          ## the whole suite but slow and gpu tests, with its line coverage, subprocesses included; below 90 % fails
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered
 
-test-all: $(READY)      ## slow tests too
+test-slow: $(READY)     ## slow tests too
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu'
+
+test-all: test-slow notebooks mutants attack ## all that needs no GPU, before a release (hours)
 
 test-gpu: $(READY)      ## what needs a CUDA device, against the CPU where both can tell
 	$(BIN)/python -m pytest -n 8 -m gpu
@@ -45,6 +47,9 @@ tour: $(READY)          ## the first hour: README and recipes as a new user foll
 
 notebooks: $(READY)     ## every notebook, top to bottom
 	$(BIN)/python -m nbs.run
+
+notebooks-quick: $(READY) ## those that train little or nothing
+	$(BIN)/python -m nbs.run 00 01 04
 
 docs: $(DOCS_READY)     ## the site in build/docs; broken links fail
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --conf-dir docs --quiet . build/docs

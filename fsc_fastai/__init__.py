@@ -1,7 +1,7 @@
 "Cross-domain few-shot classification with explanation-guided training, as a fastai library"
 import warnings
 
-__version__ = '0.0.1'
+__version__ = '0.1.0'
 
 with warnings.catch_warnings():
     # torch's, about fastai's use of it: nobody who reads it can do anything about it

@@ -21,8 +21,8 @@ import fsc_fastai
 PACKAGE = Path(fsc_fastai.__file__).parent
 MODULES = sorted('.'.join(p.relative_to(PACKAGE.parent).with_suffix('').parts) for p in PACKAGE.rglob('*.py'))
 # Rooms in the order in which they may import: each only from those before it
-ROOMS = ('tensors', 'as_built', 'files', 'extras', 'bars', 'briefly', 'nearest', 'drawing', 'kernels', 'data', 'encode',
-         'methods', 'explain', 'adapt', 'callback', 'learner', 'deploy', 'reproduce', 'commands', 'all')
+ROOMS = ('tensors', 'as_built', 'files', 'extras', 'bars', 'signatures', 'briefly', 'nearest', 'drawing', 'kernels', 'data',
+         'encode', 'methods', 'explain', 'adapt', 'callback', 'learner', 'deploy', 'reproduce', 'commands', 'all')
 
 
 def test_version_is_that_of_settings():

@@ -98,6 +98,15 @@ def test_make_targets_that_are_named_exist():
     for page in PAGES: assert set(re.findall(r'(?:^|`)make ([\w-]+)', page.read_text(encoding='utf-8'), re.M)) <= made, page
 
 
+def test_what_shows_a_promise_exists():
+    rows = (ROOT/'docs'/'promises.md').read_text(encoding='utf-8').split('|---|---|')[1].split('\n| ')[1:]
+    for row in rows:
+        commands = re.findall(r'`((?:make|pytest|fsc_\w+) [^`]+)`', row)
+        assert commands, row
+        paths = [word for command in commands for word in command.split() if word.startswith('tests/')]
+        assert not [o for o in paths if not (ROOT/o).exists()], row
+
+
 def test_places_that_contributing_names_exist():
     "Files, folders and names in the table of where things go"
     lines = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8').splitlines()

@@ -48,7 +48,7 @@ def fsc_demo(
     pretrain_epochs: int = 5, # Epochs of encoder pre-training first
     n_episodes: int = 300, # Test episodes per domain
 ) -> None:
-    """Train a RelationNet on Latin glyphs and test it on scripts that it has never seen; about four minutes on two cores.
+    """Train a RelationNet on Latin glyphs and test it on scripts that it has never seen; about three minutes on two cores.
 
     Writes an episode, the training curve, the results and a heatmap as pictures, the table as CSV, and the learner.
     """
@@ -75,4 +75,9 @@ def fsc_demo(
     learn.explain().plot()
     save_figure(out/'heatmaps.png')
     learn.export((out/'export.pkl').absolute())
-    print(f'figures, table and learner are in {out}/')
+    print(f'''
+Figures, table and learner are in {out}/. Where to go on, with a folder that has a folder of images for each class:
+  fsc_train FOLDER --lrp                      train on your own images
+  fsc_eval {out}/export.pkl FOLDER      test on classes that were never seen
+  fsc_deploy {out}/export.pkl EXAMPLES  a classifier of your classes, for fsc_classify and fsc_serve
+Each has --help; README tells the same in Python.''')

@@ -12,9 +12,9 @@ from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import ItemGetter, Normalize
 from fastai.vision.augment import Resize
 from fastcore.basics import fastuple, listify
-from fastcore.meta import delegates
 from torch import nn
 
+from ..signatures import delegates
 from .augment import BytesToFloat, as_grey, episode_transforms, resized
 from .block import EpisodeBlock, EpisodeCategorize
 from .episode_loader import EpisodicDL

@@ -5,9 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fastcore.meta import delegates
-
 from ..nearest import unknown
+from ..signatures import delegates
 from .domains import DOMAINS, read_domain
 from .loaders import EpisodeDataLoaders
 from .readers import AS_SET, ImageList

@@ -4,7 +4,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -78,6 +78,13 @@ class FewShotClassifier(ImageEstimator):
     Probabilities are calibrated by the examples, each of which is held out in turn, and so is what `keep` needs; `calibrated_`
     says by what. One example of each class leaves none to hold out: a warning says so, and `calibrated_` stays None.
     """
+    # Methods that other files add, for those who check types
+    calibrate: Callable[..., Any]
+    explain: Callable[..., Any]
+    predict_set: Callable[..., Any]
+    predict_sets: Callable[..., list]
+    to_onnx: Callable[..., Path]
+
     def __init__(self,
         model: FewShotModel, # Copied: training it on changes nothing here
         preprocess: Preprocess, # From an image to what the encoder takes

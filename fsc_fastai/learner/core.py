@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastai.callback import fp16, hook, progress, schedule, tracker  # noqa: F401  these add their methods to Learner
@@ -63,7 +64,17 @@ class FSCLearner(Learner):
     first_weights: torch.Tensor | None = None # Of what has to be trained, as they were when `fsc_learner` made it
     dls: EpisodeDataLoaders
     loss_func: Callable
-    save_bundle: Callable # Of `inference`
+    # Methods that other files add, for those who check types
+    evaluate: Callable[..., pd.DataFrame]
+    confusion: Callable[..., pd.DataFrame]
+    accuracy_by_class: Callable[..., pd.Series]
+    feature_statistics: Callable[..., pd.DataFrame]
+    explain: Callable[..., Any]
+    set_support: Callable[..., FSCLearner]
+    classifier: Callable[[], Any]
+    predict: Callable[..., Any]
+    save_bundle: Callable[..., Path]
+    distrib_ctx: Callable[..., Any]
     opt: Any
 
     def add_cb(self, cb: Callback | type[Callback]) -> FSCLearner:

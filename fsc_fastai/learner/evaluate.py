@@ -24,6 +24,7 @@ from .core import FSCLearner
 from .distributed import joined, share_of
 from .episode_scores import episode_scores
 from .metrics import ci95, episode_accuracy
+from .results import Accuracies
 from .tested import encode_domain, tested_domains
 
 __all__ = ['Protocol', 'PROTOCOLS', 'worst_domain', 'compare']
@@ -72,10 +73,10 @@ def evaluate(
 ) -> pd.DataFrame:
     """Accuracy on test episodes of each domain, with its 95 % confidence interval (±1.96·std/√n over the episodes).
 
-    Returns a frame with a row a domain: domain, way, shot, n_episodes, n_query, accuracy, ci95, protocol, images (their hash,
-    `images_hash`), and adapt where it was asked for. The accuracy of every episode is kept in its `attrs['episodes']`, which
-    `compare` pairs. An adaptation on images encodes each episode anew, in all other cases each image is
-    encoded once. Every part of the model is left in the mode that it was in. Raises `ValueError` for scores that are not finite.
+    Returns a frame that shows itself in percent, with a row a domain: domain, way, shot, n_episodes, n_query, accuracy, ci95,
+    protocol, images (their hash, `images_hash`), and adapt where it was asked for. The accuracy of every episode is kept in its
+    `attrs['episodes']`, which `compare` pairs. An adaptation on images encodes each episode anew, in all other cases each image
+    is encoded once. Every part of the model is left in its mode. Raises `ValueError` for scores that are not finite.
     """
     if protocol not in PROTOCOLS: raise ValueError(f'protocol={protocol!r}: one of {", ".join(PROTOCOLS)}')
     default = PROTOCOLS[protocol]
@@ -112,10 +113,10 @@ def evaluate(
     published = (n_episodes, n_query) == (default.n_episodes, default.n_query)
     label = protocol if published else f'{n_episodes}×{count_text(n_query)}'
     def said(a: Adaptation | None) -> str: return label + (' transductive' if transductive or a and a.transductive else '')
-    table = pd.DataFrame([dict(domain=name, adapt=row, way=n_way, shot=n_shot, n_episodes=n_episodes, n_query=n_query,
-                               accuracy=float(np.mean(accuracies)), ci95=ci95(accuracies), protocol=said(adaptations[row]),
-                               images=hashes[name])
-                          for row, of_domains in episodes.items() for name, accuracies in of_domains.items()])
+    table = Accuracies([dict(domain=name, adapt=row, way=n_way, shot=n_shot, n_episodes=n_episodes, n_query=n_query,
+                              accuracy=float(np.mean(accuracies)), ci95=ci95(accuracies), protocol=said(adaptations[row]),
+                              images=hashes[name])
+                         for row, of_domains in episodes.items() for name, accuracies in of_domains.items()])
     table.attrs['episodes'] = episodes if isinstance(adapt, Mapping | list | tuple) else next(iter(episodes.values()))
     return table.drop(columns='adapt') if adapt is None else table
 
@@ -146,7 +147,7 @@ def compare(
         raise ValueError(f'compare pairs the same episodes, but the tables differ in {", ".join(settings)}:\n'
                          f'{results_a[settings]}\n{results_b[settings]}')
     differences = {name: np.subtract(b[name], a[name]) for name in results_a.domain}
-    return pd.DataFrame([dict(domain=name, difference=d.mean(), ci95=ci95(d)) for name, d in differences.items()])
+    return Accuracies([dict(domain=name, difference=d.mean(), ci95=ci95(d)) for name, d in differences.items()])
 
 
 def _of_adaptation(table: pd.DataFrame, row: str) -> pd.DataFrame:

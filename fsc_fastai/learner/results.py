@@ -1,6 +1,8 @@
 "The results of `learn.evaluate` for people: a table for the terminal, a figure, a picture file"
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -8,7 +10,27 @@ import pandas as pd
 from ..data.sampler import Count, as_range, count_text
 from ..drawing import no_math, save_figure
 
-__all__ = ['format_table', 'plot_results', 'save_figure']
+__all__ = ['Accuracies', 'format_table', 'plot_results', 'save_figure']
+
+
+class Accuracies(pd.DataFrame):
+    """A frame that shows its accuracies in percent, on a terminal and in a notebook; its numbers are those of any frame.
+
+    >>> Accuracies([dict(domain='greek', accuracy=.5, ci95=.01, images='3f')])
+      domain accuracy    ci95 images
+    0  greek  50.00 % ±1.00 %     3f
+    """
+    @property
+    def _constructor(self) -> type[Accuracies]: return Accuracies
+
+    def _shown(self) -> dict[str, Any]:
+        "How columns are shown, and how many rows"
+        percent, interval = (lambda x: f'{100*x:.2f} %'), (lambda x: f'±{100*x:.2f} %')
+        known = dict(accuracy=percent, difference=lambda x: f'{100*x:+.2f} %', chance=percent, ci95=interval)
+        return dict(formatters={k: known[k] for k in self if k in known}, max_rows=pd.options.display.max_rows)
+
+    def __repr__(self) -> str: return self.to_string(**self._shown())
+    def _repr_html_(self) -> str: return self.to_html(**self._shown())
 
 
 def _chance(way: Count) -> float:
