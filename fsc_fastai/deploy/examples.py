@@ -1,7 +1,7 @@
 "What each example does to the answers: its influence on one, and the examples that their own class would do better without"
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -41,14 +41,14 @@ def influence(
 @patch
 @torch.no_grad()
 def check_examples(self: FewShotClassifier) -> pd.DataFrame:
-    """The examples that their own class would do better without, the worst first: look at these before you trust their labels.
+    """The examples that their own class would do better without, the least likely first: look before you trust their labels.
 
-    Each example is classified by the others. `gain` is how much the log-odds of their label would rise, on average over the other
-    examples of the class, if this one were not there, beyond what they do without another one of them: above 0 in every row.
-    Beside it are the probability that the example gets for its own label (`own`), and the class that is `likeliest` for it. The
-    index is the example's place in the order in which they were given. Of good examples about half have a small gain; one with
-    a wrong label has a large one, a small `own`, and often its true class as the likeliest. Classes of one or two examples
-    cannot be checked, and have no rows.
+    A class does as well as its examples are told by all others: the mean log-odds of their label, each held out in turn. `gain`
+    is how much this mean rises when the example is not there, neither among those that are told nor among those that tell: above
+    0 in every row. Beside it are the probability that the held-out example has of its own label (`own`), by which the rows are
+    sorted, and the class that is `likeliest` for it. The index is the example's place in the order in which they were given.
+    About a fifth of good examples have a gain, too; one with a wrong label has a small `own`, and often its true class as the
+    likeliest. Classes of one or two examples cannot be checked, and have no rows.
 
     Costs for n examples a fit, and n passes or fits more in a class of n (see `influence`). Raises as `predict` does.
     """
@@ -56,18 +56,20 @@ def check_examples(self: FewShotClassifier) -> pd.DataFrame:
     if not self.fitted: raise ValueError(self.head.problem(len(support.classes)))
     head, features, member = self.head.spare(), support.features, support.member
     own_class, positions = member.argmax(1), torch.arange(n, device=features.device)
-    gain, own, likeliest = torch.zeros(n), torch.full((n,), float('nan')), cast(list[Any], [None] * n)
+    told, p, without = torch.full((n,), torch.nan), torch.full((n, member.shape[1]), torch.nan), torch.full((n, n), torch.nan)
     for j in range(n):
         c, others = int(own_class[j]), positions != j
         if member[others, c].sum() < 2: continue
-        f, rest = features[j:j + 1], (features[others], member[others])
-        before = (head.fit(*rest)(f)[0].double() / self.temperature).softmax(0)
-        fellows = own_class[others] == c
-        without = _log_odds(self, head.without_each(*rest, f, fellows.nonzero()[:, 0]))[:, 0, c]
-        gain[positions[others][fellows].cpu()] += ((without - without.mean()) / len(without)).float().cpu()
-        own[j], likeliest[j] = before[c], support.classes[int(before.argmax())]
-    frame = pd.DataFrame({'label': support.labels, 'gain': gain.tolist(), 'own': own.tolist(), 'likeliest': likeliest})
-    return frame[frame.gain > 0].sort_values('gain', ascending=False)
+        f, rest, fellows = features[j:j + 1], (features[others], member[others]), own_class[others] == c
+        scores = head.fit(*rest)(f)[0]
+        told[j], p[j] = _log_odds(self, scores)[c], (scores / self.temperature).softmax(0)
+        left = _log_odds(self, head.without_each(*rest, f, fellows.nonzero()[:, 0]))[:, 0, c]
+        without[positions[others][fellows].cpu(), j] = left.float().cpu()
+    of_class = torch.stack([told[own_class.cpu() == c].mean() for c in own_class.tolist()])
+    frame = pd.DataFrame({'label': support.labels, 'gain': (without.nanmean(1) - of_class).tolist(),
+                          'own': p[range(n), own_class.tolist()].tolist(),
+                          'likeliest': [support.classes[i] for i in p.argmax(1).tolist()]})
+    return frame[frame.gain > 0].sort_values('own')
 
 
 def _log_odds(classifier: FewShotClassifier, scores: Tensor) -> Tensor:

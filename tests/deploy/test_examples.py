@@ -71,24 +71,23 @@ def test_wrong_labels_are_found(method):
     found = of_colours(method).fit(images, named).check_examples()
     assert set(found.index[:3]) == set(wrong), 'the worst three'
     assert [found.likeliest[i] for i in wrong] == [labels[i] for i in wrong] and (found.own[list(wrong)] < .5).all()
-    assert (found.gain > 0).all() and found.gain.is_monotonic_decreasing
+    assert (found.gain > 0).all() and found.own.is_monotonic_increasing
 
 
-def test_gain_is_the_mean_over_the_others_of_the_class():
-    "By hand: example j is classified without itself and i, beside without itself and another one"
+def test_gain_is_what_the_class_does_better_without_an_example():
+    "By hand: the mean log-odds of its examples, each told by the others, without the example and with it"
     images = [Image.blend(picture('red', i), picture('blue', i), mix) for i, mix in enumerate((.7, .8, .4, .1, .3, .45))]
-    labels = ['b', 'b', 'r', 'r', 'r', 'r']
-    def without_both(j, i):
-        kept = [k for k in range(6) if k not in (i, j)]
+    labels, members = ['b', 'b', 'r', 'r', 'r', 'r'], [2, 3, 4, 5]
+    def told(j, without=None):
+        kept = [k for k in range(6) if k not in (j, without)]
         known = fitted(of_colours('proto'), [images[k] for k in kept], [labels[k] for k in kept])
-        return log_odds(known.predict(images[j]).probabilities[labels[j]])
-    found, members = fitted(of_colours('proto'), images, labels).check_examples(), [2, 3, 4, 5]
-    without = {(j, i): without_both(j, i) for i in members for j in members if i != j}
-    mean = {j: np.mean([p for (k, _), p in without.items() if k == j]) for j in members}
-    gain = {i: np.mean([without[j, i] - mean[j] for j in members if j != i]) for i in members}
+        return log_odds(known.predict(images[j]).probabilities['r'])
+    found, with_all = fitted(of_colours('proto'), images, labels).check_examples(), {j: told(j) for j in members}
+    gain = {i: np.mean([told(j, i) for j in members if j != i]) - np.mean(list(with_all.values())) for i in members}
     assert set(found.index) == {i for i in members if gain[i] > 0}, 'a class of two cannot be checked'
-    assert [found.gain[i] for i in found.index] == pytest.approx([gain[i] for i in found.index], abs=1e-5)
-    assert found.index[0] == 3 and 0 < len(found) < 4
+    assert 0 < len(found) < 4 and found.index[0] == min(members, key=with_all.get)
+    assert [found.gain[i] for i in found.index] == pytest.approx([gain[i] for i in found.index], abs=1e-4)
+    assert log_odds(found.own).tolist() == pytest.approx([with_all[i] for i in found.index], abs=1e-4)
 
 
 def test_before_there_are_examples():
