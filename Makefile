@@ -54,8 +54,10 @@ notebooks-quick: $(READY) ## those that train little or nothing
 docs: $(DOCS_READY)     ## the site in build/docs; broken links fail
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --conf-dir docs --quiet . build/docs
 
-mutants: $(READY)       ## every formula with a mistake put in: a test must fail
-	$(BIN)/python -m tests.mutants
+mutants: $(READY)       ## rules, methods and callbacks with mistakes put in, by mutmut (hours; ONLY='fsc_fastai.explain.rules*' for some)
+	$(BIN)/python -m pip install --quiet mutmut
+	$(BIN)/mutmut run $(ONLY)
+	$(BIN)/mutmut results
 
 attack: $(READY)        ## broken bundles, hostile requests, killed trainings, thousands of each (hours); one that fails fails it
 	$(BIN)/python -m tests.attacks
@@ -68,4 +70,4 @@ dist: $(READY)          ## the source archive and the wheel in dist/, as an inde
 	$(BIN)/python -m pytest -q tests/test_dist.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_out .coverage*
+	rm -rf $(VENV) build dist *.egg-info demo_out mutants .coverage*

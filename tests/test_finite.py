@@ -14,6 +14,7 @@ from fsc_fastai.methods import create_fsc_model
 from fsc_fastai.methods.base import class_means, episode_way
 from tests.deploy.toys import classifier, examples, picture
 from tests.learners import hue_learner
+from tests.methods.toys import METHODS
 
 
 def image_of(root): return next((root/'novel'/'novel0').iterdir())
@@ -87,7 +88,7 @@ def test_every_class_needs_support(labels):
 
 
 @pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
+@pytest.mark.parametrize('method', METHODS)
 def test_no_queries_have_no_scores(method, training):
     model = create_fsc_model(method, 'conv4', n_way=2, img_size=32).train(training)
     scores = model(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]), torch.randn(0, 3, 32, 32))

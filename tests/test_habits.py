@@ -8,8 +8,7 @@ from fastai.vision.augment import RandomResizedCrop
 from torch.testing import assert_close
 
 from tests.learners import hue_learner, write_hues
-
-METHODS = ['relation', 'can', 'gnn', 'proto', 'matching']
+from tests.methods.toys import METHODS
 
 
 @pytest.fixture(scope='module')

@@ -9,8 +9,9 @@ from fsc_fastai.learner import explanation  # noqa: F401  these add their method
 from fsc_fastai.learner.episode_scores import encode_images, episode_scores
 from fsc_fastai.methods import RelationNet
 from tests.learners import hue_learner
+from tests.methods.toys import METHODS
 
-METHODS = ['relation', 'can', 'gnn', 'proto', 'matching', 'dropout']
+CASES = [*METHODS, 'dropout']
 ANSWERS = {
     'evaluate': lambda learn, root: learn.evaluate(n_episodes=3, n_query=2).attrs['episodes'],
     'confusion': lambda learn, root: learn.confusion('novel', n_episodes=3, n_query=2),
@@ -40,7 +41,7 @@ def three_of(root):
     return folder
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', CASES)
 def test_in_eval_mode_and_as_it_was(tmp_path, method):
     root = tmp_path/'hues'
     learn = hue_learner(root, Dropping if method == 'dropout' else method)

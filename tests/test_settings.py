@@ -27,6 +27,7 @@ from fsc_fastai.learner.results import format_table, plot_results
 from fsc_fastai.methods import create_fsc_model
 from tests.deploy.toys import classifier, examples
 from tests.learners import hue_loaders, silent, write_hues
+from tests.methods.toys import METHODS
 
 EPISODES = dict(n_way=2, n_shot=1, n_query=2, n_episodes=2)
 
@@ -189,7 +190,7 @@ LOSSES = {'flat': CrossEntropyLossFlat(), 'function': nn.functional.cross_entrop
           'module': nn.CrossEntropyLoss(label_smoothing=.1)}
 
 
-@pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('loss_func', LOSSES.values(), ids=LOSSES)
 def test_a_loss_of_the_users_takes_scores(root, tmp_path, method, loss_func):
     dls = hue_loaders(root, **EPISODES)

@@ -14,6 +14,7 @@ from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback
 from fsc_fastai.callback.wave_san import WaveSANCallback
 from tests.learners import hue_learner, weights, write_hues
+from tests.methods.toys import METHODS
 from tests.ranks import in_ranks
 
 from .episodes import assert_same
@@ -56,7 +57,7 @@ def test_validation_is_that_of_the_plain_learner(hues, kind):
 
 
 @kinds
-@pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
+@pytest.mark.parametrize('method', METHODS)
 def test_guided_loss_is_a_part_of_theirs(hues, kind, method):
     class Watch(Callback):
         order, run_valid = 9, False

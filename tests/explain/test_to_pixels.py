@@ -13,9 +13,7 @@ from fsc_fastai.explain import (
     relevance_start,
 )
 from fsc_fastai.methods import FewShotModel, Pairs, class_means, create_fsc_model, pair_parts
-from tests.methods.toys import feature_encoder
-
-METHODS = ['relation', 'can', 'gnn', 'proto', 'matching']
+from tests.methods.toys import METHODS, feature_encoder
 
 
 def few_shot(method, arch='conv4', size=32, n_way=3, n_shot=1, n_query=1):

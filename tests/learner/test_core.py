@@ -19,8 +19,7 @@ from fsc_fastai.encode import create_encoder
 from fsc_fastai.learner.core import encoder_head_splitter, fsc_learner
 from fsc_fastai.learner.metrics import episode_accuracy
 from tests.learners import hue_learner, hue_loaders, weights
-
-METHODS = ['relation', 'can', 'gnn', 'proto', 'matching']
+from tests.methods.toys import METHODS
 
 
 @pytest.fixture

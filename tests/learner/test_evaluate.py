@@ -11,13 +11,14 @@ from fsc_fastai.learner.evaluate import PROTOCOLS, compare, worst_domain
 from fsc_fastai.learner.metrics import ci95
 from fsc_fastai.methods import ProtoNet
 from tests.learners import hue_learner
+from tests.methods.toys import METHODS
 
 
 @pytest.fixture
 def root(tmp_path): return tmp_path/'hues'
 
 
-@pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
+@pytest.mark.parametrize('method', METHODS)
 def test_encoding_each_image_once_equals_the_plain_loop(root, method):
     learn = hue_learner(root, method)
     learn.fit(1)  # untrained scores are so close that rounding decides
@@ -30,7 +31,7 @@ def test_encoding_each_image_once_equals_the_plain_loop(root, method):
 
 
 @pytest.mark.parametrize(('method', 'transductive'), [
-    *((m, False) for m in ('relation', 'can', 'gnn', 'proto', 'matching')),
+    *((m, False) for m in METHODS),
     *((m, True) for m in ('relation', 'can', 'proto', 'matching'))])
 def test_episodes_classified_together_keep_to_themselves(root, method, transductive):
     learn = hue_learner(root, method)

@@ -7,13 +7,14 @@ from fastai.vision.core import imagenet_stats
 from PIL import Image
 
 from tests.learners import hue_learner
+from tests.methods.toys import METHODS
 
 
 @pytest.fixture
 def root(tmp_path): return tmp_path/'hues'
 
 
-@pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
+@pytest.mark.parametrize('method', METHODS)
 def test_explains_a_validation_episode(root, method):
     learn = hue_learner(root, method)
     learn.model.train().encoder.eval()  # as with batch norms that are frozen

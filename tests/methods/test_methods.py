@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fsc_fastai.data.episode import EpisodeLabel
-from fsc_fastai.methods import FewShotModel, ProtoNet, create_fsc_model, list_methods, register_method, registry
+from fsc_fastai.methods import FEAT, FewShotModel, ProtoNet, create_fsc_model, list_methods, register_method, registry
 from fsc_fastai.methods.base import one_hot
 from fsc_fastai.methods.registry import get_method
 
@@ -162,7 +162,10 @@ def test_names_of_the_graph_layers_are_stable():
 
 
 def test_methods_by_name():
-    assert {'relation', 'can', 'cross_attention', 'gnn', 'proto', 'matching', 'relationnet'} <= set(list_methods())
+    assert {*METHODS, 'cross_attention', 'relationnet'} <= set(list_methods())
+    ours = {registry.get_method(name) for name in list_methods()}
+    listed = {registry.get_method(name) for name in METHODS} | {FEAT}
+    assert {cls for cls in ours if cls.__module__.startswith('fsc_fastai.methods.')} == listed, 'METHODS of toys.py has all'
     assert isinstance(create_fsc_model('ProtoNet', nn.Identity(), img_size=4), ProtoNet)
     assert isinstance(create_fsc_model(ProtoNet, nn.Identity(), img_size=4), ProtoNet)
 

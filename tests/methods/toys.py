@@ -7,6 +7,7 @@ from fsc_fastai.encode.encoder import Encoder
 from fsc_fastai.methods import create_fsc_model
 
 METHODS = ['relation', 'can', 'gnn', 'proto', 'matching']
+"Every method, by the name that is shown with a failing test; FEAT is tested where adaptations make it"
 
 
 def feature_encoder(channels, size):

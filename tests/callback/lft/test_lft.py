@@ -10,12 +10,12 @@ from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.encode.transformation import ft_layers
 from tests.learners import hue_learner, weights
-from tests.methods.toys import norms_in
+from tests.methods.toys import METHODS, norms_in
 
 from ..episodes import Episodes, FirstEpisode, Seed, assert_same, build_model, gammas, learner, lft, start
 
 
-@pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
+@pytest.mark.parametrize('method', METHODS)
 def test_every_method_learns_its_transformations(method):
     cb = lft(aux=True)
     learn = learner([cb], model=build_model(method=method))
@@ -123,7 +123,7 @@ def test_the_step_never_waits_for_the_device():
     learner([Watched([Episodes(seed=1)])]).fit(1)
 
 
-@pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'proto', 'matching'])
+@pytest.mark.parametrize('method', METHODS)
 def test_every_norm_of_the_differentiated_loss_has_a_quick_second_derivative(method):
     found = []
     class Watched(LFTCallback):
