@@ -130,5 +130,5 @@ def adapted_model(
 
 
 def trainable_copy(encoder: nn.Module) -> nn.Module:
-    "A copy whose every weight takes a gradient, in eval mode"
-    return copy.deepcopy(encoder).eval().requires_grad_(True)
+    "A copy whose every weight takes a gradient, in eval mode; channels last, which is up to twice as fast on a CPU"
+    return copy.deepcopy(encoder).eval().requires_grad_(True).to(memory_format=torch.channels_last)

@@ -78,6 +78,14 @@ class FeatureNet(FewShotModel):
         "The method on features, with its tensors where the model is"
         return replace(self.adaptation, **{name: getattr(self, f'setting_{name}') for name in self.tensors})
 
+    @property
+    def no_graph(self) -> str: # type: ignore[override]
+        "Why it cannot be exported, where its method cannot"
+        method = self.adaptation
+        return '' if method.has_graph or method.linear and method.treats_alone else (
+            f'{type(method).__name__} learns from its examples by steps that no graph can hold: save a bundle, or take SimpleShot, '
+            'SupportCentred or TipAdapter, or an adaptation on images, such as FineTune, whose result is a plain model')
+
     def vectors(self, f: Tensor) -> Tensor:
         "Pooled maps `(n, d)`, in single precision at least"
         return single(pool_vectors(f, self.pool))

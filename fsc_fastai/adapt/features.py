@@ -145,6 +145,7 @@ class FeatureMethod(Adaptation):
     """
     on_images = False
     linear = False # Is what it fits a `Linear`?
+    has_graph = False # Can an exporter of graphs write it down? Not what learns by steps, or solves equations
     treatment: Treatment = 'un' # Features as they are ('un'), at unit length ('l2'), minus `centre` ('c'), or both ('cl2')
     centre: Tensor | None = None # Mean feature of the base classes `(d,)`; None: the mean of the support
 
@@ -183,9 +184,9 @@ class FeatureMethod(Adaptation):
         fitted = self.adapt(treat(support), member, treat(query) if self.transductive and query is not None else None)
         return replace(fitted, treat=lambda x: fitted.treat(treat(x)))
 
-    def numbers(self, n: int, d: int) -> int:
-        "Roughly how many numbers an episode of n images with d features keeps at work"
-        return n * d
+    def numbers(self, n_support: int, n_query: int, n_way: int, d: int) -> int:
+        "Roughly how many numbers are at work for an episode of d features"
+        return (n_support + n_query) * d
 
     def answer(self,
         support: Tensor, # Features of the supports `(n_episodes, n_support, d)`
@@ -193,10 +194,11 @@ class FeatureMethod(Adaptation):
         query: Tensor, # Features of the queries `(n_episodes, n_query, d)`
     ) -> Tensor:
         "Scores `(n_episodes, n_query, n_way)`; a CPU takes as many episodes at once as its cache holds, for which it is fastest"
-        n, d = support.shape[-2] + query.shape[-2], support.shape[-1]
-        at_once = max(1, IN_CACHE // (self.numbers(n, d) * support.element_size())) if support.is_cpu else len(support)
+        member = _one_hot(support_y, support)
+        numbers = self.numbers(support.shape[-2], query.shape[-2], member.shape[-1], support.shape[-1])
+        at_once = max(1, IN_CACHE // (numbers * support.element_size())) if support.is_cpu else len(support)
         parts = zip(support.split(at_once), query.split(at_once), strict=True)
-        return torch.cat([self.fit(s, support_y, q)(q) for s, q in parts])
+        return torch.cat([self.fit(s, member, q)(q) for s, q in parts])
 
     @property
     def treats_alone(self) -> bool:

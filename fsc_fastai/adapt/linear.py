@@ -103,6 +103,10 @@ class LogisticHead(FeatureMethod):
     rounds: int = 50 # Newton steps at the most
     balanced: bool = False # Do all classes weigh the same, whatever their examples?
 
+    def numbers(self, n_support: int, n_query: int, n_way: int, d: int) -> int:
+        "Newton's curvature, in double precision"
+        return 2 * (n_way * (min(n_support, d) + 1))**2
+
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
         "Coordinates in an orthonormal basis of the support, with a last one for the bias"
         if self.C <= 0: raise ValueError(f'LogisticHead(C={self.C}): above 0')

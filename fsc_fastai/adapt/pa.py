@@ -27,6 +27,10 @@ class PA(FeatureMethod):
     scale: float = 10. # Of the cosine
     similarity: Literal['cosine', 'euclidean'] = 'cosine' # 'euclidean': negative squared distances, without `scale`
 
+    def numbers(self, n_support: int, n_query: int, n_way: int, d: int) -> int:
+        "W, its gradient and two mean squares"
+        return 4 * d * d
+
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
         "Learn W, then take class means of W·x"
         cosine = self.similarity == 'cosine'

@@ -20,6 +20,7 @@ class SimpleShot(FeatureMethod):
     Prototypes are means of treated features, not treated again. The paper's best treatment is 'cl2', with the mean feature of the
     base classes as `centre`. Scores are cosines, as easyfsl has it, or negative distances, as in the authors' code.
     """
+    has_graph = True
     treatment: Treatment = 'l2'
     similarity: Literal['cosine', 'euclidean'] = 'cosine' # 'euclidean': negative distances
 
@@ -36,6 +37,7 @@ class SupportCentred(FeatureMethod):
 
     With one shot the scores are 2·cosine − 2.
     """
+    has_graph = True
     treatment: Treatment = 'l2'
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:

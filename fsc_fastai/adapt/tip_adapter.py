@@ -37,6 +37,7 @@ class TipAdapter(FeatureMethod):
 
     With text features of the classes it adds to their similarity, as published; without, the cache answers alone.
     """
+    has_graph = True
     alpha: float = 1.17 # Weight of the cache; 1.17 is where the published search starts
     beta: float = 1. # Sharpness
     text: Tensor | None = None # Text features of the classes as unit columns `(d, n_way)`

@@ -41,6 +41,7 @@ def enlarged_support(
 ) -> tuple[Tensor, Tensor]:
     "The support with each round's most confident queries under their predicted label; rounds accumulate. Labels are one-hot"
     member = one_hot(support_y, f_query.dtype)
+    if member.shape[1] < 2: raise ValueError('self-training: a support of one class leaves nothing to tell apart')
     for n in scale_candidates(f_query.shape[0], candidates):
         confidence, label = head.fit(f_support, member)(f_query).max(1)
         chosen = confidence.argsort(descending=True)[:n]

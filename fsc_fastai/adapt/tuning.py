@@ -61,8 +61,6 @@ def tune(
     steps: int, # How many
 ) -> tuple[Tensor, Tensor]:
     "The weights after `steps` steps, and the losses before each `(steps, …)`"
-    if torch.compiler.is_compiling():
-        raise ValueError('a method that learns by gradients has no graph to export: save a bundle, or use SimpleShot')
     # an explanation that traces what runs around this takes the weights for constants
     with torch._C.DisableTorchFunction(), torch.no_grad():
         w = w.detach().clone(memory_format=torch.contiguous_format)

@@ -60,10 +60,11 @@ def to_onnx(
 
     The last holds the other inputs of the head, as `fit` fixed them: the examples may change without a new export. `onnx.json`
     has the classes, the preprocessing and the temperature. Needs the extra `onnx`. Raises `NotFittedError` without examples,
-    `ImportError` without the extra, `ValueError` for a model that gives no finite scores, and `RuntimeError` where onnxruntime
-    and torch differ by more than 1e-4.
+    `ImportError` without the extra, `ValueError` for a model that gives no finite scores or has no graph, and `RuntimeError`
+    where onnxruntime and torch differ by more than 1e-4.
     """
     folder, classes = Path(folder), self.support.classes
+    if self.model.no_graph: raise ValueError(f'to_onnx: {self.model.no_graph}')
     self._check_finite('to_onnx')
     with extra('onnx'): import onnx, onnxruntime, onnxscript  # noqa: F401, E401, I001  only to know
     folder.mkdir(parents=True, exist_ok=True)

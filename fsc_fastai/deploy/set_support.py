@@ -34,8 +34,9 @@ class LearnerSupport:
         pixels: Tensor, # Bytes `(n_support, channels, height, width)`
         labels: tuple[Label, ...], # The label of each example
         reject: float | None = None, # Below this probability an image is none of the classes
+        adapt: Any = None, # An inductive adaptation to the examples, or its name
     ):
-        self.preprocess, self.pixels, self.labels, self.reject = preprocess, pixels, labels, reject
+        self.preprocess, self.pixels, self.labels, self.reject, self.adapt = preprocess, pixels, labels, reject, adapt
         self._made: tuple[Any, FewShotClassifier] | None = None
 
     def __getstate__(self) -> dict[str, Any]: return {**vars(self), '_made': None}
@@ -44,7 +45,8 @@ class LearnerSupport:
         "The classifier for the weights of `model` as they are now"
         state = _state_of(model)
         if self._made is None or self._made[0] != state:
-            made = FewShotClassifier(model, self.preprocess, self.reject).fit_pixels(self.pixels, self.labels)
+            adapt = getattr(self, 'adapt', None)  # a learner that was exported earlier has none
+            made = FewShotClassifier(model, self.preprocess, self.reject, adapt).fit_pixels(self.pixels, self.labels)
             self._made = state, made
         return self._made[1]
 
@@ -56,6 +58,7 @@ def set_support(
     labels: Sequence[Any] | None = None, # The label of each image, text or whole numbers; None: the names of the folders
     reject: float | None = None, # Below this probability an image is none of the classes; None: never
     preprocess: Preprocess | None = None, # None: the validation transforms of the loaders
+    adapt: Any = None, # An inductive adaptation to the examples, or its name; training goes on with the model itself
 ) -> FSCLearner:
     """Set the examples that `predict` classifies by; `export` keeps them. Training afterwards is taken into account.
 
@@ -64,7 +67,7 @@ def set_support(
     """
     items, named = labelled_items(items, labels)
     preprocess = preprocess or Preprocess.from_dls(self.dls)
-    support = LearnerSupport(preprocess, torch.cat(list(preprocess.batches(items))), named, reject)
+    support = LearnerSupport(preprocess, torch.cat(list(preprocess.batches(items))), named, reject, adapt)
     support.classifier(self.model)
     self.warn_untrained()
     self.support = support

@@ -22,7 +22,7 @@ from .core import FSCLearner
 from .distributed import joined, own_part, share_of
 from .metrics import episode_accuracy
 
-__all__ = ['as_adaptations', 'adapted_accuracies', 'KeptEpisodes', 'weights_digest', 'episode_images']
+__all__ = ['as_adaptations', 'adapted_accuracies', 'adapted_episodes', 'KeptEpisodes', 'weights_digest', 'episode_images']
 
 SECONDS = 5 # Between two writings of the file
 
@@ -85,7 +85,7 @@ def episode_images(dl: EpisodicDL, sampler: EpisodeSampler, k: int) -> tuple[Ten
     return x[:n], EpisodeLabel(support_y, classes=tuple(episode.classes)), x[n:], query_y
 
 
-def _each(
+def adapted_episodes(
     learn: FSCLearner, # Its model is in eval mode, and stays as it is
     dl: EpisodicDL, # Of the domain
     sampler: EpisodeSampler, # Draws the episodes
@@ -113,11 +113,11 @@ def adapted_accuracies(
     share = share_of(learn)
     if share[1] > 1:
         own = bar.through(range(n_episodes)[own_part(n_episodes, share)], each=share[1], worth=n_episodes)
-        found = list(_each(learn, dl, sampler, own, adapt))
+        found = list(adapted_episodes(learn, dl, sampler, own, adapt))
         return joined(torch.stack(found) if found else torch.zeros(0, device=learn.dls.device), share).tolist()
     try:
         left = bar.through(range(len(known), n_episodes), worth=n_episodes)
-        for accuracy in _each(learn, dl, sampler, left, adapt):
+        for accuracy in adapted_episodes(learn, dl, sampler, left, adapt):
             known.append(float(accuracy))
             kept.write(now=False)
     finally: kept.write()

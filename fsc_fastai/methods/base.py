@@ -59,6 +59,7 @@ class FewShotModel(nn.Module):
     transductive = True # May confident queries join the support set?
     guidance: tuple[tuple[float, float], ...] = (1., .5), (1., 1.) # ξ and λ of guided training: for one shot, for more
     classes_apart = False # Is the score of a class its own, whatever other classes are scored beside it?
+    no_graph = '' # Why no graph of it can be exported, in words
     queries_apart = True # With fixed statistics, is a query's score its own, whatever other queries are scored with it?
 
     def __init__(self,

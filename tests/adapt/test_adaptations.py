@@ -1,6 +1,7 @@
 "Every adaptation makes of a model a model: the original stays, seeds repeat, what comes out explains and refuses clearly"
 import pytest
 import torch
+from torch import nn
 
 from fsc_fastai.adapt import get_adaptation, list_adaptations
 from fsc_fastai.adapt.base import as_adaptation
@@ -13,10 +14,11 @@ QUICK = {'finetune': dict(steps=3), 'episode_tune': dict(steps=2, n_pseudo=12), 
 BASE = torch.rand(4, 20, 64, generator=torch.Generator().manual_seed(0))
 QUICK['distribution_calibration'] = dict(base_means=BASE.mean(1), base_covariances=torch.stack([b.T.cov() for b in BASE]),
                                          n_draws=4)
+NEEDS_QUERIES = {'label_propagation': 'smaller k', 'laplacian_shot': 'smaller knn', 'pt_map': 'BDCSPN'}
 every_adaptation = pytest.mark.parametrize('name', list_adaptations())
 
 
-def made(name): return get_adaptation(name, **QUICK.get(name, {}))
+def made(name, **settings): return get_adaptation(name, **QUICK.get(name, {}) | settings)
 
 
 @pytest.fixture(scope='module')
@@ -51,10 +53,38 @@ def test_unequal_shots_in_any_order(name, model):
     assert scores.shape == (6, 3) and scores.isfinite().all()
 
 
-@pytest.mark.parametrize('name', sorted({*list_adaptations()} - {'self_training'}))  # which answers as its model does
+@every_adaptation
 def test_one_class_is_refused(name, model):
     x, y, query, _ = episode((3,))
     with pytest.raises(ValueError, match='one class'): made(name)(model, x, y, query)(x, y, query)
+
+
+@every_adaptation
+@pytest.mark.parametrize('case', ['one shot', 'more classes than features', 'constant images', 'two queries'])
+def test_odd_episodes_are_answered_or_say_what_they_need(name, case, model):
+    x, y, query, _ = episode((1,) * (5 if case == 'more classes than features' else 3), n_query=1)
+    if case == 'constant images': x, query = torch.full_like(x, .5), torch.full_like(query, .5)
+    if case == 'two queries': query = query[:2]
+    adaptation = made(name)
+    if case == 'more classes than features':
+        conv = lambda n: nn.Sequential(nn.Conv2d(n, 4, 3, 2, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        model = create_fsc_model('proto', nn.Sequential(conv(3), conv(4)), n_way=5, img_size=32).eval()
+        if name == 'distribution_calibration':
+            few = BASE[..., :4]
+            adaptation = made(name, base_means=few.mean(1), base_covariances=torch.stack([b.T.cov() for b in few]))
+    if case == 'two queries' and name in NEEDS_QUERIES:
+        with pytest.raises(ValueError, match=NEEDS_QUERIES[name]): adaptation(model, x, y, query)(x, y, query)
+        return
+    scores = adaptation(model, x, y, query)(x, y, query)
+    assert scores.shape == (len(query), len(y)) and scores.isfinite().all()
+
+
+@every_adaptation
+def test_the_order_of_queries_by_class_tells_nothing(name, model):
+    x, y, query, _ = episode()
+    order = torch.randperm(len(query), generator=torch.Generator().manual_seed(1))
+    turned = made(name)(model, x, y, query[order])(x, y, query[order])
+    torch.testing.assert_close(turned, made(name)(model, x, y, query)(x, y, query)[order], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', ['finetune', 'episode_tune', 'pmf', 'tsa', 'simple_shot', 'support_centred', 'pa', 'ridge',

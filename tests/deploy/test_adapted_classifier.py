@@ -1,6 +1,7 @@
 "A classifier that adapts its model to its examples: saved, exported and explained as any other"
 import pytest
 import torch
+from fastai.learner import load_learner
 
 from fsc_fastai.adapt import get_adaptation, list_adaptations
 from fsc_fastai.deploy import FewShotClassifier
@@ -23,6 +24,9 @@ def made(name): return get_adaptation(name, **QUICK.get(name, {}))
 
 
 INDUCTIVE = [n for n in list_adaptations() if not made(n).transductive and n != 'distribution_calibration']
+
+
+def has_graph(a): return a.on_images or a.has_graph or a.linear and a.treats_alone
 
 
 @pytest.mark.parametrize('name', INDUCTIVE)
@@ -60,7 +64,27 @@ def test_queries_that_are_answered_together_are_no_classifier(learn):
     with pytest.raises(ValueError, match='inductive'): FewShotClassifier.from_learner(learn, adapt='tim')
 
 
-@pytest.mark.parametrize('name', ['simple_shot', 'pmf', 'tsa', 'finetune'])
+@pytest.mark.parametrize('name', ['pa', 'finetune'])
+def test_a_learner_adapts_to_its_support(learn, name, tmp_path):
+    paths, labels = files(learn)
+    expected = FewShotClassifier.from_learner(learn, adapt=made(name)).fit(paths, labels).scores(paths)
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    torch.testing.assert_close(learn.set_support(paths, labels, adapt=made(name)).classifier().scores(paths), expected)
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+    learn.export(tmp_path/'learner.pkl')
+    torch.testing.assert_close(load_learner(tmp_path/'learner.pkl').classifier().scores(paths), expected)
+    with pytest.raises(ValueError, match='inductive'): learn.set_support(paths, labels, adapt='tim')
+    torch.testing.assert_close(learn.classifier().scores(paths), expected)
+
+
+@pytest.mark.parametrize('name', [n for n in INDUCTIVE if not has_graph(made(n))])
+def test_what_has_no_graph_says_so_before_a_file_is_written(learn, name, tmp_path):
+    classifier = FewShotClassifier.from_learner(learn, adapt=made(name)).fit(*files(learn))
+    with pytest.raises(ValueError, match=f'{type(made(name)).__name__} learns.*SimpleShot'): classifier.to_onnx(tmp_path/'onnx')
+    assert not (tmp_path/'onnx').exists()
+
+
+@pytest.mark.parametrize('name', [n for n in INDUCTIVE if has_graph(made(n))])
 def test_graphs_of_adapted_models_are_exported(learn, name, tmp_path):
     pytest.importorskip('onnxruntime')
     FewShotClassifier.from_learner(learn, adapt=made(name)).fit(*files(learn)).to_onnx(tmp_path)

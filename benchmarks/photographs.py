@@ -1,0 +1,179 @@
+"""Adaptations on photographs: accuracy against milliseconds, behind one frozen encoder.
+
+    python -m benchmarks.photographs --data PHOTOS --encoder WEIGHTS --out FOLDER [--arch resnet10] [--size 48]
+
+PHOTOS has a folder a domain: `mini_imagenet` with `base` and `val`, the others with `novel` classes or class folders alone.
+Each image is encoded once; features are kept in FOLDER, cells are added to FOLDER/cells.json, and a run that was killed goes
+on. Every cell has the first of the same episodes, 600 or as many as fit into `--seconds`, 10 at least; differences to ProtoNet
+are paired. With `--images` adaptations of the encoder are tested, in the place of those on features. Distribution calibration
+is left out: an episode of it takes seconds. The table is printed.
+"""
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from benchmarks.options import options
+from fsc_fastai.adapt import (
+    BDCSPN,
+    PA,
+    PMF,
+    PTMAP,
+    TIM,
+    TIMADM,
+    TSA,
+    EpisodeTune,
+    FineTune,
+    LabelPropagation,
+    LaplacianShot,
+    LDAHead,
+    LogisticHead,
+    RidgeHead,
+    SelfTraining,
+    SimpleShot,
+    SupportCentred,
+    TipAdapter,
+    TransductiveTuning,
+    TunedPrototypes,
+)
+from fsc_fastai.data.episode_loader import EpisodicDL
+from fsc_fastai.data.loaders import EpisodeDataLoaders
+from fsc_fastai.data.readers import read_images
+from fsc_fastai.data.sampler import EpisodeSampler
+from fsc_fastai.files import atomic_write
+from fsc_fastai.learner.adapted import adapted_episodes
+from fsc_fastai.learner.core import fsc_learner
+from fsc_fastai.learner.episode_scores import encode_images, episode_scores
+from fsc_fastai.learner.metrics import ci95, episode_accuracy
+from fsc_fastai.methods import ProtoNet
+
+SEEN, BASE, FIRST = 'mini_imagenet', 'base', 'ProtoNet'
+LEAST = 10 # Episodes of a cell, however long they take
+Adapt = Callable[[Any], Any]
+
+
+def on_features(centre: Tensor) -> dict[str, Any]:
+    "Methods by what their rows are called, with the settings that their papers or easyfsl publish; None: as trained"
+    return {
+        FIRST: None, 'SimpleShot (L2)': SimpleShot(), 'SimpleShot (CL2N, base mean)': SimpleShot(treatment='cl2', centre=centre),
+        'support_centred': SupportCentred(), 'tip_adapter': TipAdapter(), 'ridge': RidgeHead(treatment='l2'),
+        'lda': LDAHead(treatment='l2'), 'logistic': LogisticHead(treatment='l2'), 'logistic, not unit': LogisticHead(),
+        'tuned_prototypes': TunedPrototypes(), 'pa': PA(), 'bdcspn': BDCSPN(), 'laplacian_shot': LaplacianShot(treatment='l2'),
+        'laplacian_shot (published, base mean)': LaplacianShot(lam=1., rectify='original', treatment='cl2', centre=centre),
+        'tim': TIM(), 'tim (published)': TIM.published(), 'tim_adm': TIMADM(), 'pt_map': PTMAP(),
+        'pt_map (published)': PTMAP.published(), 'label_propagation': LabelPropagation(),
+        'transductive_tuning': TransductiveTuning(), 'self_training': SelfTraining()}
+
+
+ON_IMAGES = {FIRST: None, 'finetune': FineTune(), 'finetune, frozen': FineTune(freeze=True), 'episode_tune': EpisodeTune(),
+             'pmf': PMF(), 'tsa': TSA()}
+
+
+def domains_of(dls: EpisodeDataLoaders, data: Path) -> dict[str, EpisodicDL]:
+    "A loader a domain, `val` of the seen one first"
+    others = {p.name: p for p in sorted(data.iterdir()) if p.is_dir() and p.name != SEEN}
+    sources = {'val': data/SEEN/'val'} | {name: p/'novel' if (p/'novel').exists() else p for name, p in others.items()}
+    return dls.as_domains(sources, verify=False, n_way=2, n_shot=1, n_query=1)
+
+
+def features_of(model: ProtoNet, dl: EpisodicDL, file: Path) -> tuple[Tensor, Tensor]:
+    "Pooled features and labels of all images, from a file if they are there"
+    if not file.exists():
+        x = encode_images(model, dl.images(bs=64)).mean((2, 3))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as part, part.open('wb') as f: np.savez(f, x=x.numpy(), y=np.asarray(dl.labels))
+    with np.load(file) as z: return torch.from_numpy(z['x']), torch.from_numpy(z['y'])
+
+
+def first_episodes(accuracies: Iterator[float], n: int, budget: float) -> tuple[list[float], float]:
+    "Accuracies of n episodes or as many as fit into the budget, and seconds of each"
+    found, start = [], time.process_time()
+    for accuracy in accuracies:
+        found.append(float(accuracy))
+        if len(found) == n or len(found) >= LEAST and time.process_time() - start > budget: break
+    return found, (time.process_time() - start) / len(found)
+
+
+class Cells:
+    "What was found, in a file"
+    def __init__(self, file: Path):
+        self.file, self.found = file, json.loads(file.read_text()) if file.exists() else {}
+
+    def of(self, key: str, find: Callable[[], tuple[list[float], float]]) -> None:
+        "Find a cell unless it is there"
+        if key in self.found: return
+        self.found[key] = find()
+        with atomic_write(self.file) as part: part.write_text(json.dumps(self.found))
+        accuracies, seconds = self.found[key]
+        print(f'{key}: {100 * np.mean(accuracies):.1f} % of {len(accuracies)}, {1e3 * seconds:.2f} ms', flush=True)
+
+    def frame(self) -> pd.DataFrame:
+        "A row a cell, with its paired difference to ProtoNet in points"
+        rows = []
+        for key, (accuracies, seconds) in self.found.items():
+            shot, domain, method = key.split('/')
+            d = 100 * np.subtract(accuracies, self.found[f'{shot}/{domain}/{FIRST}'][0][:len(accuracies)])
+            rows.append(dict(shot=int(shot), domain=domain, method=method, n=len(d), accuracy=100 * np.mean(accuracies),
+                             difference=d.mean(), ci95=ci95(d), ms=1e3 * seconds))
+        return pd.DataFrame(rows)
+
+
+def markdown(cells: pd.DataFrame) -> str:
+    "A table a shot: accuracy on `val` and on the other domains, the difference to ProtoNet with its interval, milliseconds"
+    lines = []
+    for shot, of_shot in cells.groupby('shot'):
+        lines += ['', f'| {shot}-shot | val | other domains | to ProtoNet | least | most | episodes | ms |', '|---|' + '---|' * 7]
+        for method in of_shot.method.unique():
+            row = of_shot[of_shot.method == method]
+            others = row[row.domain != 'val'].set_index('domain')
+            d, within = others.difference, np.sqrt((others.ci95**2).sum()) / len(others)
+            columns = [method, f'{row.accuracy[row.domain == "val"].mean():.1f}', f'{others.accuracy.mean():.1f}']
+            if method == FIRST: columns += [''] * 3
+            else: columns += [f'{d.mean():+.1f} ± {within:.1f}', *(f'{d[i]:+.1f} {i}' for i in (d.idxmin(), d.idxmax()))]
+            episodes = sorted({row.n.min(), row.n.max()})
+            lines.append('| ' + ' | '.join([*columns, '–'.join(map(str, episodes)), f'{row.ms.median():.2g}']) + ' |')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    path = dict(type=Path, required=True)
+    args = options(__doc__, None, data=path, encoder=path, out=path,
+                   arch=dict(default='resnet10'), size=dict(type=int, default=48),
+                   shots=dict(type=int, nargs='*', default=[1, 5, 20]), episodes=dict(type=int, default=600),
+                   seconds=dict(type=float, default=60., help='of a cell'), images=dict(action='store_true'))
+    one: dict[str, Any] = dict(verify=False, n_way=2, n_shot=1, n_query=1)
+    dls = EpisodeDataLoaders.from_folder(args.data/SEEN, size=args.size, device='cpu', **one)
+    learn = fsc_learner(dls, args.arch, ProtoNet, pretrained=args.encoder)
+    learn.model.eval()
+    loaders, images = domains_of(dls, args.data), read_images(args.data/SEEN/BASE)
+    few = images.subset(range(0, len(images.files), 20))  # for their mean
+    base = dls.as_domains({BASE: few}, **one)
+    known = {name: features_of(learn.model, dl, args.out/'features'/f'{name}.npz') for name, dl in (loaders | base).items()}
+    methods = ON_IMAGES if args.images else on_features(known[BASE][0].mean(0))
+    cells = Cells(args.out/('images.json' if args.images else 'cells.json'))
+    for shot in args.shots:
+        for name, dl in loaders.items():
+            x, y = known[name]
+            try: sampler = EpisodeSampler(y.numpy(), 5, shot, 15, drop_small=True, name=name)
+            except ValueError as e:
+                print(f'left out: {e}')
+                continue
+            for row, method in methods.items():
+                def accuracies(method=method, x=x, dl=dl, sampler=sampler):
+                    if args.images and method: return adapted_episodes(learn, dl, sampler, range(args.episodes), method)
+                    model = method(learn.model) if method else learn.model
+                    return (episode_accuracy(s, q) for _, s, q in episode_scores(model, x, sampler, args.episodes))
+                cells.of(f'{shot}/{name}/{row}', lambda found=accuracies: first_episodes(found(), args.episodes, args.seconds))
+    cells.frame().round(3).to_csv(cells.file.with_suffix('.csv'), index=False)
+    print(markdown(cells.frame()))
+
+
+if __name__ == '__main__': main()
