@@ -83,8 +83,8 @@ class FeatureNet(FewShotModel):
         "Why it cannot be exported, where its method cannot"
         method = self.adaptation
         return '' if method.has_graph or method.linear and method.treats_alone else (
-            f'{type(method).__name__} learns from its examples by steps that no graph can hold: save a bundle, or take SimpleShot, '
-            'SupportCentred or TipAdapter, or an adaptation on images, such as FineTune, whose result is a plain model')
+            f'{type(method).__name__} learns from its examples by steps that no graph can hold: save a bundle, or use '
+            'SimpleShot, SupportCentred or TipAdapter, or an adaptation on images, such as FineTune, whose result is a plain model')
 
     def vectors(self, f: Tensor) -> Tensor:
         "Pooled maps `(n, d)`, in single precision at least"
