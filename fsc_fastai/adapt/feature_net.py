@@ -84,7 +84,7 @@ class FeatureNet(FewShotModel):
         method = self.adaptation
         return '' if method.has_graph or method.linear and method.treats_alone else (
             f'{type(method).__name__} learns from its examples by steps that no graph can hold: save a bundle, or use '
-            'SimpleShot, SupportCentred or TipAdapter, or an adaptation on images, such as FineTune, whose result is a plain model')
+            'SimpleShot, SupportCentred or TipAdapter, or one on images, such as FineTune, whose result is a plain model')
 
     def vectors(self, f: Tensor) -> Tensor:
         "Pooled maps `(n, d)`, in single precision at least"
