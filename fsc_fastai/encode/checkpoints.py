@@ -207,9 +207,10 @@ def _by_name(encoder: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str,
 def _whole(encoder: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
     placed, report = _place(encoder, state)
     if report.missing:
-        raise ValueError(f'it lacks {len(report.missing)} tensors of the encoder, such as '
-                         f'{_some(report.missing)}; there is no place for {_some(report.unexpected)}. If they are the same '
-                         'tensors under other names, remap=True matches them by position')
+        lacks = f'it lacks {len(report.missing)} tensors of the encoder, such as {_some(report.missing)}'
+        if not report.unexpected: raise ValueError(lacks)
+        raise ValueError(f'{lacks}; there is no place for {_some(report.unexpected)}. If they are the same tensors under other '
+                         'names, remap=True matches them by position')
     if larger := _of_a_larger_one(encoder, report.unexpected):
         raise ValueError(f'it is of another backbone, with parts that this one has not: {_some(larger)}')
     return placed, report
