@@ -30,6 +30,6 @@ def check_images(
     if dls.img_size == wanted.size: return
     sizes = (f'the weights of {encoder.name} were trained on images of {size_text(wanted.size)}, '
              f'the loaders give {size_text(dls.img_size)}')
-    if wanted.fixed and not getattr(getattr(encoder.body, 'patch_embed', None), 'dynamic_img_size', False):
+    if wanted.fixed and not getattr(encoder.body, 'dynamic_img_size', False):
         raise ValueError(f'{sizes}, and the size of this network is fixed. {remedy}')
     if of_timm: warnings.warn(f'{sizes}, on which they may be far less accurate. {remedy}', stacklevel=3)

@@ -79,6 +79,12 @@ def test_another_size_is_told_and_an_error_where_it_is_fixed(hues, state, monkey
         check_images(dls, encoder)
 
 
+def test_a_transformer_that_takes_every_size_has_none_that_is_fixed(hues):
+    dls = EpisodeDataLoaders.from_folder(hues, arch='test_vit', size=32, **SMALL)
+    assert ImageConfig.of('test_vit').fixed
+    fsc_learner(dls, 'test_vit', ProtoNet, pretrained=timm.create_model('test_vit').state_dict())
+
+
 def test_transforms_for_a_data_block_of_ones_own():
     item, batch = episode_transforms(images=ImageConfig.of(ARCH))
     assert tuple(item.size) == (40, 40) and batch[-1].mean.flatten().tolist() == [.5] * 3
