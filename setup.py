@@ -21,6 +21,9 @@ setup(
     keywords=cfg['keywords'],
     packages=find_packages(include=['fsc_fastai', 'fsc_fastai.*']),
     package_data={'fsc_fastai': ['py.typed']},
+    classifiers=['Development Status :: 4 - Beta', 'Intended Audience :: Developers', 'Intended Audience :: Science/Research',
+                 'Topic :: Scientific/Engineering :: Artificial Intelligence', 'Typing :: Typed',
+                 *(f'Programming Language :: Python :: {version}' for version in cfg['tried_python'].split())],
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in

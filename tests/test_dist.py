@@ -57,4 +57,7 @@ def test_the_wheel_holds_the_package_its_types_and_the_licence(sdist, tmp_path):
     assert f'\nVersion: {__version__}\n' in metadata and 'Description-Content-Type: text/markdown' in metadata
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
+    tried = settings['DEFAULT']['tried_python'].split()
+    assert tried and all(f'\nClassifier: Programming Language :: Python :: {o}\n' in metadata for o in tried)
+    assert '\nRequires-Python: >=3.10\n' in metadata
     assert scripts.replace(' = ', '=').split()[1:] == sorted(settings['DEFAULT']['console_scripts'].split())

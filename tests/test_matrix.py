@@ -226,12 +226,14 @@ USES = [fit, fine_tune, accumulate, clip, resume, export]
 
 
 def cells():
-    "All of them. Of the later methods' most are slow: each way to train has one precision and one model in the suite, in turn"
+    """All of them. In the suite each way to train has the later methods in one precision with one model, in turn, and the others
+    with every model in fp32, with one in bf16; the rest is slow."""
     for (i, callbacks), (j, use) in product(enumerate(CALLBACKS), enumerate(USES)):
         turn = PLACES[(i + j//2) % 2], METHODS[(i + j) % 4]
         for place, method in product(PLACES, METHODS):
             marks = [pytest.mark.gpu] if place.startswith('cuda') else []
-            if callbacks.split('+')[0] in LATER and (place, method) != turn: marks.append(pytest.mark.slow)
+            later = callbacks.split('+')[0] in LATER
+            if (place, method) != turn if later else place == 'cpu-bf16' and method != turn[1]: marks.append(pytest.mark.slow)
             yield pytest.param(callbacks, place, method, use, marks=marks, id=f'{use.__name__}-{callbacks}-{place}-{method}')
 
 
