@@ -16,7 +16,7 @@ PAGES = (
     ('explain', 'Explanations', 'Relevance rules, the engine that applies them, explainers, heatmaps.', ('explain.',),
      ('lrp', 'baselines', 'rules', 'composite', 'weights', 'to_pixels', 'heatmaps', 'pair', 'overlay')),
     ('adapt', 'Adaptation', 'A method beside its support, and what adapts to the support.', ('adapt.',), ('features', 'head')),
-    ('callback', 'Callbacks', 'One idea a file.', ('callback.',),
+    ('callback', 'Callbacks', 'One idea per file.', ('callback.',),
      ('guided.lrp_guided', 'lft.fixed', 'lft.learned', 'accumulate', 'resume')),
     ('deploy', 'Deployed classifier', 'Examples in, answers out.', ('deploy.',),
      ('classifier', 'set_support', 'calibrate', 'relevance')),

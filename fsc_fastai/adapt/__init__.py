@@ -1,4 +1,4 @@
-"A method beside its support, and what adapts a model to its support: one adaptation a file"
+"A method beside its support, and what adapts a model to its support: one adaptation per file"
 from .base import Adaptation, get_adaptation, list_adaptations, register_adaptation
 from .bdcspn import BDCSPN
 from .distribution_calibration import DistributionCalibration

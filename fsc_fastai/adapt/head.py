@@ -24,7 +24,7 @@ class VectorHead(Head):
 class PrototypeHead(Head):
     "Methods that compare with class means: these are kept, in the place of the samples"
     def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        "Class means, a label each"
+        "Class means, with one label each"
         labels = torch.eye(member.shape[1], dtype=member.dtype, device=member.device)
         return class_means(self.compact(f_support), member), labels
 

@@ -26,7 +26,7 @@ class LinearHead(FeatureHead):
         return fits and super().serves(model, method, statistics)
 
     def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        "Weights and biases of the classes, a label each"
+        "Weights and biases of the classes, with one label each"
         fitted = self.model.fit(f_support, member)
         return torch.cat([fitted.weight, fitted.bias]).mT.contiguous(), torch.eye(member.shape[1]).to(member)
 

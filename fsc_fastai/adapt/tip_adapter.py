@@ -18,7 +18,7 @@ class Cache(Fitted):
     values: Tensor # One-hot labels `(…, n_support, n_way)`
     alpha: float # Weight of the cache
     beta: float # Its sharpness
-    text: Tensor | None # Unit columns, a class each `(d, n_way)`
+    text: Tensor | None # Unit columns, one per class `(d, n_way)`
 
     def cached(self, x: Tensor) -> Tensor:
         "What the cache says `(…, n, n_way)`, summed over the shots (Zhang et al. 2022, equation (4))"

@@ -1,1 +1,1 @@
-"fastai callbacks: one idea a file"
+"fastai callbacks: one idea per file"

@@ -13,9 +13,9 @@ class EpisodeAccumulation(GradientAccumulation):
     fastai's `GradientAccumulation` counts the rows of `yb`: the queries of an episode, not the episode.
     """
     def __init__(self,
-        n_acc: int = 4, # Episodes an update
+        n_acc: int = 4, # Episodes per update
     ):
-        if n_acc < 1: raise ValueError(f'EpisodeAccumulation(n_acc={n_acc}): at least 1 episode an update')
+        if n_acc < 1: raise ValueError(f'EpisodeAccumulation(n_acc={n_acc}): at least 1 episode per update')
         super().__init__(n_acc)
 
     def after_loss(self): self.learn.loss_grad /= self.n_acc

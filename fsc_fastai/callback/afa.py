@@ -1,8 +1,8 @@
 """Adversarial feature augmentation (Hu and Ma 2022, AFA): the transformations of FT, learned to make features that differ.
 
-Two streams run through the encoder: a plain one, and one with a transformation after the last norm of every block, which the
-few-shot loss is of. A domain classifier, whose gradient is reversed for the encoder, tells them apart; their Gram matrices are
-drawn together. Where the gradient of the transformations is reversed too, they ascend what the encoder descends.
+Two streams run through the encoder: a plain one, and one with a transformation after the last norm of every block. The few-shot
+loss is that of the second. A domain classifier, whose gradient is reversed for the encoder, tells them apart; their Gram matrices
+are drawn together. Where the gradient of the transformations is reversed too, they ascend what the encoder descends.
 """
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class AFACallback(FTCallback):
     """Train with L(augmented) + L(domains) + λ·L(Gram), λ = 2/(1 + exp(−epoch/400)) − 1 (Hu and Ma 2022).
 
     γ, β stand still at first, descend the loss from epoch 150 and ascend it from 250. Transformations, domain classifier and
-    optimizers outlast a fit, and are in `state_dict`; losses of the last step in `losses`. For convolutional backbones. Does
+    optimizers outlast a fit, and are in `state_dict`; `losses` has those of the last step. For convolutional backbones. Does
     nothing under `lr_find`. Raises `ValueError` for a compiled model and beside another callback with transformations.
     """
     _stateattrs = (*FTCallback._stateattrs, 'discriminator', 'opts', 'losses', '_saved', '_maps', '_scale')
-    discriminator: Any = None # The domain classifier, made on the first batch, as the next
+    discriminator: Any = None # The domain classifier, made on the first batch
     opts: list[Any] = []
     losses: Mapping[str, Tensor] = {}
     _saved: Mapping[str, Any] | None = None
@@ -43,8 +43,8 @@ class AFACallback(FTCallback):
 
     def __init__(self,
         lr: float = 1e-3, # Of its own Adam
-        of_epochs: int | None = EPOCHS, # What 150 and 250 are counted of; None: epochs of the fit, so that a short one gets there
-        twice: bool = True, # Its Adam steps the encoder a second time, as published? False: the learner's alone trains it
+        of_epochs: int | None = EPOCHS, # Epochs that 150 and 250 are shares of, 400 as published; None: those of the fit
+        twice: bool = True, # Step the encoder by an Adam of its own as well, as published; False: by the learner's alone
         blocks: Sequence[str] | None = None, # Modules of the model whose Gram matrices count, besides the last map; None: stages
         seed: int = 0, # Of the domain classifier
         **kwargs: Any, # `gamma`, `beta`, `names` of `FTCallback`

@@ -40,8 +40,8 @@ class ATACallback(ModelCallback):
     """Train on images that are made harder: adversarial task augmentation.
 
     Before each step all images of the episode, support and queries, go through one random convolution (unless drawn plain); then
-    their pixels ascend the episode's own loss, with the model in eval mode. The step is a usual one on what became of them, so
-    explanations, feature-wise transformations and everything else apply to it. The attack is in single precision always.
+    their pixels ascend the episode's own loss, with the model in eval mode. The step then trains on these images as usual, so
+    explanations, feature-wise transformations and everything else apply to it. The attack always runs in single precision.
 
     The published step length, 80 for GNN at 224 px, belongs to gradients of a mean over the pixels; the default keeps it in
     proportion to their number. Methods with other scores may need another: 20 was published for TPN. Raises `ValueError` for

@@ -1,7 +1,7 @@
 """Batch spectral regularisation (Liu et al. 2020, FTEM): features whose singular values stay small.
 
-A few large singular values of the features of a batch say that few directions carry all that tells the training classes apart;
-other domains need the others.
+If a few singular values of a batch's features are large, few directions tell the training classes apart. Other domains need the
+other directions, too.
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BSRCallback(EncodedCallback):
     """
     def __init__(self,
         lam: float = 1e-3, # λ
-        images: int | None = None, # λ is meant for so many; None: for any, as published, where a larger batch is penalised more
+        images: int | None = None, # That λ is meant for; None: as published, where a larger batch is penalised more
     ):
         if images is not None and images < 1: raise ValueError(f'BSRCallback(images={images}): at least 1, published are 16')
         self.lam, self.images = lam, images

@@ -34,7 +34,7 @@ def distillation(
     scores: Tensor, # Of the queries `(n_query, n_way)`
     local: Tensor, # Of their crops `(n_crops, n_query, n_way)`
     by_class: Tensor, # Numbers of the queries of each class `(n_way, n_query / n_way)`
-    pick: Pick, # Of each class, the number of the query that teaches, and of the one whose crops learn
+    pick: Pick, # For each class, the numbers of the query that teaches and of the one whose crops learn
 ) -> tuple[Tensor, Tensor]:
     "Cross entropy of crops under their own image, and under another one of their class; the target is not detached, as published"
     p, log_l = scores.softmax(-1), local.log_softmax(-1)
@@ -43,10 +43,10 @@ def distillation(
 
 
 class LDPNetCallback(EncodedCallback):
-    """Train with L + `same` · own image + `across` · other image of the class (Zhou et al. 2023).
+    """Train with L + `same` · (loss of crops of the same image) + `across` · (of another image of the class) (Zhou et al. 2023).
 
     With ProtoNet as published; for other methods prototypes of averaged features classify the crops beside the method's own loss.
-    The copy is made in the first fit and outlasts it, in `state_dict` too. Its batch norms see the statistics of the crops.
+    The copy is made in the first fit, outlasts it, and is in `state_dict`. Its batch norms see the statistics of the crops.
     Does nothing under `lr_find`. Raises `ValueError` for a compiled model and for classes of unequal numbers of queries.
     """
     _stateattrs = (*EncodedCallback._stateattrs, 'momentum_encoder')
@@ -56,7 +56,7 @@ class LDPNetCallback(EncodedCallback):
         same: float = 1., # Weight of the own image's loss
         across: float = .15, # Weight of the other image's loss
         momentum: float = .998, # Share of the old weights in the copy's new ones
-        n_crops: int = 6, # Of each query
+        n_crops: int = 6, # Crops per query
         crop_size: int | None = None, # Side; None: as 96 is to 224
         augment: Callable[[Tensor], Tensor] | None = None, # Of the crops, as the published jitter of colours and blur
     ):

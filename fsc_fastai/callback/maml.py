@@ -28,7 +28,7 @@ def fine_tuned(
     x: Tensor, # Support images `(n, channels, height, width)`
     y: Tensor, # Their labels `(n,)`
     epochs: int = 15, # Passes over the support
-    bs: int = 4, # Images a step
+    bs: int = 4, # Images per step
     lr: float = .01, # Of Adam
     classifier: bool = False, # Learn a linear classifier along? False, as published: the first averaged features are the scores
 ) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ class FirstOrderMAML(ModelCallback):
     def __init__(self,
         layers: Sequence[str] | None = None, # Modules of the encoder's body that are tuned; None: its last stage
         epochs: int = 15, # Passes over the support
-        bs: int = 4, # Images a step
+        bs: int = 4, # Images per step
         lr: float = .01, # Of the fine-tuning, by Adam
         classifier: bool = False, # Fine-tune through a linear classifier, so that features are no scores?
     ):

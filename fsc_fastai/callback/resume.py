@@ -90,7 +90,7 @@ def _described(cb: Callback) -> str:
 
 
 class ResumeFit(Callback):
-    """Save the whole state of the training after each epoch; when the file is there at the start of a fit, go on from it.
+    """Save the state of the training after each epoch. If the file is there at the start of a fit, continue from it.
 
     The resumed training ends with the same weights as an unbroken one: bit for bit on a CPU, and on a GPU where its algorithms
     are deterministic (`set_seed(…, reproducible=True)`). Other callbacks take part by `state_dict` and `load_state_dict`. One
@@ -98,14 +98,14 @@ class ResumeFit(Callback):
     ranks share it. A kill at any moment leaves a whole file. Does nothing in `lr_find`.
 
     Raises `ValueError` that names the file where it is broken or of another training, and says what differs: schedule, epochs,
-    seeds, episodes, model, optimizer, callbacks. Callbacks that it cannot know to matter are warned of. Raises `OSError` where
+    seeds, episodes, model, optimizer, callbacks. It warns of callbacks that may or may not matter. Raises `OSError` where
     the file cannot be written.
     """
     order = RESUME
 
     def __init__(self,
         file: str | os.PathLike, # Where the state lives
-        every: int = 1, # Epochs between two saves
+        every: int = 1, # Epochs from one save to the next
         of: Any = None, # What else the training depends on, as plain values, such as the data: it must be the same to go on
     ):
         self.file, self.every, self.of = Path(file), every, of

@@ -37,8 +37,8 @@ class StyleAdvCallback(ClassifierCallback):
 
     Each step: (1) In eval mode, block after block, means and standard deviations of the channels are attacked by the sign of the
     gradient of a global classification of all images; blocks before have their attacked styles already. (2) In training mode the
-    model learns from L + L_attacked + KL(P ‖ P_attacked) + L_global, where L may be guided by explanations. The attack is in
-    single precision always: many of its gradients would have no sign in half. `losses` has those of the last step.
+    model learns from L + L_attacked + KL(P ‖ P_attacked) + L_global, where L may be guided by explanations. The attack runs
+    in single precision: in half precision many of its gradients would be 0. `losses` has those of the last step.
     Raises `ValueError` for a compiled model, for blocks that have no style (of a ViT, unless `vit_view`), for plain labels.
     """
     order = ADDED

@@ -40,7 +40,7 @@ def fsc_eval(
 ) -> None:
     """Test a learner on domains that it has never seen: accuracy with its 95 % interval over the episodes.
 
-    Prints a row a domain. A pickle executes what its writer put into it: only load those that you trust. A bundle, the folder
+    Prints one row per domain. A pickle executes what its writer put into it: only load those that you trust. A bundle, the folder
     of a saved classifier, executes nothing.
     """
     def test():

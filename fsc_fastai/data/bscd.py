@@ -59,7 +59,7 @@ def _read_eurosat(root: Path, domain: Domain) -> list[ClassFiles]:
 
 
 def _read_crop_diseases(root: Path, domain: Domain) -> list[ClassFiles]:
-    "The training images, a folder a plant and its disease: `Apple___Apple_scab`, …"
+    "The training images, one folder per plant and disease: `Apple___Apple_scab`, …"
     return _whole(class_folders(folder_of(root, domain, 'train', 'dataset/train', 'CropDiseases/dataset/train')))
 
 

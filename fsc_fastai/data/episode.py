@@ -122,19 +122,19 @@ class Episode(fastuple):
 
     @property
     def n_shot(self) -> int:
-        "Support images a class"
+        "Support images per class"
         return self.support_x.shape[0] // self.n_way
 
     @property
     def n_query(self) -> int:
-        "Queries a class"
+        "Queries per class"
         return self.query_x.shape[0] // self.n_way
 
     def show(self,
         ctx: Any = None, # Not used: an episode needs a figure of its own
         vocab: Sequence | None = None, # Names of the classes
         preds: Tensor | None = None, # Predicted labels of the queries; right ones are framed green, wrong ones red
-        max_n: int = 9, # At most so many support images and so many queries a class
+        max_n: int = 9, # At most so many support images and so many queries per class
         figsize: tuple[float, float] | None = None, # In inches; None: fits a notebook
         title: str | None = None, # Above the figure
         **kwargs, # Left to other types' `show`

@@ -14,13 +14,13 @@ __all__ = ['FWT']
 
 
 def _read_cub(root: Path, domain: Domain) -> list[ClassFiles]:
-    "A folder a class: `001.Black_footed_Albatross`, …"
+    "One folder per class: `001.Black_footed_Albatross`, …"
     folder = folder_of(root, domain, 'images', 'CUB_200_2011/images', 'CUB_200_2011/CUB_200_2011/images')
     return indexed(class_folders(folder), domain)
 
 
 def _read_places(root: Path, domain: Domain) -> list[ClassFiles]:
-    "A folder a class, flat as in the archive for people, or below the class's first letter as torchvision unpacks it"
+    "One folder per class, flat as in the archive for people, or below the class's first letter as torchvision unpacks it"
     folder = folder_of(root, domain, 'data_256_standard', 'data_large_standard', 'places365_standard/train', 'train')
     classes = class_folders(folder)
     if all(name[1:2] == '-' for name in classes): classes = {name[2:]: files for name, files in classes.items()}
@@ -133,5 +133,5 @@ FWT = (
                'places365standard_easyformat.tar (places365_standard/train/airfield/, …)'),
     Domain(
         'plantae', _read_plantae, n_classes=(100, 50, 50), max_images=600, max_classes=200, download=_download_plantae,
-        layout='Unpack train_val2018.tar.gz of iNaturalist 2018 there, so that train_val2018/Plantae/ has a folder a species'),
+        layout='Unpack train_val2018.tar.gz of iNaturalist 2018 there: train_val2018/Plantae/ has one folder per species'),
 )

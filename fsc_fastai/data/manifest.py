@@ -87,7 +87,7 @@ def _content(image: Any) -> str:
 def shared_images(
     domains: dict[str, Any], # Domains by name, as in `images_hash`; the whole of each counts
 ) -> pd.DataFrame:
-    """The images that several domains have, by the SHA-256 of their pixels: sha256, domain, label, image; a row each.
+    """The images that several domains have, by the SHA-256 of their pixels: sha256, domain, label, image; one row each.
 
     It opens every image. What was compressed or scaled again is not found.
     """

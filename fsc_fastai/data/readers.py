@@ -211,7 +211,7 @@ def read_easyfsl(
 
 
 def read_df(
-    df: pd.DataFrame, # A row an image
+    df: pd.DataFrame, # One row per image
     root: str | Path = '.', # What relative file names start from
     fn_col: str | int = 0, # Column of the file names
     label_col: str | int = 1, # Column of the classes

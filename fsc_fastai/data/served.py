@@ -29,7 +29,7 @@ TORCHVISION: dict[str, Sequence[dict[str, Any]]] = {
 "Classes of torchvision that download photographs or drawings of one class each, and the arguments of their parts"
 FASTAI = ('CALTECH_101', 'CIFAR', 'CIFAR_100', 'FOOD', 'IMAGENETTE', 'IMAGENETTE_160', 'IMAGENETTE_320', 'IMAGEWOOF',
           'IMAGEWOOF_160', 'IMAGEWOOF_320', 'MNIST', 'PETS')
-"fastai's `URLs` whose images lie in a folder a class, or tell it by their name"
+"fastai's `URLs` whose images lie in a folder per class, or tell it by their name"
 CIFAR_FS = {
     'valid': 'beaver beetle butterfly camel cattle crab crocodile flatfish lamp maple_tree motorcycle otter sea shark television '
              'tractor',

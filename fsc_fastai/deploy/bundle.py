@@ -50,7 +50,7 @@ class Bundle:
     temperature: float = 1. # Of the probabilities
     support: Support | None = None # The examples
     keep: float | None = None # Share of images of the classes to answer
-    calibrated: str | None = None # By what the temperature was chosen
+    calibrated: str | None = None # How the temperature was chosen
     half: bool = False # Matrices in 16 bits?
 
     def write(self,

@@ -36,7 +36,7 @@ def batch_norm(
     momentum: float = .1, # Of the running statistics
     eps: float = 1e-5, # Added to the variance
 ) -> Tensor:
-    "`F.batch_norm`; by the statistics of `x` its second derivative is quick, and it has no third"
+    "`F.batch_norm`. With the statistics of `x` it has a fast second derivative, and no third one"
     quick = training and torch.is_grad_enabled() and weight is not None and bias is not None
     # a subclass may mean something else by it, and a single value a channel is an error that PyTorch words
     if not quick or type(x) is not Tensor or x.numel() <= x.shape[1]:

@@ -25,9 +25,9 @@ def confusion(
     domain: Any, # A name of `learn.dls.domains`, a folder, or a loader
     *,
     n_episodes: int = 500, # Test episodes
-    n_way: int | None = None, # Classes an episode; None: as in validation
-    n_shot: int | None = None, # Support images a class; None: as in validation
-    n_query: int = 16, # Queries a class
+    n_way: int | None = None, # Classes per episode; None: as in validation
+    n_shot: int | None = None, # Support images per class; None: as in validation
+    n_query: int = 16, # Queries per class
     seed: int = 0, # Of the episodes
 ) -> pd.DataFrame:
     """How often a query of one class (row) was taken for another (column), over the episodes where both were to choose from.

@@ -60,20 +60,20 @@ def evaluate(
     self: FSCLearner,
     domains: Any = None, # {name: folder, loaders or loader}, one of them, or None for `learn.dls.domains`
     *,
-    n_episodes: int | None = None, # Test episodes a domain; None: as the protocol says
-    n_way: Count | None = None, # Classes an episode, or a pair (lowest, highest); None: as in validation
-    n_shot: Count | None = None, # Support images a class, likewise; None: as in validation
-    n_query: Count | None = None, # Queries a class, likewise; None: as the protocol says
+    n_episodes: int | None = None, # Test episodes per domain; None: as the protocol says
+    n_way: Count | None = None, # Classes per episode, or a pair (lowest, highest); None: as in validation
+    n_shot: Count | None = None, # Support images per class, likewise; None: as in validation
+    n_query: Count | None = None, # Queries per class, likewise; None: as the protocol says
     protocol: str = 'paper', # A name in `PROTOCOLS`, for what is not given
     seed: int = 0, # The same seed draws the same episodes for every model, so that differences are paired
     transductive: bool = False, # Let confident queries join the support set
     candidates: Sequence[int] = CANDIDATES, # How many join in each round
-    adapt: Any = None, # An adaptation to each support, or its name; or a list or dictionary of them, a row each
+    adapt: Any = None, # An adaptation to each support, or its name; or a list or dictionary of them, one row each
     resume: str | PathLike | None = None, # File to keep accuracies in, for adaptations on images: it is gone on with
 ) -> pd.DataFrame:
     """Accuracy on test episodes of each domain, with its 95 % confidence interval (±1.96·std/√n over the episodes).
 
-    Returns a frame that shows itself in percent, with a row a domain: domain, way, shot, n_episodes, n_query, accuracy, ci95,
+    Returns a frame that shows itself in percent, with one row per domain: domain, way, shot, n_episodes, n_query, accuracy, ci95,
     protocol, images (their hash, `images_hash`), and adapt where it was asked for. The accuracy of every episode is kept in its
     `attrs['episodes']`, which `compare` pairs. An adaptation on images encodes each episode anew, in all other cases each image
     is encoded once. Every part of the model is left in its mode. Raises `ValueError` for scores that are not finite.

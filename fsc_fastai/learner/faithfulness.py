@@ -139,10 +139,10 @@ def faithfulness(
     explainers: Mapping[str, Any], # {name: explainer}, as `learn.explain` takes them; None is its default
     domains: Any = None, # As in `learn.evaluate`; None: the validation classes
     *,
-    n_episodes: int = 30, # Episodes a domain
-    n_way: Count | None = None, # Classes an episode; None: as in validation
-    n_shot: Count | None = None, # Support images a class; None: as in validation
-    n_query: Count = 1, # Queries a class
+    n_episodes: int = 30, # Episodes per domain
+    n_way: Count | None = None, # Classes per episode; None: as in validation
+    n_shot: Count | None = None, # Support images per class; None: as in validation
+    n_query: Count = 1, # Queries per class
     patches: Sequence[int] = (4, 8), # Sides of the patches that are removed, in pixels; 1: pixels
     replace: Sequence[Replace] = ('mean', 'blur', 'noise'), # What takes their place
     steps: int = 8, # From no patch to all

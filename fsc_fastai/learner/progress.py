@@ -1,4 +1,4 @@
-"Training where no terminal shows a bar: a line an epoch"
+"Training where no terminal shows a bar: one line per epoch"
 from __future__ import annotations
 
 import sys
@@ -21,7 +21,7 @@ def _cell(name: str, value: Any) -> str:
 def plain_rows(
     learn: Learner, # Any fastai learner
 ) -> Iterator[None]:
-    "Inside, `learn` draws no bars and prints a line an epoch: `epoch 3  train_loss 0.4123  accuracy 0.8250  time 00:12`"
+    "Inside, `learn` draws no bars and prints one line per epoch: `epoch 3  train_loss 0.4123  accuracy 0.8250  time 00:12`"
     def row(values: list[Any]) -> None:
         print('  '.join(_cell(name, value) for name, value in zip(learn.recorder.metric_names, values, strict=False)), flush=True)
     before, learn.logger = learn.logger, row

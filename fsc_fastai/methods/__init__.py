@@ -1,4 +1,4 @@
-"Process and classify: the few-shot methods, one a file"
+"Process and classify: the few-shot methods, one per file"
 from .base import FewShotModel, Processed, class_means, episode_way
 from .cross_attention import CrossAttentionNet
 from .feat import FEAT

@@ -39,7 +39,7 @@ def plot_training(
     frame: pd.DataFrame, # From `training_frame`
     path: Path, # Of the picture
 ) -> None:
-    "The accuracy of every epoch, a line a training, a panel a stage"
+    "The accuracy of every epoch, one line per training, one panel per stage"
     stages = list(frame.groupby('stage', sort=False))
     fig, axes = plt.subplots(1, len(stages), figsize=(5*len(stages), 3.4), squeeze=False, layout='constrained')
     for ax, (stage, rows) in zip(axes[0], stages):

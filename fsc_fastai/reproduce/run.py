@@ -125,7 +125,7 @@ def _summary(results: Iterable[dict[str, Any]]) -> str:
 def results_frame(
     results: Iterable[dict[str, Any]], # From `run_cell`
 ) -> pd.DataFrame:
-    "One row a cell, domain and inference: model, shot, seed, domain, transductive, accuracy, queries an episode, right of them"
+    "One row per cell, domain and inference: model, shot, seed, domain, transductive, accuracy, queries per episode, right ones"
     return pd.DataFrame([dict(model=r['model'], shot=r['cell']['shot'], seed=r['cell']['seed'], queries=5*r['test']['n_query'])
                          | {k: v for k, v in row.items() if k != 'statistics'} for r in results for row in r['results']])
 

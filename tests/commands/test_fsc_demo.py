@@ -20,4 +20,4 @@ def test_demo_writes_figures_table_and_learner(tmp_path, monkeypatch, capsys):
     assert csv.accuracy.between(0, 1).all() and csv.raw_pixels.between(0, 1).all()
     shown = capsys.readouterr().out
     for word in ('greek', 'chance %', 'raw pixels %', '±', 'Where to go on', 'fsc_train FOLDER --lrp'): assert word in shown
-    assert shown.count('epoch 0') == 3 and not {'\r', '█', '|'} & {*shown}, 'a log has a line an epoch, and no bars'
+    assert shown.count('epoch 0') == 3 and not {'\r', '█', '|'} & {*shown}, 'a log has one line per epoch, and no bars'

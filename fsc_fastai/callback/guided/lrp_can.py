@@ -30,7 +30,7 @@ class PublishedCANPass:
         model: CrossAttentionNet, # Whose scores are explained
         f_p: Attended, # Processed features, `(n_query, n_way, C, H, W)`
     ) -> tuple[Tensor, Tensor]:
-        "Of each term of the cosine `(n_query, n_way, C)` and of the attended queries `(n_query, n_way, C, H, W)`"
+        "Relevance of each term of the cosine `(n_query, n_way, C)`, and of the attended queries `(n_query, n_way, C, H, W)`"
         query, total = single(f_p.query), single(f_p.query).sum((-2, -1))
         terms = unit(total) * unit(single(f_p.support).mean((-2, -1)))
         cosine = terms.sum(-1)

@@ -37,7 +37,7 @@ class ChangedWeights:
 def shuffled_channels(
     w: Tensor, # Weights `(n_query, n_way, C, ...)` or `(n_graphs, n_nodes, C)`
 ) -> Tensor:
-    "Every pair's, or node's, weights with its channels in a random order of its own: the same maps of the wrong channels"
+    "The weights of each pair or node with its channels in a random order: the same maps, at the wrong channels"
     order = torch.rand(w.shape[:3]).argsort(2).to(w.device, non_blocking=True)
     return w.take_along_dim(order.reshape(order.shape + (1,) * (w.ndim - 3)), 2)
 
@@ -45,7 +45,7 @@ def shuffled_channels(
 def shuffled(
     w: Tensor, # Weights
 ) -> Tensor:
-    "All weights of an episode in a random order: of the same distribution, and about nothing"
+    "All weights of an episode in a random order: the same distribution, without meaning"
     return w.flatten()[torch.randperm(w.numel()).to(w.device, non_blocking=True)].reshape(w.shape)
 
 

@@ -10,7 +10,7 @@ __all__ = ['local_crops']
 
 def local_crops(
     images: Tensor, # `(n, channels, height, width)`
-    n_crops: int, # Of each image
+    n_crops: int, # Crops per image
     size: int, # Side of a crop
     area: tuple[float, float] = (.05, .14), # Lowest and highest share of the image that a crop shows
 ) -> Tensor:

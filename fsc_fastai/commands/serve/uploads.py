@@ -20,7 +20,7 @@ from .limits import MB, Limits, Refused
 __all__ = ['Uploads', 'text_of', 'files_of', 'images_of']
 
 DECODE = Path(__file__).with_name('decode.py')
-SLOWEST = 100_000 # bytes a second
+SLOWEST = 100_000 # bytes per second
 
 
 class _InMemory(MultiPartParser):
