@@ -35,7 +35,10 @@ def run(name: str, options: list[str]) -> bool:
     part.unlink(missing_ok=True)
     command = [sys.executable, '-m', f'benchmarks.{name}', *options]  # of its own, not inheriting threads and memory of another
     ended_well = not subprocess.run(command, env=os.environ | {RECORD: str(part)}).returncode
-    if ended_well and part.exists(): os.replace(part, record)
+    if ended_well and part.exists():
+        commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=HERE, capture_output=True, text=True).stdout.strip()
+        record.write_text(json.dumps(dict(note=f'Of commit {commit}.')) + '\n' + part.read_text())
+        part.unlink()
     return ended_well
 
 
