@@ -47,8 +47,8 @@ def check_examples(self: FewShotClassifier) -> pd.DataFrame:
     is how much this mean rises when the example is not there, neither among those that are told nor among those that tell: above
     0 in every row. Beside it are the probability that the held-out example has of its own label (`own`), by which the rows are
     sorted, and the class that is `likeliest` for it. The index is the example's place in the order in which they were given.
-    About a fifth of good examples have a gain, too; one with a wrong label has a small `own`, and often its true class as the
-    likeliest. Classes of one or two examples cannot be checked, and have no rows.
+    A fifth to a quarter of good examples have a gain, too; one with a wrong label has a small `own`, and often its true class
+    as the likeliest. Classes of one or two examples cannot be checked, and have no rows.
 
     Costs for n examples a fit, and n passes or fits more in a class of n (see `influence`). Raises as `predict` does.
     """
