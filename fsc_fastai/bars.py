@@ -10,7 +10,7 @@ from fastprogress.fastprogress import progress_bar
 
 __all__ = ['Bar', 'watched']
 
-T = TypeVar('T')
+_T = TypeVar('_T')
 
 
 def watched() -> bool:
@@ -35,11 +35,11 @@ class Bar:
         self._reach(0)
 
     def through(self,
-        items: Iterable[T], # Of one loop
+        items: Iterable[_T], # Of one loop
         *,
         each: int = 1, # Steps that an item stands for
         worth: int | None = None, # Steps of the whole loop, reached when it ends; None: those of its items
-    ) -> Iterator[T]:
+    ) -> Iterator[_T]:
         "The items, each counted when the loop has done with it"
         start = self.done
         for item in items:

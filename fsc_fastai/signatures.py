@@ -8,11 +8,11 @@ from fastcore import meta
 
 __all__ = ['delegates']
 
-F = TypeVar('F', bound=Callable[..., Any])
+_F = TypeVar('_F', bound=Callable[..., Any])
 
 
 def delegates(
     to: Any, # Whose arguments take the place of `**kwargs`
-) -> Callable[[F], F]:
+) -> Callable[[_F], _F]:
     "fastcore's `delegates`, which shows the arguments of another function; type checkers still see what this one returns"
     return meta.delegates(to)

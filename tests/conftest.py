@@ -4,15 +4,23 @@ import os
 import matplotlib
 import pytest
 import torch
+from fastai.torch_core import set_seed
 
 matplotlib.use('Agg')
 os.environ.setdefault('PYTHONHASHSEED', '0')
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_fixed_seed():
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    "What a fixture of a whole file draws does not depend on the tests before it"
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    set_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    "What a test draws does not depend on whether it was the one that had such a fixture made"
+    set_seed(0)
 
 
 @pytest.fixture

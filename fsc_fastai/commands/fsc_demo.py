@@ -48,7 +48,7 @@ def fsc_demo(
     pretrain_epochs: int = 5, # Epochs of encoder pre-training first
     n_episodes: int = 300, # Test episodes per domain
 ) -> None:
-    """Train a RelationNet on Latin glyphs and test it on scripts that it has never seen; about three minutes on two cores.
+    """Train a RelationNet on Latin glyphs and test it on scripts that it has never seen; about four minutes on two cores.
 
     Writes an episode, the training curve, the results and a heatmap as pictures, the table as CSV, and the learner.
     """

@@ -10,7 +10,7 @@ from .strangeness import check_keep
 
 __all__ = ['ImageEstimator']
 
-T = TypeVar('T', bound='ImageEstimator')
+_T = TypeVar('_T', bound='ImageEstimator')
 
 
 class ImageEstimator(ClassifierMixin, BaseEstimator):
@@ -25,9 +25,9 @@ class ImageEstimator(ClassifierMixin, BaseEstimator):
         "The arguments that a classifier like this one is made of, by name; examples and temperature are none of them"
         raise NotImplementedError
 
-    def set_params(self: T,
+    def set_params(self: _T,
         **params: Any, # Arguments, by name
-    ) -> T:
+    ) -> _T:
         """Change arguments. Other thresholds hold at once; whatever else changes, the examples are forgotten: `fit` again.
 
         Raises as the constructor does, and `ValueError` for an unknown name; the classifier then stays as it was.
@@ -41,7 +41,7 @@ class ImageEstimator(ClassifierMixin, BaseEstimator):
         self.reject, self.keep = params.get('reject', self.reject), params.get('keep', self.keep)
         return self
 
-    def __sklearn_clone__(self: T) -> T: return type(self)(**self.get_params())
+    def __sklearn_clone__(self: _T) -> _T: return type(self)(**self.get_params())
     def __sklearn_is_fitted__(self) -> bool: return self.fitted
 
     def __sklearn_tags__(self) -> Tags:

@@ -75,7 +75,7 @@ def test_compiled_models_are_refused(hues, kind):
 def in_a_rank(hues, kind):
     learn = make(hues, kind, n_episodes=4)
     with learn.distrib_ctx(cpu=True): learn.fit(1, .01)
-    own = {'AFA': lambda: [*learn.afa.ft_parameters, *learn.afa.classifier.parameters()],
+    own = {'AFA': lambda: [*learn.afa.ft_parameters, *learn.afa.discriminator.parameters()],
            'LDP': lambda: [*learn.ldp_net.momentum_encoder.parameters()]}.get(kind, list)()
     return weights(learn), [p.detach() for p in own]
 
