@@ -74,6 +74,6 @@ def check_examples(self: FewShotClassifier) -> pd.DataFrame:
 
 def _log_odds(classifier: FewShotClassifier, scores: Tensor) -> Tensor:
     "log P / (1 − P) of each class, which tells answers apart where P is as good as 1"
-    s = scores.double() / classifier.temperature
+    s = scores.cpu().double() / classifier.temperature  # not every device has double precision
     others = torch.eye(s.shape[-1], dtype=torch.bool, device=s.device)
     return s - s[..., None, :].masked_fill(others, float('-inf')).logsumexp(-1)
