@@ -60,8 +60,8 @@ def _unfinished(cells: Sequence[Cell], wanted: Sequence[Cell]) -> str:
 def _describe(preset: Preset, base: str, data: Data) -> str:
     "Protocol and preset in a few sentences"
     recipe = preset.recipes[base]
-    until = 'until its accuracy on held-out images levelled off, at most ' if recipe.pretrain_patience else ''
+    until = 'until its accuracy on held-out images levelled off, at most ' if recipe.pretrain_patience else 'for '
     return (f'Protocol: {preset.test_episodes} test episodes × {preset.test_query} queries a '
             f'class, 5-way. Training ({base}): {recipe.arch} at {recipe.size} px, {recipe.epochs} epochs of {recipe.n_episodes} '
-            f'episodes with {recipe.n_query} queries a class, on an encoder pre-trained for {until}{recipe.pretrain_epochs} '
+            f'episodes with {recipe.n_query} queries a class, on an encoder pre-trained {until}{recipe.pretrain_epochs} '
             f'epochs. `novel`: held-out classes of the seen domain ({data.seen}). {preset.note}').strip()
