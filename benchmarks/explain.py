@@ -22,9 +22,9 @@ from benchmarks.timing import note, paired, report
 from fsc_fastai.data.episode import EpisodeLabel
 from fsc_fastai.encode import create_encoder
 from fsc_fastai.encode.encoder import Encoder
-from fsc_fastai.explain import LRP, relevance_start, relevance_weights
+from fsc_fastai.explain import LRP, explain_images, relevance_start, relevance_weights
 from fsc_fastai.explain.lrp import scores_and_trace
-from fsc_fastai.methods import CrossAttentionNet, GNNNet, RelationNet
+from fsc_fastai.methods import CrossAttentionNet, GNNNet, ProtoNet, RelationNet
 from fsc_fastai.methods.base import FewShotModel
 from fsc_fastai.methods.pairs import Pairs
 
@@ -181,6 +181,24 @@ def encoder_pixels(device: str, rounds: int) -> None:
     }, rounds), {'ours': 1 / 1.8})
 
 
+def explained_classes(device: str, rounds: int) -> None:
+    "From images to pixels: what a class of a query costs, beside a forward pass of the query images"
+    (support_x, y, query_x, _), n_query = episode(device=device), N_WAY
+    model = ProtoNet(create_encoder('resnet10')).to(device).eval()
+    y, query_x = y.as_subclass(Tensor), query_x[:n_query]
+    one = torch.zeros(n_query, 1, dtype=torch.long, device=device)
+    def explain(classes: Tensor | None = None) -> object:
+        return explain_images(model, support_x, y, query_x, support=False, sum_channels=True, classes=classes)
+    def forward() -> Tensor:
+        with torch.no_grad(): return model(support_x, y, query_x)
+    report('ResNet10 at 84 px, 5 queries beside 25 examples, from images to pixels', paired({
+        'forward pass of the episode': forward,
+        'explanation of a class, of all five': explain,
+        'explanation of one class': lambda: explain(one),
+    }, rounds, dict.fromkeys(['explanation of a class, of all five'], N_WAY)), {'explanation of a class, of all five': 4.,
+                                                                               'explanation of one class': 4.})
+
+
 def main() -> None:
     "Run every comparison"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,7 +206,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=7, help='paired runs')
     parser.add_argument('--only', nargs='+', default=[], help='names of comparisons, such as relation_head')
     args = parser.parse_args()
-    comparisons = (relation_head, relation_step, graph_head, attention_step, encoder_pixels)
+    comparisons = (relation_head, relation_step, graph_head, attention_step, encoder_pixels, explained_classes)
     for device, threads in [('cuda', 1)] if torch.cuda.is_available() else [('cpu', n) for n in args.threads]:
         torch.set_num_threads(threads)
         note(f'\n=== {device}' + (f', {threads} thread(s)' if device == 'cpu' else f' ({torch.cuda.get_device_name()})'))

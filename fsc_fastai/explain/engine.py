@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .flow import scaled, to_relevance
-from .tracing import RelevanceMode, Settings
+from .settings import Settings
+from .tracing import RelevanceMode
 
 __all__ = ['Traced', 'trace', 'leaf', 'undisturbed', 'leak_report']
 

@@ -15,7 +15,7 @@ from .composite import Composite, Selector, paper_composite
 from .engine import Traced, trace, undisturbed
 from .explainer import Explainer
 from .rules import Rule
-from .tracing import Attention, Form, Norm, Settings
+from .settings import Attention, Form, Norm, Settings
 from .weights import contrast, relevance_start
 
 __all__ = ['LRP', 'checked_relevance', 'features_of', 'with_features', 'explained_scores']

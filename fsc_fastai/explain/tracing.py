@@ -18,52 +18,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from .composite import Composite, paper_composite
+from .composite import Composite
 from .flow import from_relevance, layer_rule, scaled, to_relevance
 from .layer_ops import FUNCTION_CLASS
 from .memory import RESHAPES, Memory, carries, is_in_place, out_of_place
 from .ops import HANDLERS, KEEP_SIGNS, NEVER_NEGATIVE
 from .rules import Layer, Rule, divide
+from .settings import Settings
 
-__all__ = ['Settings', 'RelevanceMode']
-
-Norm = Literal['identity', 'signed', 'fold']
-Form = Literal['R', 'g']
-Attention = Literal['constant', 'attnlrp']
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How relevance is passed back.
-
-    Batch norm: 'identity' passes relevance unchanged, the choice of Sun et al.; right where no scale γ is negative.
-    'signed' turns the weights of channels with negative γ: equal to merging batch norm and layer without biases.
-    'fold' merges them with their bias, which then absorbs relevance.
-    Attention: 'constant' takes the weights for constants, so that relevance flows through the values alone (Ali et al. 2022).
-    'attnlrp' gives half of it to the weights, on through the softmax to queries and keys (Achtibat et al. 2024).
-    Raises `ValueError` for another `norm`, `form` or `attention`.
-    """
-    composite: Composite = paper_composite()
-    eps: float = 1e-3 # ε of sums
-    norm: Norm = 'identity' # What a batch, instance or group norm does
-    form: Form = 'R' # 'R': relevance is passed back, 'g': g with R = x·g, steadier in deep networks
-    attention: Attention = 'constant' # What a softmax does, in attention and elsewhere
-
-    def __post_init__(self):
-        if self.norm not in get_args(Norm): raise ValueError(f'norm={self.norm!r}: choose from {get_args(Norm)}')
-        if self.form not in get_args(Form): raise ValueError(f'form={self.form!r}: choose from {get_args(Form)}')
-        if self.attention not in get_args(Attention):
-            raise ValueError(f'attention={self.attention!r}: choose from {get_args(Attention)}')
+__all__ = ['RelevanceMode']
 
 
 class RelevanceMode(TorchFunctionMode):

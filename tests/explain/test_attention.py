@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from fsc_fastai.explain import LRP, leak_report, paper_composite
 from fsc_fastai.explain.engine import trace
-from fsc_fastai.explain.tracing import Settings
+from fsc_fastai.explain.settings import Settings
 
 SETTINGS = dict(composite=paper_composite(1e-9), eps=1e-9, attention='attnlrp')
 

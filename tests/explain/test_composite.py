@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fsc_fastai.explain import LRP, AlphaBeta, Composite, Epsilon, Flat, Gamma, leak_report, paper_composite
-from fsc_fastai.explain.tracing import Settings
+from fsc_fastai.explain.settings import Settings
 
 
 class Net(nn.Module):

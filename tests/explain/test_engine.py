@@ -17,7 +17,7 @@ from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 from fsc_fastai.explain import LRP, Composite, Epsilon, Flat, ZBox, leak_report, paper_composite, register_op
 from fsc_fastai.explain.engine import trace
 from fsc_fastai.explain.ops import HANDLERS
-from fsc_fastai.explain.tracing import Settings
+from fsc_fastai.explain.settings import Settings
 
 from .nets import images, random_cnn
 

@@ -1,5 +1,6 @@
 "In-place operations, on views too; and that nothing of an explanation is kept once it is over"
 import gc
+import resource
 
 import matplotlib.pyplot as plt
 import pytest
@@ -8,9 +9,18 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from fsc_fastai.callback.guided import LRPGuidedCallback
-from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, explain_images, plot_heatmaps
+from fsc_fastai.explain import (
+    LRP,
+    GradCAM,
+    GradientXInput,
+    IntegratedGradients,
+    Occlusion,
+    explain_images,
+    plot_heatmaps,
+    plus_flat,
+)
 from fsc_fastai.explain.engine import trace
-from fsc_fastai.explain.tracing import Settings
+from fsc_fastai.explain.settings import Settings
 from fsc_fastai.methods import create_fsc_model
 
 from ..callback.episodes import build_model, learner
@@ -182,6 +192,26 @@ def test_pixels_and_their_figures(explainer):
     for _ in range(2): figure()
     gc.collect()  # figures have cycles of their own
     assert alive() <= before
+
+
+@pytest.mark.parametrize('explainer', [LRP(start='contrast', encoder=plus_flat()), GradCAM(), Occlusion(16)],
+                         ids=['contrast', 'Grad-CAM', 'occlusion'])
+def test_other_explainers_of_images(explainer):
+    model = create_fsc_model('proto', 'conv4', n_way=2, img_size=32).eval()
+    support, y, query = torch.randn(2, 3, 32, 32), torch.arange(2), torch.randn(2, 3, 32, 32)
+    assert_nothing_kept(lambda: explain_images(model, support, y, query, explainer))
+
+
+@pytest.mark.slow
+def test_the_process_does_not_grow_over_200_explanations():
+    "Its largest size after 50 of them is its largest size after 250"
+    model = create_fsc_model('proto', 'resnet10', n_way=2, img_size=48).eval()
+    support, y, query = torch.randn(2, 3, 48, 48), torch.arange(2), torch.randn(2, 3, 48, 48)
+    def largest(n):
+        for _ in range(n): explain_images(model, support, y, query)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = largest(50)
+    assert largest(200) <= 1.01 * before
 
 
 @pytest.mark.parametrize('engine', [False, True])

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from fsc_fastai.explain.engine import trace
-from fsc_fastai.explain.tracing import Settings
+from fsc_fastai.explain.settings import Settings
 
 FORMS = pytest.mark.parametrize('form', ['R', 'g'])
 
