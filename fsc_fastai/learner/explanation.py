@@ -95,6 +95,7 @@ def explain(
 ) -> EpisodeExplanation:
     """Relevance of every pixel for every (query, class), from the scores through the whole model (Sun et al. 2020, IV-E).
 
+    A class costs about as much as a forward pass of the episode, its support several (see `explain_images`); nothing is kept.
     Raises `ValueError` when only one of `query` and `support` is given or one is empty, for an `against` that is none of the
     classes, and for scores that are not finite.
     """
