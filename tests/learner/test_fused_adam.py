@@ -12,14 +12,14 @@ from fsc_fastai.learner.fused_adam import FusedAdam, default_optimizer
 from fsc_fastai.learner.pretrain import classification_learner
 from tests.learners import hue_learner, hue_loaders, weights, write_hues
 
-CLOSE = dict(rtol=1e-5, atol=1e-7)
+CLOSE = dict(rtol=1e-8, atol=1e-10)
 
 
 @pytest.fixture(scope='module')
 def hues(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('hues')/'images')
 
 
-def net(): return nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3))
+def net(): return nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3)).double()
 
 
 def stepped(opt_func, schedule, state=None, steps=6, groups=2):
@@ -31,7 +31,7 @@ def stepped(opt_func, schedule, state=None, steps=6, groups=2):
     if state is not None: opt.load_state_dict(state)
     for i in range(steps):
         schedule(opt, i)
-        model(torch.randn(8, 4)).pow(3).mean().backward()
+        model(torch.randn(8, 4).double()).pow(3).mean().backward()
         opt.step()
         opt.zero_grad()
     return [p.detach() for p in model.parameters()], opt
