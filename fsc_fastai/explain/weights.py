@@ -6,6 +6,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..tensors import plain, single
+
 __all__ = ['relevance_start', 'contrast', 'relevance_weights', 'Over']
 
 Over = Literal['channels', 'map']
@@ -26,7 +28,7 @@ def relevance_start(
     """
     n_way = scores.shape[-1]
     if n_way < 2: raise ValueError(f'relevance needs two classes to compare, found scores of shape {tuple(scores.shape)}')
-    scores = scores.detach().as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32))
+    scores = single(plain(scores.detach()))
     p = scores.nan_to_num(nan=torch.nan).softmax(-1)  # an infinite score is the largest there is
     return ((n_way - 1) * (p + eps) / (1 - p + eps)).log()
 

@@ -10,15 +10,15 @@ from fastai.learner import Metric
 from torch import Tensor, nn
 
 from ...explain.closed_form import head_of
-from ...explain.lrp import LRP, checked_relevance
-from ...explain.weights import Over, relevance_weights
+from ...explain.lrp import LRP
+from ...explain.weights import Over
 from ...methods.base import FewShotModel
 from ..model import ModelCallback, scores_of, single_output
 from ..order import GUIDED
+from .guided_loss import Explainer, weighted_pass, with_scores
 
 __all__ = ['LRPGuidedCallback', 'StepLoss']
 
-Explainer = Callable[[nn.Module, Any], Tensor]
 SecondPass = Callable[[Any, Any], Any]
 
 
@@ -114,17 +114,14 @@ class LRPGuidedCallback(ModelCallback):
                             'so there are no processed features to explain')
         plain = self.learn.pred
         guided = (self.second_pass or self._weighted_pass)(model, f_p)
-        scores = guided if isinstance(guided, Tensor) else guided[0]
-        # what a method gives its loss besides the scores is that of the first pass
-        self._guided = scores if isinstance(plain, Tensor) else (scores, *plain[1:])
+        self._guided = with_scores(plain, scores_of(guided))
         self._seen.clear()
 
     def _weighted_pass(self, model: Any, f_p: Any) -> Any:
         "classify(w ⊙ f_p), equations (7) and (8)"
         traced: dict[str, Any] = {}
         if isinstance(self.explainer, LRP) and 'trace' in self._seen: traced['traced'] = scores_of(self.pred), self._seen['trace']
-        w = relevance_weights(checked_relevance(self.explainer(model, f_p, **traced), f_p, self.explainer), self.over)
-        return (model.classify if model.scores_only else model.training_output)(w * f_p)
+        return weighted_pass(model, f_p, self.explainer, self.over, **traced)
 
     def after_loss(self):
         if self._guided is None: return
