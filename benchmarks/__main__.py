@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 CARD = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
 RECORDS = HERE.parent/'build'/('bench-gpu' if CARD else 'bench')
 RESULTS = HERE/('RESULTS-GPU.md' if CARD else 'RESULTS.md')
-NOT_BENCHMARKS = {'__init__', '__main__', 'timing', 'images', 'options', 'heads', 'photographs'}
+NOT_BENCHMARKS = {'__init__', '__main__', 'gpu', 'timing', 'images', 'options', 'heads', 'photographs'}
 OF_ANOTHER_MACHINE = {'imports', 'kernels', 'scaling', 'statistics'} if CARD else {'steps'}
 VERSIONS = ('torch', 'fastai', 'timm', 'numpy', 'pillow', 'easyfsl', 'zennit', 'captum')
 

@@ -3,9 +3,9 @@
     python -m benchmarks.steps [--sizes 84 224] [--methods RelationNet …] [--optimizers fastai fused] [--rounds 3]
 
 RelationNet and GNNNet on ResNet10, CrossAttentionNet on ResNet12, 5-way 5-shot 16 queries, by fastai's `Learner.fit`: plain,
-explanation-guided, with learned transformations, and both; with fastai's Adam, and with torch's, fused. A step lasts from the end
-of one to the end of the next, and what a fit takes besides, to begin and to end, is told apart. The card is busy while kernels of
-a step run, and waits for the host in the rest of its time.
+explanation-guided, both as one CUDA graph, and with learned transformations; with fastai's Adam, and with torch's, fused. A step
+lasts from the end of one to the end of the next, and what a fit takes besides, to begin and to end, is told apart. The card is
+busy while kernels of a step run, and waits for the host in the rest of its time.
 """
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.lft import N_CLASSES, N_WAY, ByLearner, lft_callback
 from benchmarks.options import options
 from benchmarks.timing import note, paired
+from fsc_fastai.callback.graphed_step import GraphedStep
 from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.learner.fused_adam import FusedAdam
 from fsc_fastai.methods import create_fsc_model
 
-KINDS = 'plain', 'guided', 'LFT', 'LFT and guided'
+KINDS = 'plain', 'guided', 'plain, graphed', 'guided, graphed', 'LFT', 'LFT and guided'
 OPTIMIZERS = dict(fastai=Adam, fused=FusedAdam)
 METHODS = dict(RelationNet='resnet10', CrossAttentionNet='resnet12', GNNNet='resnet10')
-STEPS, PROFILED = {84: 6, 224: 3}, 2
+STEPS, PROFILED = {84: 20, 224: 12}, 2  # of which a graph takes four to be captured
 
 
 class StepEnds(Callback):
@@ -54,6 +55,7 @@ def learner(method: str, size: int, kind: str, optimizer: str, steps: int) -> By
     "Training of some steps, always with the same weights"
     def lft() -> Callback: return lft_callback(size, 'cuda', steps, False)
     cbs = {'plain': list, 'guided': lambda: [LRPGuidedCallback()], 'LFT': lambda: [lft()],
+           'plain, graphed': lambda: [GraphedStep()], 'guided, graphed': lambda: [LRPGuidedCallback(), GraphedStep()],
            'LFT and guided': lambda: [lft(), LRPGuidedCallback()]}[kind]()
     torch.manual_seed(0)
     model = create_fsc_model(method, METHODS[method], n_way=N_WAY, n_classes=N_CLASSES, img_size=size).to('cuda')

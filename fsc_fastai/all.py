@@ -5,6 +5,7 @@ from .callback.accumulate import *
 from .callback.afa import *
 from .callback.ata import *
 from .callback.bsr import *
+from .callback.graphed_step import GraphedStep
 from .callback.ldp_net import *
 from .callback.lft import *
 from .callback.maml import *

@@ -12,6 +12,8 @@ class EpisodeAccumulation(GradientAccumulation):
 
     fastai's `GradientAccumulation` counts the rows of `yb`: the queries of an episode, not the episode.
     """
+    captured = 'n_acc',
+
     def __init__(self,
         n_acc: int = 4, # Episodes per update
     ):

@@ -14,11 +14,12 @@ the backward pass, where each builds on what those before it have made of it:
 | 50, 60 | fastai's `Recorder`, `ParamScheduler` | know the metrics, and set the learning rates |
 | `BEST` | keeps the weights of the best epoch | once the recorder knows how good it was |
 | `RESUME` | `ResumeFit` | saves what an epoch has left, all of the above included |
+| `GRAPHED` | `GraphedStep` | replays a step once all others have prepared it, and captures one to the end of its backward pass |
 """
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientAccumulation
 
-__all__ = ['OTHER_WEIGHTS', 'GUIDED', 'ADDED', 'TRANSFORMED', 'BEST', 'RESUME']
+__all__ = ['OTHER_WEIGHTS', 'GUIDED', 'ADDED', 'TRANSFORMED', 'BEST', 'RESUME', 'GRAPHED']
 
 OTHER_WEIGHTS = GradientAccumulation.order - 2
 GUIDED = GradientAccumulation.order - 1
@@ -26,3 +27,4 @@ ADDED = GradientAccumulation.order - .75
 TRANSFORMED = GradientAccumulation.order - .5
 BEST = ParamScheduler.order + 5
 RESUME = ParamScheduler.order + 30
+GRAPHED = ParamScheduler.order + 40

@@ -27,7 +27,8 @@ def undisturbed(
 ) -> Iterator[None]:
     "Full precision, gradients on whatever the caller chose, random numbers and buffers restored"
     buffers = [(b, b._version, b.detach().clone()) for b in model.buffers()] if model is not None else []
-    cuda = [device] if device.type == 'cuda' else []
+    # a graph that is being captured keeps the generator to itself
+    cuda = [device] if device.type == 'cuda' and not torch.cuda.is_current_stream_capturing() else []
     try:
         with (torch.random.fork_rng(cuda), torch.inference_mode(False), torch.enable_grad(),
               torch.autocast(device.type, enabled=False)): yield

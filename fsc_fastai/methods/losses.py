@@ -109,4 +109,6 @@ def class_numbers(
                          f'Found plain labels: {remedy}')
     if max(classes) >= n_classes:
         raise ValueError(f'{who} knows {n_classes} classes, an episode has number {max(classes)}: pass the number of all classes')
-    return torch.tensor(classes).to(y.device, non_blocking=True)[plain(y)]
+    # a step that is replayed has them where it reads
+    numbers = y.numbers if hasattr(y, 'numbers') else torch.tensor(classes).to(y.device, non_blocking=True)
+    return numbers[plain(y)]

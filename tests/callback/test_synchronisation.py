@@ -5,9 +5,8 @@ from itertools import product
 import pytest
 import torch
 from fastai.callback.core import Callback
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from fsc_fastai.callback import graphed_step
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.afa import AFACallback
 from fsc_fastai.callback.ata import ATACallback
@@ -23,28 +22,19 @@ from fsc_fastai.callback.wave_san import WaveSANCallback
 from fsc_fastai.explain import LRP, Gamma, GradientXInput, IntegratedGradients
 from tests.learners import hue_learner, hue_loaders, write_hues
 
-aten = torch.ops.aten
-WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
-         aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default, aten.is_nonzero.default}
-"What needs a value, or a shape that depends on values, on the host"
-
 
 def _counts_steps() -> bool:
     "Whether torch's optimizer asks for its number of steps, which it keeps on the host"
     return any('torch/optim' in frame.filename for frame in traceback.extract_stack(limit=12))
 
 
-class Waits(TorchDispatchMode):
-    "Collects the operations that would wait for a device; on the CPU no copy from it would show, so `.cpu()` is patched"
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
+class Waits(graphed_step.Waits):
+    "But for what torch's optimizer asks; on the CPU no copy from it would show, so `.cpu()` is patched"
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        by_mask = func is aten.index.Tensor and any(t is not None and t.dtype in (torch.bool, torch.uint8)
-                                                    for t in tree_leaves(args[1]))
-        if (func in WAITS or by_mask) and not _counts_steps(): self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
+        before = len(self.found)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if len(self.found) > before and _counts_steps(): self.found.pop()
+        return out
 
 
 class CountWaits(Callback):

@@ -56,10 +56,12 @@ class LRPGuidedCallback(ModelCallback):
     may be compiled).
     """
     order = GUIDED
-    _stateattrs = ('losses', '_seen', '_guided', '_watch')
+    captured = 'xi', 'lam', 'explainer', 'over', 'second_pass'
+    _stateattrs = ('losses', '_seen', '_guided', '_watch', '_losses')
     losses: list[tuple[Tensor, Tensor]] = [] # Plain and guided loss of each step of the last fit
     _seen: dict[str, Any] = {} # by the first pass
     _guided: Any = None # output of the second pass
+    _losses: tuple[Tensor, Tensor] | None = None # of this step
     _watch: ExitStack | None = None # of the first pass, while it runs
 
     def __init__(self,
@@ -131,7 +133,12 @@ class LRPGuidedCallback(ModelCallback):
         # with ξ = 0 the backward pass leaves the plain loss out
         self.learn.loss_grad = lam * guided + xi * plain if xi else lam * guided
         self.learn.loss = self.learn.loss_grad.clone()
-        self.losses.append((plain.detach(), guided.detach()))
+        self._losses = plain.detach(), guided.detach()
+
+    def before_step(self):
+        "Not with the loss, for a step that is replayed knows tensors alone"
+        if self._losses is None: return
+        self.losses.append((self._losses[0].clone(), self._losses[1].clone()))
         for m, loss in zip(self._columns(), self.losses[-1], strict=True): m.add(loss)
 
     @property
@@ -142,7 +149,9 @@ class LRPGuidedCallback(ModelCallback):
         return xi if self.xi is None else self.xi, lam if self.lam is None else self.lam
 
     def after_cancel_batch(self): self._leave()
-    def after_fit(self): self._drop_columns()
+    def after_fit(self):
+        self._drop_columns()
+        self._losses = None
 
     def _leave(self) -> None:
         if self._watch is not None: self._watch.close()

@@ -22,6 +22,7 @@ class FTCallback(ModelCallback):
     optimises the model does not meet them. Does nothing under `lr_find`. Raises `ValueError` for a compiled model.
     """
     order = TRANSFORMED
+    captured: tuple[str, ...] | str = ()
     _stateattrs: tuple[str, ...] = ('transformations', '_in_step')
     transformations: dict[str, FeatureWiseTransformation] = {} # made on the first batch
     _in_step: ExitStack | None = None

@@ -40,6 +40,7 @@ class LFTCallback(FTCallback):
     step are in `losses`. Raises `ValueError` for pseudo-unseen domains that are none, that are the one trained on or that have
     too few classes, for a compiled model, and for synchronised batch norm, which has no second derivative.
     """
+    captured = 'takes its pseudo-unseen episodes within the step'
     _stateattrs = (*FTCallback._stateattrs, 'domains', 'ft_opt', 'aux_head', 'losses', '_saved', '_maps', '_kept')
     domains: Any = None # PseudoUnseen; None after an export
     ft_opt: Any = None # torch.optim.Adam; made on the first batch
