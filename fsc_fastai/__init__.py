@@ -1,13 +1,14 @@
 "Cross-domain few-shot classification with explanation-guided training, as a fastai library"
-import warnings
+from importlib import import_module
+from typing import Any
 
 __version__ = '0.1.0'
 
-with warnings.catch_warnings():
-    # torch's, about fastai's use of it: nobody who reads it can do anything about it
-    warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
-    import fastai.torch_basics  # noqa: F401
 
-# These add their methods to the learner and the classifier: whoever has one of them, unpickled too, has its methods.
-from . import deploy  # noqa: E402, F401
-from .learner import channel_statistics, confusion, distributed, evaluate, explanation  # noqa: E402, F401
+def __getattr__(name: str) -> Any:
+    "A room or a file, imported when it is asked for: so that `fsc_fastai.light` needs no torch"
+    if not name.startswith('_'):
+        try: return import_module(f'fsc_fastai.{name}')
+        except ModuleNotFoundError as e:
+            if e.name != f'fsc_fastai.{name}': raise
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,4 +1,5 @@
 "Everything for a notebook: `from fsc_fastai.all import *`"
+from . import quietly
 from fastai.vision.all import *
 
 from .callback.accumulate import *

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from fastai.torch_core import TensorBase
 from torch import Tensor, nn
 
+from . import quietly  # noqa: F401, I001  before fastai
+
 __all__ = ['Pool', 'pool_vectors', 'vector_size', 'plain', 'single', 'full_precision', 'unit', 'cosine', 'evaluating',
            'largest_output']
 

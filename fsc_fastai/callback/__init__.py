@@ -1,1 +1,2 @@
 "fastai callbacks: one idea per file"
+from .. import quietly  # noqa: F401  before fastai

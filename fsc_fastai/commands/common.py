@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,30 +15,13 @@ from fastai.learner import load_learner
 from fastai.torch_core import default_device
 from fastcore.script import CliError
 
+from ..answers import printable, printable_lines
 from ..deploy import FewShotClassifier, learner_from_bundle
 from ..deploy.hub import HUB
 from ..learner.core import FSCLearner
 
 __all__ = ['plain_errors', 'told', 'printable', 'printable_lines', 'is_bundle', 'chosen_device', 'learner_from',
            'load_classifier']
-
-STEERING = {'LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI'} # Turn the direction of what follows
-
-
-def printable(
-    text: Any, # A name from a file or a folder
-) -> str:
-    "As text without what steers a terminal or breaks a line; such characters as `\\u001b`, which JSON understands too"
-    steers = lambda c: unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') or unicodedata.bidirectional(c) in STEERING
-    return ''.join(f'\\u{ord(c):04x}' if steers(c) else c for c in str(text))
-
-
-def printable_lines(
-    text: Any, # Of several lines
-) -> str:
-    "`printable`, but for the ends of the lines"
-    return '\n'.join(map(printable, str(text).split('\n')))
-
 
 def plain_errors(
     f: Callable[[], Any], # What a command does
@@ -111,6 +93,8 @@ def load_classifier(
     model: str | Path, # Folder of a saved classifier, or `hf://owner/name`
     support: Path | None = None, # Folder with a folder of images per class, in the place of the saved examples
 ) -> FewShotClassifier:
-    "A saved classifier, with other examples where asked"
+    "A saved classifier, with other examples where asked. Raises `ValueError` for one that was exported for ONNX"
+    if (Path(model)/'onnx.json').is_file() and not is_bundle(model):
+        raise ValueError(f'{model} was written by to_onnx, and is no saved classifier: python -m fsc_fastai.light {model} IMAGES')
     classifier = FewShotClassifier.from_pretrained(model)
     return classifier.fit(support) if support else classifier

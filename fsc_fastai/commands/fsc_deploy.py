@@ -23,8 +23,10 @@ def fsc_deploy(
     remap: bool = False, # Match the tensors of the weights by position, whatever their names
     out: Path = Path('classifier'), # Folder to write; a classifier that is there is replaced
     reject: float | None = None, # Below this probability an image is none of the classes; default: never
+    keep: float | None = None, # Share of images of the classes to answer: what is stranger is none of them; default: all
     thumbnails: bool = False, # Keep small pictures of the examples, for the web page
     adapt: str | None = None, # Adaptation to the examples: pa, pmf, finetune:steps=50, …
+    half: bool = False, # Write matrices with 16 bits a number: half the size, answers that differ in the third digit
 ) -> None:
     """Make a classifier for `fsc_classify` and `fsc_serve` from a backbone or a learner, and a few examples of each class.
 
@@ -40,9 +42,11 @@ def fsc_deploy(
             raise ValueError('--weights, --head, --size and --remap are for a backbone: name it by --arch')
         known = _of_backbone() if arch is not None else _of_learner(str(learner[0]))
         if reject is not None: known.reject = reject
-        known.fit(support).save(out, thumbnails)
+        if keep is not None: known.set_params(keep=keep)
+        known.fit(support).save(out, thumbnails, half=half)
         shots = ', '.join(f'{printable(label)} ({n})' for label, n in known.shots_.items())
-        print(f'wrote {out}/ with examples of {shots}')
+        written = sum(f.stat().st_size for f in out.iterdir() if f.is_file()) / 1e6
+        print(f'wrote {out}/ ({written:.1f} MB) with examples of {shots}')
 
     def _of_backbone() -> FewShotClassifier:
         settings: dict[str, Any] = dict(pool=pool, size=size, remap=remap, adapt=adapt, head=head or DEFAULT_HEAD)

@@ -15,7 +15,7 @@ from fastcore.parallel import parallel
 from fasttransform.transform import Transform
 from PIL import Image
 
-from .pixels import PixelError, declared_white, from_array, is_deep, oriented, to_rgb
+from ..pixels import PixelError, declared_white, from_array, is_deep, oriented, to_rgb
 
 __all__ = ['OpenImage', 'open_image', 'DatasetImage', 'broken_images', 'checked_images']
 

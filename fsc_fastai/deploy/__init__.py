@@ -9,7 +9,8 @@ from .classifier import FewShotClassifier, NotFittedError, Prediction
 from .conformal import PredictionSet
 from .preprocess import Preprocess
 from .relevance import Explanation
+from .report import Report
 from .set_support import learner_from_bundle
 
 __all__ = ['FewShotClassifier', 'Prediction', 'NotFittedError', 'Preprocess', 'Calibration', 'Explanation', 'PredictionSet',
-           'BundleError', 'ModelCard', 'learner_from_bundle']
+           'Report', 'BundleError', 'ModelCard', 'learner_from_bundle']

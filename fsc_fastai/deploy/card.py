@@ -49,9 +49,12 @@ class ModelCard:
 
 def _facts(bundle: Bundle, arch: str | None) -> list[str]:
     n = sum(p.numel() for p in bundle.model.parameters())
-    threshold = 'never' if bundle.reject is None else f'below a probability of {float(bundle.reject):.3g}'
+    thresholds = [*([] if bundle.reject is None else [f'below a probability of {float(bundle.reject):.3g}']),
+                  *([] if bundle.keep is None else [f'stranger than {float(bundle.keep):.2%} of its classes'])]
     rows = [('method', type(bundle.model).__name__), ('backbone', arch or 'a module of its author\'s own'),
-            ('parameters', f'{n:,}'), ('images', size_text(bundle.preprocess.size)), ('"none of these"', threshold)]
+            ('parameters', f'{n:,}'), ('images', size_text(bundle.preprocess.size)),
+            ('"none of these"', ' or '.join(thresholds) or 'never'),
+            ('probabilities', f'calibrated ({bundle.calibrated})' if bundle.calibrated else 'not calibrated')]
     return ['| | |', '|---|---|', *(f'| {k} | {v} |' for k, v in rows)]
 
 

@@ -5,7 +5,7 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from sklearn import exceptions
 from torch import Tensor, nn
 
 from ..adapt.base import as_adaptation
+from ..answers import Prediction, answered
 from ..data.names import composed
 from ..data.size import Size, size_text
 from ..encode.encoder import TokenPool, Weights
@@ -44,20 +45,6 @@ AT_ONCE = 64 << 20 # Bytes of the largest tensor within the encoder, on a CPU
 
 class NotFittedError(exceptions.NotFittedError):
     "A classifier without examples was asked for an answer"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    "The answer for one image"
-    label: Label | None # None where a threshold says that it is none of the classes
-    confidence: float # Probability of the likeliest class
-    probabilities: dict[Label, float] # Of every class, in sum 1
-    strangeness: float = field(default=float('nan'), compare=False) # Distance from the nearest class, of features at unit length
-
-    @property
-    def nearest(self) -> Label:
-        "The likeliest class, rejected or not"
-        return max(self.probabilities, key=self.probabilities.__getitem__)
 
 
 class FewShotClassifier(ImageEstimator):
@@ -343,7 +330,7 @@ class FewShotClassifier(ImageEstimator):
         "The answers for many images, in their order"
         classes, limit = self.support.classes, self.limit
         scores, strangeness = self._asked(items)
-        return [self._prediction(dict(zip(classes, row)), strange, limit)
+        return [answered(dict(zip(classes, row)), strange, self.reject, limit)
                 for row, strange in zip(self._probabilities(scores).tolist(), strangeness.tolist(), strict=True)]
 
     def predict_proba(self,
@@ -408,11 +395,6 @@ class FewShotClassifier(ImageEstimator):
         "`ValueError` for weights, or scores of an example, that are not finite"
         check_weights(self.model, what)
         if self.fitted: finite_scores(self.head(self.support.features[:1]), 'an example')
-
-    def _prediction(self, probabilities: dict[Label, float], strangeness: float, limit: float | None) -> Prediction:
-        label, confidence = max(probabilities.items(), key=lambda o: o[1])
-        rejected = self.reject is not None and confidence < self.reject or limit is not None and strangeness > limit
-        return Prediction(None if rejected else label, confidence, probabilities, strangeness)
 
     def _examples(self, items: Any, labels: Sequence[Any] | None) -> Support:
         "Images and labels as a support set"

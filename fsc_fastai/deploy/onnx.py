@@ -58,10 +58,11 @@ def to_onnx(
 ) -> Path:
     """Write `encoder.onnx` (images → features), `head.onnx` (features, support, … → scores) and `support.safetensors`.
 
-    The last holds the other inputs of the head, as `fit` fixed them: the examples may change without a new export. `onnx.json`
-    has the classes, the preprocessing and the temperature. Needs the extra `onnx`. Raises `NotFittedError` without examples,
-    `ImportError` without the extra, `ValueError` for a model that gives no finite scores or has no graph, and `RuntimeError`
-    where onnxruntime and torch differ by more than 1e-4.
+    The last holds the other inputs of the head, as `fit` fixed them: the examples may change without a new export.
+    `strangeness.safetensors` has the class means that images are strange by. `onnx.json` has the classes, the preprocessing, the
+    temperature and both thresholds. `fsc_fastai.light` answers by these files, without torch. Needs the extra `onnx`. Raises
+    `NotFittedError` without examples, `ImportError` without the extra, `ValueError` for a model that gives no finite scores or
+    has no graph, and `RuntimeError` where onnxruntime and torch differ by more than 1e-4.
     """
     folder, classes = Path(folder), self.support.classes
     if self.model.no_graph: raise ValueError(f'to_onnx: {self.model.no_graph}')
@@ -74,10 +75,11 @@ def to_onnx(
     _export(self.model.encoder, {'images': images}, 'features', folder/'encoder.onnx')
     _export(_ScoresOf(self.head), {'features': features, **fixed}, 'scores', folder/'head.onnx',
             any_way=_any_way(self.head, len(classes)))
-    support = save({k: v.cpu().contiguous() for k, v in fixed.items()})
-    with atomic_write(folder/'support.safetensors') as part: part.write_bytes(support)
+    for name, tensors in dict(support=fixed, strangeness=dict(means=self._known.means)).items():
+        data = save({k: v.cpu().contiguous() for k, v in tensors.items()})
+        with atomic_write(folder/f'{name}.safetensors') as part: part.write_bytes(data)
     values = dict(classes=classes, preprocess=vars(self.preprocess), temperature=self.temperature, reject=self.reject,
-                  inputs=['features', *fixed])
+                  limit=self.limit, inputs=['features', *fixed])
     text = json.dumps(values, indent=1, ensure_ascii=False)
     with atomic_write(folder/'onnx.json') as part: part.write_text(text, encoding='utf-8')
     if check: _check(self, folder)

@@ -29,14 +29,18 @@ def _state_of(model: nn.Module) -> list[tuple[int, int]]:
 
 class LearnerSupport:
     "The examples of a learner, as bytes; the classifier that they make is made anew when the weights have changed"
+    keep: float | None = None # As one has it that was exported before there was this
+
     def __init__(self,
         preprocess: Preprocess, # From an image to what the encoder takes
         pixels: Tensor, # Bytes `(n_support, channels, height, width)`
         labels: tuple[Label, ...], # The label of each example
         reject: float | None = None, # Below this probability an image is none of the classes
         adapt: Any = None, # An inductive adaptation to the examples, or its name
+        keep: float | None = None, # Share of images of the classes to answer
     ):
         self.preprocess, self.pixels, self.labels, self.reject, self.adapt = preprocess, pixels, labels, reject, adapt
+        self.keep = keep
         self._made: tuple[Any, FewShotClassifier] | None = None
 
     def __getstate__(self) -> dict[str, Any]: return {**vars(self), '_made': None}
@@ -46,7 +50,7 @@ class LearnerSupport:
         state = _state_of(model)
         if self._made is None or self._made[0] != state:
             adapt = getattr(self, 'adapt', None)  # a learner that was exported earlier has none
-            made = FewShotClassifier(model, self.preprocess, self.reject, adapt).fit_pixels(self.pixels, self.labels)
+            made = FewShotClassifier(model, self.preprocess, self.reject, adapt, self.keep).fit_pixels(self.pixels, self.labels)
             self._made = state, made
         return self._made[1]
 
@@ -59,6 +63,7 @@ def set_support(
     reject: float | None = None, # Below this probability an image is none of the classes; None: never
     preprocess: Preprocess | None = None, # None: the validation transforms of the loaders
     adapt: Any = None, # An inductive adaptation to the examples, or its name; training goes on with the model itself
+    keep: float | None = None, # Share of images of the classes to answer: what is stranger is none of them; None: all
 ) -> FSCLearner:
     """Set the examples that `predict` classifies by; `export` keeps them. Training afterwards is taken into account.
 
@@ -67,7 +72,7 @@ def set_support(
     """
     items, named = labelled_items(items, labels)
     preprocess = preprocess or Preprocess.from_dls(self.dls)
-    support = LearnerSupport(preprocess, torch.cat(list(preprocess.batches(items))), named, reject, adapt)
+    support = LearnerSupport(preprocess, torch.cat(list(preprocess.batches(items))), named, reject, adapt, keep)
     support.classifier(self.model)
     self.warn_untrained()
     self.support = support

@@ -14,3 +14,5 @@ __all__ = [
     'ProtoNet', 'RelationNet', 'class_means', 'create_fsc_model', 'episode_way', 'list_methods',
     'pair_parts', 'register_method',
 ]
+
+from .. import adapt  # noqa: E402, F401  whose heads say which methods they stand for

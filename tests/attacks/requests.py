@@ -143,14 +143,15 @@ def broken_forms(rng): return post('/add', mutated(rng, FORM))
 
 def foreign_fields(rng):
     value = pick(rng, WORDS)
-    fields = [('name', value), ('files', value), ('name', b'red'), ('files', GOOD['GIF']), (value, 'x'), ('name', 'red')]
+    fields = [('name', value), ('files', value), ('name', b'red'), ('files', GOOD['GIF']), (value, 'x'), ('name', 'red'),
+              ('image', value), ('image', GOOD['GIF'])]
     chosen = [fields[i] for i in rng.permutation(len(fields))[:up_to(rng, 6)]]
     multipart = 'multipart/form-data'
     kind = pick(rng, [f'{multipart}; boundary=b', 'application/x-www-form-urlencoded', 'application/json', 'text/plain', '',
                       multipart, f'{multipart}; boundary={"b" * 300}', f'{multipart}; charset=idna; boundary=b'])
     body = pick(rng, [form(*chosen), json.dumps(dict(name=value, files=[value])).encode(), b'[' * up_to(rng, 10**6),
                       b'name=a&' * up_to(rng, 10**5), b'name=' + b'%' * up_to(rng, 10**5)])
-    return post(pick(rng, ['/add', '/classify', '/remove', '/add?name=a&files=b', '/remove?name=red']), body, kind)
+    return post(pick(rng, ['/add', '/classify', '/remove', '/correct', '/add?name=a&files=b', '/remove?name=red']), body, kind)
 
 
 def other_sites(rng):

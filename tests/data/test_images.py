@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fsc_fastai.data.images import DatasetImage, broken_images, checked_images, open_image
-from fsc_fastai.data.pixels import PixelError
+from fsc_fastai.pixels import PixelError
 
 GRADIENT = np.linspace(0, 255, 64).reshape(8, 8)
 

@@ -184,3 +184,34 @@ def test_an_encoder_that_was_adapted_to_the_examples_has_none_to_hold_out():
     with pytest.warns(UserWarning, match='the encoder was adapted to all of them'): known.fit(*examples(3))
     assert known.calibrated_ is None
     with pytest.warns(UserWarning, match='adapted to all'): assert len(known.predict_set(picture('red', 60))) == 5
+
+
+def test_a_report_of_how_honest_the_answers_are():
+    known, x, y, strangers = next(episodes(1, n_query=60, keep=.9))
+    found, answers, sets = known.report(x, y, strangers=strangers, coverage=.8), known.predict_batch(x), known.predict_sets(x, .8)
+    others = known.predict_batch(strangers)
+    assert found.accuracy == np.mean([o.nearest == label for o, label in zip(answers, y)]) == known.score(x, y)
+    assert found.confidence == pytest.approx(np.mean([o.confidence for o in answers]))
+    assert found.calibration_error == pytest.approx(error_of(known.predict_proba(x), y, 15))
+    assert (found.kept, found.refused) == tuple(np.mean([(o.label is None) == strange for o in found_]) for strange, found_ in
+                                                ((False, answers), (True, others)))
+    below = np.subtract.outer([o.strangeness for o in answers], [o.strangeness for o in others]) < 0
+    assert found.auroc == pytest.approx(below.mean()) and found.auroc > .6
+    assert found.coverage == np.mean([label in o for o, label in zip(sets, y)])
+    assert (found.set_size, found.level) == (np.mean([len(o) for o in sets]), sets[0].level)
+    assert np.isnan(known.report(x, y).auroc) and np.isnan(known.report(x, y).refused)
+    with pytest.raises(ValueError, match='no class 9: pass images of other classes as strangers'): known.report(x, [9] * len(x))
+
+
+def test_half_the_bytes_give_nearly_the_same_answers(tmp_path):
+    known = classifier(keep=.9, n_classes=0).fit(*examples(4))
+    size = lambda folder: next(folder.glob('tensors-*')).stat().st_size
+    whole, half = known.save(tmp_path/'whole'), known.save(tmp_path/'half', half=True)
+    assert size(half) < .52 * size(whole)
+    images = [picture(c, 60) for c in COLOURS]
+    loaded = FewShotClassifier.from_pretrained(half)
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    assert np.allclose(loaded.predict_proba(images), known.predict_proba(images), atol=.01)
+    again = loaded.save(tmp_path/'again')
+    assert size(again) == size(whole)
+    assert FewShotClassifier.from_pretrained(again).predict_batch(images) == loaded.predict_batch(images)

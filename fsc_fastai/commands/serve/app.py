@@ -130,4 +130,4 @@ def create_app(
     page = Page(classifier, limits)
     desk = _Desk(page, limits)
     return _Guard(Starlette(routes=[Route('/', desk.home), desk.route('/add', page.add), desk.route('/remove', page.remove),
-                                    desk.route('/classify', page.classify)]), hosts)
+                                    desk.route('/correct', page.correct), desk.route('/classify', page.classify)]), hosts)

@@ -21,6 +21,7 @@ class Limits:
     formats: tuple[str, ...] = ('JPEG', 'PNG', 'WEBP', 'AVIF', 'BMP', 'GIF', 'TIFF')
     classes: int = 50 # In all
     examples: int = 100 # Of one class
+    asked_mb: float = 32. # Of images that were classified and may still be corrected, as the model sees them
     workers: int = 2 # Requests that are worked on at a time
     waiting: int = 16 # Requests that wait for their turn
     patience: float = 20. # Seconds that an upload may take, and one more for every 100 kB of it

@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import base64
 import io
+import secrets
+from collections import OrderedDict
 from collections.abc import Iterator
 from threading import Lock
 from typing import Any
 
 import fastcore.xml as ft
+import numpy as np
 import torch
 from PIL import Image
 from starlette.datastructures import FormData
@@ -15,7 +18,7 @@ from starlette.datastructures import FormData
 from ...data.size import sides
 from ...deploy import FewShotClassifier
 from ...deploy.relevance import Explanation
-from .limits import Limits, Refused
+from .limits import MB, Limits, Refused
 from .uploads import files_of, images_of, text_of
 
 __all__ = ['Page']
@@ -27,14 +30,16 @@ main { max-width: 60rem; margin: auto; padding: 1rem }
 section { background: white; border: 1px solid #d8dee6; border-radius: .6rem; padding: 1rem; margin: 1rem 0 }
 h1, h2 { margin: .2rem 0 .6rem } h1 { font-size: 1.5rem } h2 { font-size: 1.1rem }
 .row { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center; margin: .5rem 0 }
-.row > strong { min-width: 7rem } .row > span { width: 6rem; overflow-wrap: anywhere }
+.row > strong { min-width: 7rem; overflow-wrap: anywhere } .bar { display: grid; gap: 0 .6rem; margin: .3rem 0;
+grid-template-columns: minmax(5rem, 1fr) minmax(4rem, 12rem) 4rem; align-items: center } .bar > span { overflow-wrap: anywhere }
+.answer > div { flex: 1 1 22rem; min-width: 0 }
 .answer { display: flex; gap: 1.2rem; flex-wrap: wrap; border-top: 1px solid #d8dee6; padding: .8rem 0 }
 img { border-radius: .3rem; image-rendering: auto } .big { height: 14rem; max-width: 100% } .small { width: 48px; height: 48px }
 input, button { font: inherit; padding: .35rem .6rem; border: 1px solid #aab4c0; border-radius: .35rem; background: white }
 input[type=file] { border-style: dashed; background: #f4f6f8; padding: 1rem; flex: 1 1 14rem; min-width: 0; max-width: 100% }
 button { background: #1f6feb; color: white; border: 0; cursor: pointer } button.quiet { background: #e6eaef; color: #1d2530 }
 .scale { width: 8rem; height: .6rem; background: linear-gradient(to right, #00004c, blue, white, red, #800000) }
-progress { width: 12rem } .error { background: #fdecea; border-color: #e0796d } small { color: #5b6673 }
+progress { width: 100% } .error { background: #fdecea; border-color: #e0796d } small { color: #5b6673 }
 '''
 
 
@@ -46,21 +51,51 @@ def _data_uri(im: Image.Image) -> str:
 
 def _class_row(label: Any, thumbnails: list[Image.Image], n: int) -> Any:
     pictures = [ft.Img(src=_data_uri(im), cls='small', alt=f'example of {label}') for im in thumbnails]
-    remove = ft.Form(ft.Input(type='hidden', name='name', value=str(label)), ft.Button('Remove', cls='quiet'), method='post',
-                     action='/remove', enctype='multipart/form-data')
+    remove = _form('/remove', ft.Input(type='hidden', name='name', value=str(label)), ft.Button('Remove', cls='quiet'))
     return ft.Div(ft.Strong(str(label)), *pictures, ft.Small(f'{n} example' + 's' * (n > 1)), remove, cls='row')
 
 
-def _answer(found: Explanation) -> Any:
-    "One query with its label, the probabilities and the heatmap"
+def _form(action: str, *parts: Any) -> Any: return ft.Form(*parts, method='post', action=action, enctype='multipart/form-data')
+
+
+def _answer(found: Explanation, key: str) -> Any:
+    "One query with its label, the probabilities, the heatmap, and a form for the right answer"
     answer = found.prediction
-    bars = [ft.Div(ft.Span(str(c)), ft.Progress(value=f'{p:.4f}', max='1'), ft.Small(f'{p:.1%}'), cls='row')
+    bars = [ft.Div(ft.Span(str(c)), ft.Progress(value=f'{p:.4f}', max='1'), ft.Small(f'{p:.1%}'), cls='bar')
             for c, p in sorted(answer.probabilities.items(), key=lambda o: -o[1])[:10]]
     title = 'none of these classes' if answer.label is None else str(answer.label)
     scale = ft.Div(ft.Small(f'against {answer.nearest}'), ft.Div(cls='scale'), ft.Small('for it'), cls='row')
+    name = ft.Input(name='name', list='names', placeholder='Name of its class', maxlength='64', required=True)
+    right = _form('/correct', ft.Div(ft.Input(type='hidden', name='image', value=key), name,
+                                     ft.Button('This is right', cls='quiet'), cls='row'))
     return ft.Div(ft.Img(src=_data_uri(found.picture), cls='big', alt='query'),
                   ft.Img(src=_data_uri(found.heatmap()), cls='big', alt=f'what speaks for {answer.nearest}'),
-                  ft.Div(ft.H2(title), *bars, scale), cls='answer')
+                  ft.Div(ft.H2(title), *bars, scale, right), cls='answer')
+
+
+def _name_in(form: FormData) -> str:
+    "The name of a class. Raises `Refused` for what is none"
+    name = text_of(form, 'name').strip()
+    if not 0 < len(name) <= 64 or not name.isprintable(): raise Refused('a class needs a name of 1 to 64 characters')
+    return name
+
+
+class _Asked:
+    "What the model saw of the latest queries, by keys that nobody can guess: so that a right answer needs no second upload"
+    def __init__(self, most: float):
+        self.most, self.pixels = most, OrderedDict[str, np.ndarray]()
+
+    def keep(self, pixels: torch.Tensor) -> str:
+        "The key of an image; the oldest ones go where there are too many bytes"
+        key = secrets.token_urlsafe(16)
+        self.pixels[key] = pixels.numpy().copy()
+        while len(self.pixels) > 1 and sum(o.nbytes for o in self.pixels.values()) > self.most: self.pixels.popitem(last=False)
+        return key
+
+    def of(self, key: str) -> torch.Tensor:
+        "An image by its key. Raises `Refused` for one that is not there any more"
+        if key not in self.pixels: raise Refused('that image is no longer at hand: add it as an example')
+        return torch.from_numpy(self.pixels[key])
 
 
 class Page:
@@ -70,6 +105,7 @@ class Page:
         limits: Limits, # What is accepted
     ):
         self.classifier, self.limits, self.lock = classifier, limits, Lock()
+        self.asked = _Asked(limits.asked_mb * MB)
         self._show_classes()
 
     def html(self,
@@ -81,11 +117,11 @@ class Page:
         parts = [
             ft.H1('Few-shot classifier'),
             ft.Section(error, cls='error', role='alert') if error else '',
-            ft.Section(ft.H2('Classes'), self.classes, ft.Form(
-                ft.Div(ft.Input(name='name', placeholder='Name of a class', maxlength='64', required=True), files,
-                       ft.Button('Add examples'), cls='row'), method='post', action='/add', enctype='multipart/form-data')),
-            ft.Section(ft.H2('Which class is it?'), ft.Form(ft.Div(files, ft.Button('Classify'), cls='row'), method='post',
-                       action='/classify', enctype='multipart/form-data'), *(answers or [])),
+            ft.Section(ft.H2('Classes'), self.classes, _form('/add', ft.Div(
+                ft.Input(name='name', placeholder='Name of a class', maxlength='64', required=True), files,
+                ft.Button('Add examples'), cls='row'))),
+            ft.Section(ft.H2('Which class is it?'), _form('/classify', ft.Div(files, ft.Button('Classify'), cls='row')),
+                       *(answers or [])),
             ft.Small('Drop images onto the dashed fields, or click them to choose.')]
         return ft.to_xml(ft.Html(ft.Head(ft.Title('Few-shot classifier'), ft.Meta(charset='utf-8'), ft.Style(STYLE),
                                          ft.Meta(name='viewport', content='width=device-width, initial-scale=1')),
@@ -95,7 +131,8 @@ class Page:
         "Draw the examples anew, once for all visitors"
         known = self.classifier
         rows = [_class_row(c, known.thumbnails(c)[:8], n) for c, n in known.shots_.items()]
-        self.classes = ft.Safe(''.join(map(ft.to_xml, rows or [ft.P('None yet: two at least are needed.')])))
+        names = ft.Datalist(*(ft.Option(value=str(c)) for c in known.shots_), id='names')
+        self.classes = ft.Safe(''.join(map(ft.to_xml, [*(rows or [ft.P('None yet: two at least are needed.')]), names])))
 
     def _images(self, form: FormData) -> Iterator[Image.Image]:
         wanted = self.classifier.preprocess
@@ -105,18 +142,30 @@ class Page:
         form: FormData, # With a `name` and `files`
     ) -> list:
         "Examples of a class. Raises `Refused` for names and images that are not accepted; nothing is added then"
-        name = text_of(form, 'name').strip()
-        if not 0 < len(name) <= 64 or not name.isprintable(): raise Refused('a class needs a name of 1 to 64 characters')
+        name = _name_in(form)
         # only the small squares that the model sees are kept of images while the others are decoded
         pixels = torch.stack([self.classifier.preprocess.pixels(im) for im in self._images(form)])
+        with self.lock: self._join(pixels, name)
+        return []
+
+    def _join(self, pixels: torch.Tensor, name: str) -> None:
+        "Take examples into a class, if that is not too many"
+        shots = self.classifier.shots_
+        label = int(name) if name.isdecimal() and any(isinstance(c, int) for c in shots) else name
+        if label not in shots and len(shots) >= self.limits.classes: raise Refused(f'at most {self.limits.classes} classes')
+        if shots.get(label, 0) + len(pixels) > self.limits.examples:
+            raise Refused(f'at most {self.limits.examples} examples a class')
+        self.classifier.add_pixels(pixels, label)
+        self._show_classes()
+
+    def correct(self,
+        form: FormData, # With the key of an `image` that was classified, and the `name` of its class
+    ) -> list:
+        "Take the right answer for an image, once. Raises `Refused` for one that is not there any more, and for names as `add`"
+        name, key = _name_in(form), text_of(form, 'image')
         with self.lock:
-            shots = self.classifier.shots_
-            label = int(name) if name.isdecimal() and any(isinstance(c, int) for c in shots) else name
-            if label not in shots and len(shots) >= self.limits.classes: raise Refused(f'at most {self.limits.classes} classes')
-            if shots.get(label, 0) + len(pixels) > self.limits.examples:
-                raise Refused(f'at most {self.limits.examples} examples a class')
-            self.classifier.add_pixels(pixels, label)
-            self._show_classes()
+            self._join(self.asked.of(key)[None], name)
+            del self.asked.pixels[key]
         return []
 
     def remove(self,
@@ -137,5 +186,6 @@ class Page:
         return [self._answer(im) for im in self._images(form)]
 
     def _answer(self, im: Image.Image) -> Any:
-        with self.lock: found = self.classifier.explain(im)  # type: ignore[attr-defined]
-        return _answer(found)
+        with self.lock:
+            found = self.classifier.explain(im)  # type: ignore[attr-defined]
+            return _answer(found, self.asked.keep(self.classifier.preprocess.pixels(im)))

@@ -67,7 +67,7 @@ def test_forms_of_other_sites_are_refused(known, headers, served):
     assert answer.status_code == (200 if served else 403) and classes(client) == 3 - served
 
 
-@pytest.mark.parametrize('path', ['/add', '/classify', '/remove'])
+@pytest.mark.parametrize('path', ['/add', '/classify', '/remove', '/correct'])
 @pytest.mark.parametrize('request_of', [
     dict(data=dict(name='new', files='text')), dict(data=dict(name='new', files=['a', 'b'])),
     dict(params=dict(name='blue', files='x')), dict(json=dict(name='new', files=['x'])),

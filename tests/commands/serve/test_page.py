@@ -137,3 +137,41 @@ def test_classifying_leaves_nothing_behind(client):
     before = alive()
     for _ in range(3): ask()
     assert alive() == before
+
+
+def test_the_right_answer_joins_the_examples(client):
+    page = client.post('/classify', files=upload(picture('red', 9), picture('grey', 9))).text
+    keys = re.findall(r'value="([\w-]{22})"', page)
+    assert len(set(keys)) == 2 and page.count('action="/correct"') == 2
+    assert '4 examples' in client.post('/correct', data=dict(image=keys[0], name='red')).text
+    assert 'grey' in client.post('/correct', data=dict(image=keys[1], name='grey')).text, 'a class that is new'
+    assert '<h2>grey</h2>' in client.post('/classify', files=upload(picture('grey', 9))).text
+    again = client.post('/correct', data=dict(image=keys[1], name='grey'))
+    assert again.status_code == 400 and 'no longer at hand' in again.text and '1 example<' in again.text
+
+
+@pytest.mark.parametrize('fields, message', [
+    (dict(image='guessed', name='red'), 'no longer at hand'), (dict(name='red'), '“image”'), (dict(image='x'), '“name”'),
+    (dict(image='x', name='x' * 65), 'a class needs a name')])
+def test_what_corrects_nothing_is_refused(client, fields, message):
+    answer = client.post('/correct', data=fields)
+    assert answer.status_code == 400 and message in answer.text and answer.text.count('<strong>') == 2
+
+
+def test_limits_hold_for_right_answers_too():
+    known = classifier().fit(*examples(colours=['blue', 'red']))
+    two = 2 * 3 * known.preprocess.shape[1]**2 / 2**20
+    client = client_of(known, examples=3, classes=2, asked_mb=two)
+    page = client.post('/classify', files=upload(*(picture('red', i) for i in range(3)))).text
+    keys = re.findall(r'value="([\w-]{22})"', page)
+    correct = lambda key, name: client.post('/correct', data=dict(image=key, name=name)).text
+    assert 'no longer at hand' in correct(keys[0], 'red'), 'two images are all that is kept'
+    assert 'at most 3 examples' in correct(keys[1], 'red') and 'at most 2 classes' in correct(keys[1], 'new')
+    assert 'at most 3 examples' in correct(keys[2], 'blue'), 'what was refused is still at hand'
+
+
+def test_long_names_have_room_and_are_not_cut(client):
+    name = 'Lophophorus_impejanus_' * 2 + 'subspecies'
+    client.post('/add', data=dict(name=name), files=upload(picture('grey', 1)))
+    page = client.post('/classify', files=upload(picture('grey', 1))).text
+    assert page.count(f'<span>{name}</span>') == 1 and 'width: 6rem' not in page

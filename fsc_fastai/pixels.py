@@ -1,8 +1,9 @@
 "Samples of any type as bytes, pictures of any mode as RGB; where it cannot be known what a sample means, an error says so"
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 __all__ = ['PixelError', 'as_bytes', 'declared_white', 'from_array', 'is_deep', 'oriented', 'to_rgb']
@@ -41,14 +42,14 @@ def as_bytes(
 
 
 def from_array(
-    x: np.ndarray | torch.Tensor, # Arrays `(H, W)` or `(H, W, C)`, tensors `(H, W)` or `(C, H, W)`
+    x: Any, # Arrays `(H, W)` or `(H, W, C)`, tensors `(H, W)` or `(C, H, W)`
     white: float | None = None, # As in `as_bytes`
 ) -> Image.Image:
     "A picture: grey, grey with alpha, RGB or RGBA by the number of channels. Raises `PixelError` for other shapes"
-    is_tensor = isinstance(x, torch.Tensor)
-    if isinstance(x, torch.Tensor):
+    is_tensor = not isinstance(x, np.ndarray)
+    if is_tensor:  # torch's, which is not imported here: what deploys without it opens images in the same way
         x = x.detach().cpu()
-        x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+        x = (x.float() if str(x.dtype) == 'torch.bfloat16' else x).numpy()
     if x.ndim not in (2, 3) or 0 in x.shape or x.ndim == 3 and not 1 <= x.shape[0 if is_tensor else 2] <= 4:
         raise PixelError(f'shape {tuple(x.shape)}: arrays are (height, width) or (height, width, channels), '
                          'tensors (height, width) or (channels, height, width), with 1 to 4 channels: transpose it')
