@@ -48,9 +48,12 @@ def _resized(im: Image.Image, size: tuple[int, int], fit: str, by: Image.Resampl
     ratio = (max if fit == 'pad' else min)(a / b for a, b in zip(im.size, size))
     box = [int(ratio * o) for o in size]
     start = [int((a - b) / 2) for a, b in zip(im.size, box)]
-    inner = im.crop((*(max(0, o) for o in start), *(min(a, o + b) for a, b, o in zip(im.size, box, start))))
-    space = [(max(0, -o), max(0, b - a + o)) for a, b, o in zip(im.size, box, start)][::-1]  # rows before columns
-    if np.any(space): inner = Image.fromarray(np.pad(inner, [*space, (0, 0)][:np.ndim(inner)], mode='reflect'))
+    (left, top), (right, bottom) = start, [o + b for o, b in zip(start, box)]
+    inner = im.crop((max(0, left), max(0, top), min(im.width, right), min(im.height, bottom)))
+    space = [(max(0, -top), max(0, bottom - im.height)), (max(0, -left), max(0, right - im.width))]
+    if np.any(space):
+        pixels = np.asarray(inner)
+        inner = Image.fromarray(np.pad(pixels, [*space, (0, 0)][:pixels.ndim], mode='reflect'))
     return inner.resize(size, by)
 
 

@@ -5,6 +5,7 @@ import json
 import warnings
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ..extras import extra
 from ..files import atomic_write
 from ..methods.head import Head, free_norms
 from .classifier import FewShotClassifier
+from .strangeness import Known
 
 __all__ = ['head_inputs']
 
@@ -75,7 +77,7 @@ def to_onnx(
     _export(self.model.encoder, {'images': images}, 'features', folder/'encoder.onnx')
     _export(_ScoresOf(self.head), {'features': features, **fixed}, 'scores', folder/'head.onnx',
             any_way=_any_way(self.head, len(classes)))
-    for name, tensors in dict(support=fixed, strangeness=dict(means=self._known.means)).items():
+    for name, tensors in dict(support=fixed, strangeness=dict(means=cast(Known, self._known).means)).items():
         data = save({k: v.cpu().contiguous() for k, v in tensors.items()})
         with atomic_write(folder/f'{name}.safetensors') as part: part.write_bytes(data)
     values = dict(classes=classes, preprocess=vars(self.preprocess), temperature=self.temperature, reject=self.reject,
