@@ -239,11 +239,11 @@ class GraphedStep(ModelCallback):
 
 def _constants(cb: Any) -> tuple[str, ...] | str:
     "Attributes of a callback that a captured step takes for constants, or why it cannot be captured"
-    kind = type(cb)
-    found = getattr(kind, 'captured', ('amp_mode',) if issubclass(kind, MixedPrecision) else None)
-    if found is not None: return found
-    if any(hasattr(kind, event) for event in _IN_STEP):
-        return 'takes part in the step and does not say that it may be captured (`captured = ()`)'
+    for kind in type(cb).__mro__:  # what a class says does not hold for a subclass that does more
+        if 'captured' in vars(kind): return vars(kind)['captured']
+        if kind is MixedPrecision: return 'amp_mode',
+        if vars(kind).keys() & {*_IN_STEP}:
+            return 'takes part in the step and does not say that it may be captured (`captured = ()`)'
     return ()
 
 

@@ -21,7 +21,7 @@ from fsc_fastai.explain import GradientXInput
 from fsc_fastai.learner.fused_adam import FusedAdam
 from tests.learners import hue_learner, weights, write_hues
 
-from .episodes import lft
+from .episodes import Episodes, lft
 
 
 class Tape(TorchDispatchMode):
@@ -176,7 +176,8 @@ class Asks(nn.Module):
 def with_part(part):
     class Put(Callback):
         def before_fit(self):
-            if not hasattr(self, 'put'): self.put = self.model.encoder.body = nn.Sequential(self.model.encoder.body, part)
+            body = self.model.encoder.body
+            if not isinstance(body, nn.Sequential): self.model.encoder.body = nn.Sequential(body, part)
     return Put()
 
 
@@ -186,7 +187,8 @@ def test_says_why_not(hues):
     assert 'no CUDA device' in reason(hues, 'proto', [], GraphedStep())
     assert 'Doubled takes part in the step' in reason(hues, 'proto', [Doubled()])
     assert 'AFACallback takes part' in reason(hues, 'proto', [AFACallback()])
-    assert 'LFTCallback takes its pseudo-unseen episodes within the step' in reason(hues, 'proto', [_unchecked(lft())])
+    unseen = _unchecked(lft([Episodes(dtype=torch.float32)]))
+    assert 'LFTCallback takes its pseudo-unseen episodes within the step' in reason(hues, 'proto', [unseen])
     assert 'random numbers on the host' in reason(hues, 'proto', [with_part(OnHost())])
     assert 'waits for a value of the device (aten._local_scalar_dense' in reason(hues, 'proto', [with_part(Asks())])
 
