@@ -18,7 +18,8 @@ from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.callback.resume import ResumeFit
 
 PACKAGE = Path(fsc_fastai.__file__).parent
-OURS = [cls for path in sorted([*PACKAGE.glob('callback/**/*.py'), *PACKAGE.glob('learner/*.py'), *PACKAGE.glob('reproduce/*.py')])
+ROOMS = 'callback/**', 'learner', 'reproduce'
+OURS = [cls for path in sorted(p for room in ROOMS for p in PACKAGE.glob(f'{room}/*.py'))
         for module in ['.'.join(path.relative_to(PACKAGE.parent).with_suffix('').parts)]
         for cls in vars(importlib.import_module(module)).values()
         if inspect.isclass(cls) and issubclass(cls, Callback) and cls.__module__ == module and 'order' in vars(cls)]
