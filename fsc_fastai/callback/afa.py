@@ -53,7 +53,9 @@ class AFACallback(FTCallback):
         self.lr, self.of_epochs, self.twice, self.blocks, self.seed = lr, of_epochs, twice, blocks, seed
 
     @property
-    def published_epoch(self) -> float: return self.epoch * EPOCHS / (self.of_epochs or self.n_epoch)
+    def published_epoch(self) -> float:
+        "Where in the published training this epoch is"
+        return self.epoch * EPOCHS / (self.of_epochs or self.n_epoch)
 
     def before_train(self):
         super().before_train()

@@ -292,7 +292,7 @@ def _own_weights(model: nn.Module) -> list[nn.Parameter]:
 
 def _first_weights(model: nn.Module) -> torch.Tensor:
     "Weights that any training changes: of the head, or of the encoder where that is all"
-    return next(iter(_own_weights(model)), next(model.parameters(), torch.empty(0))).detach()
+    return next(iter(_own_weights(model)), next(model.parameters(), torch.empty(0))).detach().flatten()[:256]
 
 
 def _one_way(dls: EpisodeDataLoaders, method: type[FewShotModel] | str) -> Count:

@@ -40,6 +40,7 @@ class Waits(graphed_step.Waits):
 class CountWaits(Callback):
     "Counts from the forward pass to the end of each training step, except the first, which may set things up"
     order, run_valid = -100, False
+    waits = None # not in a step
 
     def before_fit(self): self.waits, self.counted = None, []
 
