@@ -51,7 +51,8 @@ def test_is_compiled_to_machine_code(whole, method): check_compiled(whole('induc
 
 
 @pytest.mark.parametrize('settings', [{}, dict(xi=0., lam=2.), dict(explainer=GradientXInput()), dict(over='map'),
-                                      dict(explainer=LRP(engine=True))], ids=str)
+                                      dict(explainer=LRP(engine=True))],
+                         ids=['defaults', 'the guided loss alone', 'gradient x input', 'by map', 'engine'])
 @pytest.mark.parametrize('method', ['relation', 'can', 'gnn'])
 def test_is_the_loss_of_the_callback(method, settings):
     learn = learner([LRPGuidedCallback(**{'xi': 1., 'lam': 1.} | settings)], n=1, model=build_model(method=method), lr=0.)
