@@ -20,7 +20,7 @@ TESTS = [sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', 'tests/test_gpu.py',
          'tests/callback/test_synchronisation.py']
 BENCHMARKS = [['steps', '--sizes', '84'], ['explain'], ['lft'], ['steps', '--sizes', '224', '--methods', 'RelationNet'],
               ['evaluate'], ['adapt']]
-DRY = [['kernels', '--size', '32', '--methods', 'RelationNet'], ['lft', '--size', '32', '--rounds', '1']]
+DRY = [['kernels', '--size', '32', '--methods', 'RelationNet'], ['kernels', '--size', '32', '--methods', 'GNNNet']]
 
 
 def ended_well(command: list[str], seconds: float) -> bool:

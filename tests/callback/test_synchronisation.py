@@ -42,6 +42,7 @@ class CountWaits(Callback):
     order, run_valid = -100, False
     waits = None # not in a step
 
+
     def before_fit(self): self.waits, self.counted = None, []
 
     def before_batch(self):
