@@ -21,7 +21,7 @@ from ..files import atomic_write
 from ..methods import FewShotModel
 from ..methods.head import free_norms
 from .checks import FORMAT, LIBRARIES, MAX_JSON, BundleError, method_of, preprocess_of, read_json
-from .layout import TensorFile, built_model, laid_out
+from .layout import TensorFile, built_model, halved, laid_out
 from .preprocess import Preprocess
 from .support import THUMBNAIL, Support
 
@@ -93,9 +93,8 @@ class Bundle:
             kept[FEATURES] = self.support.features
             if self.support.thumbnails is not None: kept[THUMBNAILS] = self.support.thumbnails
         # clones, because safetensors refuses tensors that share memory
-        return {k: self._stored(v).detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in kept.items()}
-
-    def _stored(self, x: Tensor) -> Tensor: return x.half() if self.half and _is_halved(x) else x
+        plain = {k: halved(v) if self.half else v for k, v in kept.items()}
+        return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in plain.items()}
 
     def _values(self, digest: str) -> dict[str, Any]:
         classes = self.support.classes if self.support else []
@@ -126,13 +125,11 @@ class Bundle:
     def _parse(cls, values: dict, file: BinaryIO, arch: nn.Module | None, own: type[FewShotModel] | None) -> Bundle:
         "From checked values and the file of the tensors"
         config, preprocess, labels = values['model'], preprocess_of(values['preprocess']), values['labels']
-        method, tensor_file = method_of(config, own), TensorFile(file, _tensor_name(values['sha256']))
+        method, tensor_file = method_of(config, own), TensorFile(file, _tensor_name(values['sha256']), values['half'])
         like, f = laid_out(config, method, arch, preprocess.shape, tensor_file)
         wanted = {MODEL + k: v for k, v in like.state_dict().items()} | _support_like(like, f, len(labels))
-        if values['half']: wanted = {k: v.half() if _is_halved(v) else v for k, v in wanted.items()}
         tensor_file.check(wanted, optional={THUMBNAILS})
         tensors = tensor_file.read(values['sha256'], wanted)
-        tensors = {k: v.float() if v.dtype == torch.half else v for k, v in tensors.items()}
         model = built_model(config, method, arch)
         model.load_state_dict({k.removeprefix(MODEL): v for k, v in tensors.items() if k.startswith(MODEL)})
         named = tuple(values['classes'][i] for i in labels)
@@ -145,11 +142,6 @@ def _tensor_name(digest: str) -> str:
     name = f'tensors-{digest}.safetensors'
     if not TENSORS.fullmatch(name): raise BundleError('sha256 is no SHA-256')
     return name
-
-
-def _is_halved(x: Tensor) -> bool:
-    "Is it a tensor that 16 bits are enough for? Statistics and biases, which take no room, stay as they are"
-    return x.dtype == torch.float32 and x.ndim > 1
 
 
 def _plain(value: Any) -> Any:

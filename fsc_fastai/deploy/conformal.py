@@ -60,7 +60,7 @@ def predict_sets(
     """
     if not 0 < coverage < 1: raise ValueError(f'coverage={coverage}: wanted a share between 0 and 1')
     classes, alpha = self.support.classes, 1 - coverage
-    features = torch.cat([*self.features_of(items)])
+    features = torch.cat([self.support.features[:0], *self.features_of(items)])
     log_p = lambda head, f: (head(f).double() / self.temperature).log_softmax(1)
     better, sizes, why = torch.zeros(len(features), len(classes)), [], ''
     try:

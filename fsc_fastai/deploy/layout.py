@@ -19,12 +19,19 @@ from ..methods import FewShotModel, create_fsc_model
 from ..tensors import evaluating
 from .checks import BundleError
 
-__all__ = ['TensorFile', 'built_model', 'laid_out']
+__all__ = ['TensorFile', 'halved', 'built_model', 'laid_out']
 
 MAX_HEADER = 1 << 20
 MAX_TENSORS, MAX_MADE, MAX_STEPS = 3000, 2200, 40_000 # To build the largest of timm's takes 2500, 1700 and 32,000
 BODY = 'model.encoder.body.'
 AT_ONCE = 100 << 20 # Bytes of one tensor within the encoder, for one image
+
+
+def halved(
+    x: Tensor, # Of a model or of its examples
+) -> Tensor:
+    "In 16 bits, where these are enough and save room: statistics and biases stay as they are"
+    return x.half() if x.dtype == torch.float32 and x.ndim > 1 else x
 
 
 class TensorFile:
@@ -35,8 +42,9 @@ class TensorFile:
     def __init__(self,
         file: BinaryIO, # At its beginning
         name: str, # For errors
+        half: bool = False, # Are matrices in it of 16 bits?
     ):
-        self.file, self.name = file, name
+        self.file, self.name, self.half = file, name, half
         self.size = file.seek(0, 2)
         file.seek(0)
         self.head = file.read(8)
@@ -68,7 +76,7 @@ class TensorFile:
         for kind, names in (('missing', missing), ('unknown', unknown)):
             if names: raise BundleError(f'{len(names)} tensors are {kind}, such as {min(names)[:100]}')
         for name in found:
-            like, shape = wanted[name], self.shapes[name]
+            like, shape = self._stored(wanted[name]), self.shapes[name]
             if shape != like.shape: raise BundleError(f'{name} has the shape {str(shape)[:60]}, wanted {tuple(like.shape)}')
             if self.sizes[name] != like.nbytes:
                 raise BundleError(f'{name} has {str(self.sizes[name])[:20]} bytes, wanted {like.nbytes} of {like.dtype}')
@@ -84,10 +92,13 @@ class TensorFile:
         try: tensors = load(data)
         except SafetensorError as e: raise BundleError(f'{self.name} is no safetensors file: {str(e)[:200]}') from e
         for name, tensor in tensors.items():
-            if tensor.dtype != wanted[name].dtype: raise BundleError(f'{name} is {tensor.dtype}, wanted {wanted[name].dtype}')
+            like = self._stored(wanted[name])
+            if tensor.dtype != like.dtype: raise BundleError(f'{name} is {tensor.dtype}, wanted {like.dtype}')
             if not tensor.isfinite().all(): raise BundleError(f'{name} holds numbers that are not finite')
             if name.endswith('running_var') and (tensor < 0).any(): raise BundleError(f'{name} holds variances below 0')
-        return tensors
+        return {k: v.float() if v.dtype == torch.half else v for k, v in tensors.items()}
+
+    def _stored(self, like: Tensor) -> Tensor: return halved(like) if self.half else like
 
 
 class _Bounded(TorchDispatchMode):
