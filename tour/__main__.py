@@ -36,6 +36,7 @@ SMALLER = {
     r'size=84|Resize\(84\)': lambda m: m[0].replace('84', '32'),
     r'n_shot=5\b(?=\))': 'n_shot=5, n_query=3, n_episodes=3, size=32',
     r'n_shot=1\b(?=\)|, size)': 'n_shot=1, n_query=3, n_episodes=3',
+    r'faithfulness\(compared, n_episodes=\d+': 'faithfulness(compared, n_episodes=1',
     r'n_episodes=\d{2,}': 'n_episodes=4',
     r'fine_tune\((\d)': 'fine_tune(1, pretrain_epochs=1',
     r'fit_one_cycle\((\d+)': 'fit_one_cycle(1',
