@@ -15,7 +15,7 @@ from .explainer import Explainer
 from .lrp import explained_scores, features_of
 from .weights import contrast, relevance_start
 
-__all__ = ['GradientXInput', 'IntegratedGradients']
+__all__ = ['GradientXInput', 'IntegratedGradients', 'Start']
 
 Start = Literal['log-odds', 'contrast']
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .baselines import GradientXInput
+from .baselines import GradientXInput, Start
 from .removal import Replace, removed, replacement
+from .weights import log_odds
 
 __all__ = ['Occlusion']
 
@@ -15,15 +16,21 @@ __all__ = ['Occlusion']
 class Occlusion(GradientXInput):
     """Occlusion (Zeiler and Fergus 2014): how far R_c of equation (2) falls when a patch of the image is replaced.
 
-    Costs a pass of the encoder for every patch. Processed features, which have no patches, get gradient × input.
+    With `start='contrast'` it is the log-odds that fall, which go on telling where the probability is next to 0 or 1. Costs a
+    pass of the encoder for every patch. Processed features, which have no patches, get gradient × input.
     """
     def __init__(self,
         patch: int = 8, # Side of the patches
         replace: Replace = 'mean', # By each image's mean colour, by 'blur' or 'noise'
+        start: Start = 'log-odds', # What falls: R_c, which ε bounds; 'contrast': the log-odds, without bounds
     ):
         if patch < 1: raise ValueError(f'Occlusion(patch={patch}): at least 1')
-        super().__init__()
+        super().__init__(start=start)
         self.patch, self.replace = patch, replace
+
+    def start_of(self, scores: Tensor) -> Tensor:
+        "What falls, for every score `(n_query, n_way)`"
+        return log_odds(scores) if self.start == 'contrast' else super().start_of(scores)
 
     def of_images(self,
         encode: Callable[[Tensor], Tensor], # Images to feature maps

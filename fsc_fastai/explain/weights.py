@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..tensors import plain, single
 
-__all__ = ['relevance_start', 'contrast', 'relevance_weights', 'Over']
+__all__ = ['relevance_start', 'contrast', 'log_odds', 'relevance_weights', 'Over']
 
 Over = Literal['channels', 'map']
 
@@ -47,9 +47,24 @@ def contrast(
              [-0.6200, -0.3800,  1.0000]]])
     """
     scores = scores.detach().as_subclass(Tensor).to(torch.promote_types(scores.dtype, torch.float32))
+    return torch.eye(scores.shape[-1], dtype=scores.dtype, device=scores.device) - _others(scores).softmax(-1)
+
+
+def log_odds(
+    scores: Tensor, # Scores `(..., n_way)`
+) -> Tensor:
+    """The log-odds log(P_c / (1 − P_c)) of every class, in the same shape: exact where P_c itself would be rounded to 0 or 1.
+
+    >>> log_odds(torch.tensor([[0.5, 0.3, 0.2]]).log()).round(decimals=2), log_odds(torch.tensor([[100., 0.]]))
+    (tensor([[ 0.0000, -0.8500, -1.3900]]), tensor([[ 100., -100.]]))
+    """
+    return scores - _others(scores).logsumexp(-1)
+
+
+def _others(scores: Tensor) -> Tensor:
+    "For every class the scores of all classes, its own at −∞, `(..., n_way, n_way)`"
     own = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
-    others = scores.unsqueeze(-2).expand(*scores.shape, scores.shape[-1]).masked_fill(own, -torch.inf)
-    return own.to(scores.dtype) - others.softmax(-1)
+    return scores.unsqueeze(-2).expand(*scores.shape, scores.shape[-1]).masked_fill(own, -torch.inf)
 
 
 def relevance_weights(

@@ -27,6 +27,7 @@ from ..explain.to_pixels import explain_images
 from ..tensors import evaluating
 from .adapted import episode_images
 from .core import FSCLearner
+from .masks import Masks, masks_for, seen_masks
 from .metrics import ci95
 from .tested import tested_domains
 
@@ -47,6 +48,8 @@ class _Explained:
 
     The score that is followed is the probability of the class that the model answers, or for mosaics of the true one.
     """
+    mask: Tensor | None = None # Where the object of each query is `(n, height, width)`
+
     def __init__(self, model: Any, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor):
         self.support_x, self.support_y, self.query_x, self.query_y = support_x, support_y.as_subclass(Tensor), query_x, query_y
         with torch.no_grad(): self.f_support = model.encode(support_x)
@@ -97,6 +100,16 @@ def _removal(curves: Curves, of: tuple[str, Any, str], found: Measures) -> None:
         found[side, measure, patch, replace] = value
 
 
+def _within(heat: Tensor, mask: Tensor, found: Measures) -> None:
+    "Localisation by masks; a query whose object was cut off tells nothing"
+    seen = mask.any(2).any(1)
+    if not seen.any(): return
+    heat, mask = heat[seen], mask[seen]
+    found['query', 'mask mass', None, ''] = float(relevance_mass(heat, mask).nan_to_num().mean())
+    found['query', 'mask pointing', None, ''] = float(points_at(heat, mask).mean())
+    found['query', 'mask area', None, ''] = float(mask.float().mean())
+
+
 class _How(NamedTuple):
     "What is measured, see `faithfulness`"
     patches: Sequence[int]
@@ -121,6 +134,7 @@ def _measured(episode: _Explained, explainer: Any, how: _How, seed: int, curves:
             _removal(at, (side, *way), found)
         found[side, 'gap', None, 'all'] = float(np.mean([v for (s, m, *_), v in found.items() if s == side and m == 'gap']))
     found['query', 'grid', None, ''] = float(grid_energy(of_query, how.period).nan_to_num().mean())
+    if episode.mask is not None: _within(of_query, episode.mask, found)
     pictures, mask = mosaics(episode.query_x, episode.query_y, seed)
     start = _clock()
     R = explain_images(episode.model, episode.support_x, episode.support_y, pictures, explainer, support=False, sum_channels=True,
@@ -147,6 +161,7 @@ def faithfulness(
     replace: Sequence[Replace] = ('mean', 'blur', 'noise'), # What takes their place
     steps: int = 8, # From no patch to all
     support: bool = False, # Remove patches of the support images of the answer, too?
+    masks: Masks | Mapping[str, Masks] | None = None, # Where objects are: see below
     period: int = 8, # Of the grid to look for: a product of the first strides
     n_randomised: int = 1, # Episodes on which weights are shuffled; 0: none
     reference: str | None = None, # Explainer that the others are compared with; None: the first
@@ -166,12 +181,18 @@ def faithfulness(
     | gap | insertion − deletion, the one number to choose by; replaced_by 'all' is the mean of all patches and replacements |
     | mass | localisation on `mosaics`: the share of the positive relevance in the quarter with the class; chance is 0.25 |
     | pointing | likewise, the share of the maps whose maximum is there |
+    | mask mass, mask pointing | the same of each query as it is, for the answer, within the mask of its object |
+    | mask area | the object's share of the picture, which a map that knows nothing has of both |
     | grid | share of the map's energy that is a grid of the strides (`grid_energy`): lower is better |
     | randomised, ssim | likeness of the map after all weights were shuffled (`randomisation`): lower is better |
     | passes | time to explain a class, in forward passes of the episode |
 
+    `masks` is a folder that has `class/name.png` for an image `class/name.jpg`, or a function of an image's file to a mask: a
+    file, picture or array in the size of the image; what is not black is the object. {domain: masks} where domains differ.
+
     `attrs['curves']` has the mean curves, which `plot_removal` draws, `attrs['episodes']` the values of each episode, and
-    `attrs['randomisation']` the likeness layer by layer. Raises `ValueError` without explainers, and for an unknown reference.
+    `attrs['randomisation']` the likeness layer by layer. Raises `ValueError` without explainers, for an unknown
+    reference, and for masks that do not fit, `FileNotFoundError` where one is missing.
     """
     if not explainers: raise ValueError('no explainers to compare: give {name: explainer}')
     names = list(explainers)
@@ -188,9 +209,10 @@ def faithfulness(
         for domain, dl, sampler in tested:
             of_domain = values[domain] = {name: [] for name in names}
             collected: dict[str, dict] = {name: {} for name in names}
-            bar.comment = domain
+            bar.comment, given = domain, masks_for(domain, masks)
             for k in bar.through(range(n_episodes)):
                 episode = _Explained(self.model, *episode_images(dl, sampler, k))
+                if given is not None: episode.mask = seen_masks(self.dls, dl, sampler.episode(k).query, given)
                 for name, explainer in explainers.items():
                     found = _measured(episode, explainer, how, seed + k, collected[name])
                     if k < n_randomised:
@@ -201,7 +223,8 @@ def faithfulness(
                     of_domain[name].append(found)
             curves |= {(domain, name, *at): np.mean(found, 0) for name in names for at, found in collected[name].items()}
     table = pd.DataFrame([_row(domain, name, key, of_domain[name], of_domain[reference])
-                          for domain, of_domain in values.items() for name in names for key in of_domain[name][0]])
+                          for domain, of_domain in values.items() for name in names
+                          for key in dict.fromkeys(key for found in of_domain[name] for key in found)])
     table.attrs = dict(curves=curves, episodes=values, randomisation=shuffled)
     return table
 

@@ -21,7 +21,7 @@ from fsc_fastai.explain import (
     plus_flat,
     relevance_start,
 )
-from fsc_fastai.explain.weights import contrast
+from fsc_fastai.explain.weights import contrast, log_odds
 from fsc_fastai.methods import create_fsc_model
 
 from .test_to_pixels import METHODS, few_shot
@@ -50,8 +50,10 @@ def test_the_contrast_is_the_gradient_of_log_odds():
     scores = torch.randn(2, 4).double().requires_grad_()
     p = scores.softmax(-1)
     for c in range(4):
-        expected, = torch.autograd.grad((p[:, c] / (1 - p[:, c])).log().sum(), scores, retain_graph=True)
+        log_odds_of_c = (p[:, c] / (1 - p[:, c])).log()
+        expected, = torch.autograd.grad(log_odds_of_c.sum(), scores, retain_graph=True)
         assert_close(contrast(scores)[:, c], expected)
+        assert_close(log_odds(scores)[:, c], log_odds_of_c)
 
 
 def test_two_classes_that_share_everything_cancel_in_contrast():
@@ -67,16 +69,17 @@ def test_two_classes_that_share_everything_cancel_in_contrast():
         assert R.query[0, 0, 0, 2:].abs().max() < 1e-6
 
 
-def test_occlusion_is_what_the_score_loses():
+@pytest.mark.parametrize('start,what', [('log-odds', relevance_start), ('contrast', log_odds)])
+def test_occlusion_is_what_the_score_loses(start, what):
     model, (support_x, y, query_x) = few_shot('proto')
-    R = explain_images(model, support_x, y, query_x, Occlusion(16))
+    R = explain_images(model, support_x, y, query_x, Occlusion(16, start=start))
     covered = query_x.clone()
     covered[:, :, :16, 16:] = query_x.mean((2, 3), keepdim=True)
-    with torch.no_grad(): fall = relevance_start(model(support_x, y, query_x)) - relevance_start(model(support_x, y, covered))
+    with torch.no_grad(): fall = what(model(support_x, y, query_x)) - what(model(support_x, y, covered))
     assert_close(R.query[:, :, :, :16, 16:].sum((2, 3, 4)), fall, rtol=1e-4, atol=1e-4)
     covered = support_x.clone()
     covered[1, :, 16:, :16] = support_x[1].mean((1, 2))[:, None, None]
-    with torch.no_grad(): fall = relevance_start(model(support_x, y, query_x)) - relevance_start(model(covered, y, query_x))
+    with torch.no_grad(): fall = what(model(support_x, y, query_x)) - what(model(covered, y, query_x))
     assert_close(R.support[:, :, 1, :, 16:, :16].sum((2, 3, 4)), fall, rtol=1e-4, atol=1e-4)
 
 

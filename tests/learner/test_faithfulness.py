@@ -3,11 +3,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from fastai.vision.augment import Resize
+from PIL import Image
+from torch import nn
 
+from fsc_fastai.encode.encoder import Encoder
 from fsc_fastai.explain import LRP, GradientXInput
 from fsc_fastai.explain.explainer import Explainer
+from fsc_fastai.learner.core import fsc_learner
 from fsc_fastai.learner.faithfulness import plot_removal
-from tests.learners import hue_learner
+from fsc_fastai.learner.masks import seen_masks
+from tests.learners import hue_learner, hue_loaders
 
 QUICK = dict(n_episodes=2, patches=(5,), replace=('mean',), steps=4, period=4)
 
@@ -92,6 +98,65 @@ def test_the_score_of_a_query_is_its_own(tmp_path):
         after = episode.of_support(x)
         assert after[0] != before[0]
         torch.testing.assert_close(after[1:], before[1:])
+
+
+# Localisation where masks are known
+
+class Patch(nn.Module):
+    "Sees one patch of the image and nothing else"
+    def forward(self, x): return x[:, :, 4:8, 12:16]
+
+
+def of_one_patch(root):
+    dls = hue_loaders(root, item_tfms=Resize(20, method='squish'))
+    return fsc_learner(dls, Encoder(Patch(), 20, 3), 'proto', check_images=False)
+
+
+def mask(file, rows=slice(4, 8), columns=slice(12, 16)):
+    found = np.zeros((20, 20), dtype=bool)
+    found[rows, columns] = True
+    return found
+
+
+def test_masks_of_a_model_that_looks_at_one_patch(tmp_path):
+    "All relevance lies in the patch and none elsewhere; of a mask twice as large, and of one with half of the patch"
+    learn = of_one_patch(tmp_path/'hues')
+    explainer, how = {'g': GradientXInput(start='contrast')}, QUICK | dict(n_episodes=1, n_randomised=0, patches=(4,))
+    def found(masks): return rows(learn.faithfulness(explainer, masks=masks, **how), side='query').set_index('measure').value
+    right = found(mask)
+    assert (right['mask mass'], right['mask pointing'], right['mask area']) == pytest.approx((1, 1, 16 / 400))
+    wrong = found({'validation': lambda file: mask(file, slice(10, 20))})
+    assert (wrong['mask mass'], wrong['mask pointing'], wrong['mask area']) == pytest.approx((0, 0, 40 / 400))
+    half = found(lambda file: Image.fromarray(mask(file, slice(0, 6), slice(0, 20))))
+    assert 0 < half['mask mass'] < 1 and half['mask area'] == pytest.approx(120 / 400)
+    assert 'mask mass' not in found(None) and 'mask mass' not in found({'another': mask})
+
+
+def test_masks_come_the_way_of_the_images(tmp_path):
+    "A folder of masks beside wide images, of which the middle is cut out: a mask is where its image is white"
+    for split in ('base', 'val', 'novel'):
+        for c in range(3):
+            for i in range(5):
+                picture = np.zeros((30, 50, 3), dtype=np.uint8)
+                picture[6 + i:18 + i, 15 + 5 * c:30 + 5 * c] = 255
+                for file, array in ((tmp_path/'photos'/split/f'{split}{c}'/f'{i}.png', picture),
+                                    (tmp_path/'masks'/f'{split}{c}'/f'{i}.gif', picture[..., 0] // 255)):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(array).save(file)
+    learn = hue_learner(tmp_path/'photos', 'proto')
+    dl = learn.dls.valid
+    def found(positions, masks=tmp_path/'masks'): return seen_masks(learn.dls, dl, positions, masks)
+    seen = found(range(len(dl.items)))
+    x = next(iter(dl.images(64)))[0]
+    white = (x > (x.amin((2, 3), keepdim=True) + x.amax((2, 3), keepdim=True)) / 2).all(1)
+    assert seen.shape == (15, 20, 20) and torch.equal(seen, white) and .05 < seen.float().mean() < .6
+    one = tmp_path/'masks'/'val1'/'3.gif'
+    Image.open(one).save(one.with_suffix('.png'))
+    with pytest.raises(ValueError, match='3.png has several masks: 3.gif, 3.png'): found([8])
+    one.unlink()
+    one.with_suffix('.png').unlink()
+    with pytest.raises(FileNotFoundError, match='3.png has no mask: there is no .*val1/3'): found([8])
+    with pytest.raises(ValueError, match=r'30 × 50 pixels .* its mask \(20, 20\)'): found([0], mask)
 
 
 def test_what_is_wrong_is_named(learn):
