@@ -128,10 +128,11 @@ def test_onnx_of_what_is_not_square(tmp_path):
 def test_a_resize_in_the_batch_is_refused_in_words(root, tmp_path):
     "No tensor in the error; the remedy that it names works for both"
     learn = learner(of_blocks(root, item_tfms=Resize(24), batch_tfms=aug_transforms(size=20)), tmp_path)
-    for deploy in (partial(learn.set_support, root/'novel'), partial(FewShotClassifier.from_learner, learn)):
+    for deploy, known_of in ((partial(learn.set_support, root/'novel'), lambda learn: learn.classifier()),
+                             (partial(FewShotClassifier.from_learner, learn), lambda known: known)):
         with pytest.raises(ValueError, match=r'Resize.*preprocess=Preprocess\(') as e: deploy()
         assert 'tensor' not in str(e.value) and len(str(e.value)) < 500
-        assert deploy(preprocess=Preprocess(20)) is not None
+        assert known_of(deploy(preprocess=Preprocess(20))).preprocess == Preprocess(20)
     assert learn.predict(next((root/'novel'/'novel0').iterdir()))[2].sum() == pytest.approx(1)
 
 

@@ -11,10 +11,12 @@ from ..learner.progress import plain_output
 from ..learner.results import format_table
 from .common import learner_from, plain_errors, printable_lines
 
-__all__ = ['fsc_eval']
+__all__ = ['fsc_eval', 'named_domains']
 
 
-def _domains(paths) -> dict:
+def named_domains(
+    paths, # Folders, and the word `glyphs`
+) -> dict:
     "Folders by their names; the word `glyphs` stands for every embedded unseen domain"
     glyphs = untar_glyph_domains() if 'glyphs' in paths else {}
     folders = named_paths([path for path in paths if path != 'glyphs'])
@@ -48,7 +50,7 @@ def fsc_eval(
         with plain_output(learn):
             drawn = dict(n_way=n_way, n_shot=n_shot, n_query=n_query)
             # not as in training, for which a domain may have too few images
-            tested = learn.dls.as_domains(_domains(domains or ['glyphs']), **drawn)
+            tested = learn.dls.as_domains(named_domains(domains or ['glyphs']), **drawn)
             rows = [None if name == 'none' else name for name in adapt.split('+')] if adapt else []
             table = learn.evaluate(tested, n_episodes=n_episodes, seed=seed, transductive=transductive, resume=resume,
                                    adapt=rows if len(rows) > 1 else next(iter(rows), None), **drawn)

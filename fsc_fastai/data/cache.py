@@ -44,7 +44,7 @@ class ImageCache:
     free disk, or that are not uint8, stay uncached, with a warning, and so do those of a folder that cannot be written. Pickled
     it is empty.
     """
-    budget_gb, tell_gb, _used = 4., 1., 0
+    budget_gb, tell_gb, used = 4., 1., 0
 
     def __init__(self,
         n: int, # Images in the dataset
@@ -116,7 +116,7 @@ class ImageCache:
     def _in_memory(self, image: Tensor) -> None:
         size = self.n * image.nbytes
         ranks = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # that share the machine
-        limit = ImageCache.budget_gb/ranks - ImageCache._used/GB if self.limit_gb is None else self.limit_gb
+        limit = ImageCache.budget_gb/ranks - ImageCache.used/GB if self.limit_gb is None else self.limit_gb
         free = free_memory()
         self.usable = size <= min(limit * GB, free)
         if not self.usable:
@@ -220,7 +220,7 @@ class ImageCache:
 
 def _count(size: int) -> None:
     "Add `size` bytes to what all caches take"
-    ImageCache._used += size
+    ImageCache.used += size
 
 
 def free_memory() -> float:

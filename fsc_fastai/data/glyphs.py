@@ -20,7 +20,7 @@ from ..nearest import unknown
 from .glyph_fonts import SUPERSAMPLE, fonts_with, glyph_shape, pose
 from .glyph_styles import STYLES
 
-__all__ = ['untar_glyphs', 'untar_glyph_domains', 'glyph_domains']
+__all__ = ['untar_glyphs', 'untar_glyph_domains', 'glyph_domains', 'class_name', 'shared']
 
 # Part of the folder's name: raise it with every change that alters an image, and nobody trains on stale ones.
 RENDERER = 2
@@ -56,13 +56,19 @@ def glyph_domains() -> list[str]:
     return [*SCRIPTS, 'digits']
 
 
-def _class_name(char: str, prefix: str) -> str:
+def class_name(
+    char: str, # The glyph
+    prefix: str, # Of its script in Unicode's names, which is left out
+) -> str:
     "Name of a class's folder: plain ASCII, and different on file systems that ignore case (`U0041_capital_a`)"
     name = unicodedata.name(char).removeprefix(prefix).replace('LETTER ', '')
     return f'U{ord(char):04X}_' + name.lower().replace(' ', '_').replace('-', '_')
 
 
-def _share(glyphs: dict[str, str], n_classes: int) -> dict[str, str]:
+def shared(
+    glyphs: dict[str, str], # Of each split
+    n_classes: int, # In all
+) -> dict[str, str]:
     "The first glyphs of each split, `n_classes` in all, in the splits' proportions"
     total = sum(map(len, glyphs.values()))
     ends = np.cumsum([len(g) for g in glyphs.values()]) * n_classes // total
@@ -82,9 +88,9 @@ def _rendered_classes(
         shape = glyph_shape(char, fonts[rng.integers(len(fonts))], SUPERSAMPLE * size)
         return style(pose(shape, size, rng), rng)
 
-    for split, glyphs in _share(script.glyphs, n_classes).items():
+    for split, glyphs in shared(script.glyphs, n_classes).items():
         for char in glyphs:
-            yield Path(split)/_class_name(char, script.prefix), (image(char, k) for k in range(n_images))
+            yield Path(split)/class_name(char, script.prefix), (image(char, k) for k in range(n_images))
 
 
 def _handwritten_digits(

@@ -19,7 +19,7 @@ from .classifier import FewShotClassifier
 from .held_out import best_temperature
 from .support import labelled_items
 
-__all__ = ['Calibration']
+__all__ = ['Calibration', 'measured']
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def calibrate(
     # as in Platt's scaling the labels count as not quite certain: else a perfect separation would ask for temperature 0
     self.temperature = best_temperature(known, target, n_way / (len(target) + 2))
     self.calibrated_ = 'other classes'
-    found = _measured(known, other, target, self.temperature, keep)
+    found = measured(known, other, target, self.temperature, keep)
     self.reject = found.threshold
     return found
 
@@ -90,7 +90,13 @@ def _episode_scores(
     return head(features[episode.query]).split([n_way * n_query, (len(episode.classes) - n_way) * n_query])
 
 
-def _measured(known: Tensor, other: Tensor, target: Tensor, temperature: float, keep: float) -> Calibration:
+def measured(
+    known: Tensor, # Scores of images of known classes `(n, n_way)`
+    other: Tensor, # Scores of images of other classes `(m, n_way)`
+    target: Tensor, # The right classes of the known ones `(n,)`
+    temperature: float, # Of the probabilities
+    keep: float, # Share of the known ones that the threshold lets pass
+) -> Calibration:
     "What this temperature, with the threshold that lets pass the share `keep`, does on these scores"
     p_known, p_other = ((scores / temperature).softmax(1).amax(1).numpy() for scores in (known, other))
     threshold = float(np.quantile(p_known, 1 - keep))

@@ -13,7 +13,7 @@ from torch import Tensor
 from .classifier import FewShotClassifier
 from .support import Label, is_single
 
-__all__ = ['PredictionSet']
+__all__ = ['PredictionSet', 'proven_coverage']
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def predict_sets(
     p = (1 + better.double()) / (n + 1) if misses else torch.ones_like(better)
     level = 1 - misses / (n + 1)
     # of a class of one example nothing is held out, so that nothing is known of its images
-    guaranteed = 1. if misses < 1 else 0. if n < len(self.support.labels) else _guaranteed(sizes, alpha)
+    guaranteed = 1. if misses < 1 else 0. if n < len(self.support.labels) else proven_coverage(sizes, alpha)
     likeliest = log_p(self.head, features).argsort(1, descending=True).tolist()
     return [_set_of([(classes[i], row[i]) for i in order], coverage, level, guaranteed)
             for order, row in zip(likeliest, p.tolist(), strict=True)]
@@ -90,7 +90,10 @@ def _fitting_no_better(held_out: Tensor, label: Tensor, query: Tensor) -> Tensor
     return (own[:, :, None] <= query[None]).sum(0)
 
 
-def _guaranteed(sizes: list[int], alpha: float) -> float:
+def proven_coverage(
+    sizes: list[int], # Of the folds that are held out in turn
+    alpha: float, # One minus the coverage that is asked for
+) -> float:
     """The coverage that is proven for folds of these sizes.
 
     The p-value is near an average of one for each fold, twice which is a p-value again (Vovk and Wang 2020). For folds of one

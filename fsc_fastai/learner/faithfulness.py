@@ -43,7 +43,7 @@ def _clock() -> float:
     return time.perf_counter()
 
 
-class _Explained:
+class ExplainedEpisode:
     """An episode whose support has fixed the statistics, so that the score of an image is its own.
 
     The score that is followed is the probability of the class that the model answers, or for mosaics of the true one.
@@ -119,7 +119,7 @@ class _How(NamedTuple):
     period: int
 
 
-def _measured(episode: _Explained, explainer: Any, how: _How, seed: int, curves: dict) -> Measures:
+def _measured(episode: ExplainedEpisode, explainer: Any, how: _How, seed: int, curves: dict) -> Measures:
     "All measures of an explainer on an episode; `curves` collects the curves"
     found: Measures = {}
     of_query, of_support = episode.maps(explainer, how.support)
@@ -211,7 +211,7 @@ def faithfulness(
             collected: dict[str, dict] = {name: {} for name in names}
             bar.comment, given = domain, masks_for(domain, masks)
             for k in bar.through(range(n_episodes)):
-                episode = _Explained(self.model, *episode_images(dl, sampler, k))
+                episode = ExplainedEpisode(self.model, *episode_images(dl, sampler, k))
                 if given is not None: episode.mask = seen_masks(self.dls, dl, sampler.episode(k).query, given)
                 for name, explainer in explainers.items():
                     found = _measured(episode, explainer, how, seed + k, collected[name])
@@ -229,7 +229,7 @@ def faithfulness(
     return table
 
 
-def _maps_of(episode: _Explained, explainer: Any, model: Any) -> Tensor: return episode.maps(explainer, False, model)[0]
+def _maps_of(episode: ExplainedEpisode, explainer: Any, model: Any) -> Tensor: return episode.maps(explainer, False, model)[0]
 
 
 def _row(domain: str, name: str, key: tuple, found: list[Measures], other: list[Measures]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from ..learner.pretrain import classification_learner
 from .cells import Cell, Recipe
 from .table_data import Data
 
-__all__ = ['KeepBest', 'LevelsOff', 'train_cell', 'training_curves']
+__all__ = ['KeepBest', 'LevelsOff', 'train_cell', 'training_curves', 'optimizer_of', 'callbacks_of', 'stepwise']
 
 # what the pre-training of an encoder takes from a recipe
 PRETRAINING = ('arch', 'size', 'pretrain_epochs', 'pretrain_bs', 'optimizer', 'schedule', 'pretrain_lr', 'pretrain_patience')
@@ -139,8 +139,8 @@ def train_cell(
     # its norms come after the pre-training, which all cells of a seed share
     flor = cell.later == 'FLoR'
     arch = create_encoder(recipe.arch, encoder, recipe.size, flor=(.01, .01)) if flor else recipe.arch
-    learn = fsc_learner(dls, arch, cell.method, pretrained=bool(encoder) if flor else encoder, opt_func=_optimizer(recipe),
-                        metrics=[metric], method_kwargs=recipe.method_kwargs, cbs=_callbacks(cell, data, dls))
+    learn = fsc_learner(dls, arch, cell.method, pretrained=bool(encoder) if flor else encoder, opt_func=optimizer_of(recipe),
+                        metrics=[metric], method_kwargs=recipe.method_kwargs, cbs=callbacks_of(cell, data, dls))
     # on CPUs as on GPUs convolutions are faster so
     learn.model.to(memory_format=torch.channels_last)
     if weights.exists(): learn.model.load_state_dict(load_weights(weights, made))
@@ -169,7 +169,7 @@ def _pretrained(dls: EpisodeDataLoaders, recipe: Recipe, seed: int, data: Data, 
         set_seed(seed, reproducible=True)
         encoder = create_encoder(recipe.arch, img_size=recipe.size).to(memory_format=torch.channels_last)
         metric = AvgMetric(accuracy)
-        learn = classification_learner(dls, encoder, bs=recipe.pretrain_bs, opt_func=_optimizer(recipe), metrics=[metric])
+        learn = classification_learner(dls, encoder, bs=recipe.pretrain_bs, opt_func=optimizer_of(recipe), metrics=[metric])
         best = LevelsOff(metric, recipe.pretrain_patience) if recipe.pretrain_patience else None
         flat = replace(recipe, lr_steps=())
         _fit(learn, recipe.pretrain_epochs, flat, recipe.pretrain_lr, weights.with_suffix('.pt'), made, best)
@@ -206,10 +206,14 @@ def _fit(
     with learn.no_bar(), learn.no_logging():
         if recipe.schedule == 'one_cycle': learn.fit_one_cycle(epochs, lr, cbs=cbs)
         # a scheduler would undo what `LevelsOff` does to the learning rate
-        else: learn.fit(epochs, lr, cbs=cbs + ([_stepwise(lr, recipe.lr_steps, epochs)] if recipe.lr_steps else []))
+        else: learn.fit(epochs, lr, cbs=cbs + ([stepwise(lr, recipe.lr_steps, epochs)] if recipe.lr_steps else []))
 
 
-def _stepwise(lr: Any, steps: tuple[tuple[int, float], ...], epochs: int) -> ParamScheduler:
+def stepwise(
+    lr: Any, # At the start: a number, or a slice for the encoder and the head
+    steps: tuple[tuple[int, float], ...], # (epoch, learning rate from then on)
+    epochs: int, # Of the training
+) -> ParamScheduler:
     "`lr`, and from each step's epoch on the step's learning rate"
     def scaled(new: float) -> Any: return slice(new * lr.start / lr.stop, new) if isinstance(lr, slice) else new
     def lr_at(pct_train: float) -> Any:
@@ -217,13 +221,20 @@ def _stepwise(lr: Any, steps: tuple[tuple[int, float], ...], epochs: int) -> Par
     return ParamScheduler({'lr': lr_at})
 
 
-def _optimizer(recipe: Recipe) -> Any:
+def optimizer_of(
+    recipe: Recipe, # Of a cell
+) -> Any:
+    "The optimizer of the publication that a recipe follows"
     if recipe.optimizer == 'sgd':
         return partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True, weight_decay=5e-4))
     return partial(Adam, wd=0.) if recipe.schedule == 'flat' else Adam
 
 
-def _callbacks(cell: Cell, data: Data, dls: EpisodeDataLoaders) -> list[Callback]:
+def callbacks_of(
+    cell: Cell, # Of a table
+    data: Data, # Its domains, of which LFT needs the pseudo-unseen ones
+    dls: EpisodeDataLoaders, # Of the seen domain
+) -> list[Callback]:
     "What makes the cell's training: explanations, feature-wise transformation, or both"
     cbs: list[Callback] = [LRPGuidedCallback(lam=cell.lam, **GUIDES[cell.control]())] if cell.lrp else []
     if cell.ft == 'ft': cbs.append(FTCallback())

@@ -112,11 +112,10 @@ def test_pt_map_takes_unbalanced_queries_for_balanced():
 
 def test_ledoit_wolf_is_scikit_learns():
     from sklearn.covariance import ledoit_wolf_shrinkage
-
-    from fsc_fastai.adapt.linear import _ledoit_wolf
-    x = torch.randn(2, 9, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 6)
-    expected = [ledoit_wolf_shrinkage(o.numpy(), assume_centered=True) for o in x]
-    assert _ledoit_wolf(x).flatten().tolist() == pytest.approx(expected)
+    support, y, query = unequal()
+    centred = support - torch.stack([support[y == c].mean(0) for c in range(3)])[y]
+    by_hand = LDAHead(shrinkage=ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True))
+    torch.testing.assert_close(LDAHead().fit(support, y)(query), by_hand.fit(support, y)(query))
 
 
 def unequal(d=6):

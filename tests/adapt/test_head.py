@@ -4,9 +4,8 @@ from torch import nn
 
 from fsc_fastai.adapt.graph_head import EDGES
 from fsc_fastai.methods import FewShotModel, create_fsc_model
-from fsc_fastai.methods import head as heads
 from fsc_fastai.methods.base import one_hot
-from fsc_fastai.methods.head import PAIRS, free_norms
+from fsc_fastai.methods.head import PAIRS, Head, free_norms, head_for
 
 from ..deploy.toys import METHODS
 
@@ -137,12 +136,12 @@ def test_a_method_of_ones_own_gets_fixed_statistics_too():
     torch.testing.assert_close(torch.cat([head(q[None]) for q in query]), head(query), rtol=1e-4, atol=1e-4)
 
 
-def test_a_head_of_one_s_own_serves_its_method_where_it_says_so(monkeypatch):
-    monkeypatch.setattr(heads, '_heads', {})
-    model, y, query = Centred(nn.Identity()).eval(), torch.arange(2).repeat_interleave(3), maps(4, 1)
+def test_a_head_of_one_s_own_serves_its_method_where_it_says_so():
+    class Own(Centred): "Another method, so that the head of it serves nobody else"
+    model, y, query = Own(nn.Identity()).eval(), torch.arange(2).repeat_interleave(3), maps(4, 1)
 
-    @heads.head_for(Centred)
-    class Doubled(heads.Head):
+    @head_for(Own)
+    class Doubled(Head):
         def scores(self, f_query): return 2 * super().scores(f_query)
 
     torch.testing.assert_close(model.head(maps(6), y)(query), 2 * model.forward_head(maps(6), y, query))

@@ -50,7 +50,7 @@ def test_fixed_statistics_are_those_of_all_pairs(side, trained_on, shots):
 
 
 @pytest.mark.parametrize('statistics,times', [('batch', 0), ('support', 1)])
-def test_the_first_convolution_runs_once_per_image(statistics, times):
+def test_the_first_convolution_runs_once_per_image(statistics, times, monkeypatch):
     "In `compact`, or where a query comes to a fixed support"
     head, y, convolved = relation_net((3, 3)).head(statistics=statistics), torch.arange(3), []
     f = head.compact(maps(8, (3, 3)))
@@ -58,7 +58,7 @@ def test_the_first_convolution_runs_once_per_image(statistics, times):
     def counted(x):
         convolved.extend(x)
         return of_query(x)
-    head._kept = of_support, counted, of_pair
+    monkeypatch.setattr(ConvolvedHead, 'kernels', (of_support, counted, of_pair))
     for query in (f[3:], f[4:]): assert head.fit(f[:3], y)(query).shape == (len(query), 3)
     assert len(convolved) == times * (5 + 4)
 

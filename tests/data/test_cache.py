@@ -32,7 +32,7 @@ def test_each_image_is_loaded_once_and_stays_itself():
 
 def test_all_caches_share_a_budget_and_give_it_back(monkeypatch):
     gc.collect()
-    monkeypatch.setattr(ImageCache, 'budget_gb', ImageCache._used/GB + 1000/GB)
+    monkeypatch.setattr(ImageCache, 'budget_gb', ImageCache.used/GB + 1000/GB)
     one, two = ImageCache(20), ImageCache(20)
     assert one.prepare(image)
     with pytest.warns(UserWarning, match='20 images of 3×4×4 need'): assert not two.prepare(image)
@@ -98,12 +98,10 @@ def build_and_die(folder):
     def load(i):
         if i == 7: os._exit(1)
         return image(i)
-    in_folder(folder).build(load if os.environ.get('_DIES') else image, progress=False)
+    in_folder(folder).build(load, progress=False)
 
 
-def test_process_killed_half_way_leaves_no_file_and_no_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr('fsc_fastai.data.cache.ImageCache._key', lambda *args: 'key')
-    monkeypatch.setenv('_DIES', '1')
+def test_process_killed_half_way_leaves_no_file_and_no_lock(tmp_path):
     killed = mp.get_context('fork').Process(target=build_and_die, args=(tmp_path,))
     killed.start()
     killed.join()
@@ -122,14 +120,13 @@ def build_and_count(folder, number):
     assert cache.get(range(9), load)[:, 0, 0, 0].tolist() == list(range(9))
 
 
-def test_two_processes_build_one_file(tmp_path, monkeypatch):
-    monkeypatch.setattr('fsc_fastai.data.cache.ImageCache._key', lambda *args: 'key')
+def test_two_processes_build_one_file(tmp_path):
     both = [mp.get_context('fork').Process(target=build_and_count, args=(tmp_path, n)) for n in range(2)]
     for p in both: p.start()
     for p in both: p.join()
     assert [p.exitcode for p in both] == [0, 0]
-    loads = sorted(len((tmp_path/f'loaded{n}').read_text().split()) for n in range(2))
-    assert loads == [1, 10], 'one looks at the first image, the other decodes all'
+    few, more = sorted(len((tmp_path/f'loaded{n}').read_text().split()) for n in range(2))
+    assert more - few == 9, 'both look at a few images, one decodes all'
 
 
 def test_an_image_of_another_shape_leaves_no_file(tmp_path):
@@ -154,7 +151,7 @@ def test_much_memory_is_told_before_it_is_taken(monkeypatch, caplog):
 
 def test_ranks_of_a_machine_share_the_budget(monkeypatch):
     gc.collect()
-    monkeypatch.setattr(ImageCache, 'budget_gb', ImageCache._used/GB + 1000/GB)
+    monkeypatch.setattr(ImageCache, 'budget_gb', ImageCache.used/GB + 1000/GB)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
     with pytest.warns(UserWarning, match='need'): assert not ImageCache(15).prepare(image)
 

@@ -83,7 +83,7 @@ def test_there_are_enough_classes_and_images():
 
 @pytest.mark.parametrize('domain', SCRIPTS)
 def test_class_names_are_plain_and_differ_where_case_is_ignored(domain):
-    names = [glyphs._class_name(char, SCRIPTS[domain].prefix) for char in all_glyphs(domain)]
+    names = [glyphs.class_name(char, SCRIPTS[domain].prefix) for char in all_glyphs(domain)]
     assert len({name.lower() for name in names}) == len(names)
     assert all(name.isascii() and name.replace('_', '').isalnum() for name in names)
 
@@ -183,8 +183,8 @@ def test_an_error_half_way_leaves_no_folder(tmp_path, monkeypatch):
 
 
 def test_of_several_that_start_at_once_one_renders(tmp_path, monkeypatch):
-    rendered, write = [], glyphs._write_domain
-    monkeypatch.setattr(glyphs, '_write_domain', lambda *args: (rendered.append(1), write(*args)))
+    rendered, whole = [], glyphs.atomic_write
+    monkeypatch.setattr(glyphs, 'atomic_write', lambda folder: rendered.append(1) or whole(folder))
     with ThreadPoolExecutor(3) as pool:
         folders = list(pool.map(lambda _: untar_glyphs('braille', path=tmp_path, **SMALL), range(3)))
     assert len(set(folders)) == len(rendered) == 1 and len(files(folders[0])) == 13
@@ -218,5 +218,5 @@ def test_what_is_out_of_range_is_named(domain, args, message, tmp_path):
 def test_any_number_of_classes_is_shared_among_the_splits():
     splits = SCRIPTS['latin'].glyphs
     for n in range(3, 111):
-        shared = glyphs._share(splits, n)
+        shared = glyphs.shared(splits, n)
         assert sum(map(len, shared.values())) == n and all(shared.values())

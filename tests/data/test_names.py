@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fsc_fastai.commands.fsc_eval import _domains
+from fsc_fastai.commands.fsc_eval import named_domains
 from fsc_fastai.data.domains import Domain, prepare_domain
 from fsc_fastai.data.image_files import image_files
 from fsc_fastai.data.loaders import EpisodeDataLoaders
@@ -28,21 +28,21 @@ NFC, NFD = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
 def test_folders_that_end_alike_are_told_apart(tmp_path, make_dls):
     for name in ('plants', 'cars'): write_tree(tmp_path/name/'novel', 3)
     folders = [tmp_path/'plants'/'novel', str(tmp_path/'cars'/'novel')]
-    assert list(_domains(folders)) == ['plants/novel', 'cars/novel']
+    assert list(named_domains(folders)) == ['plants/novel', 'cars/novel']
     assert {k: len(dl.items) for k, dl in make_dls().as_domains(folders).items()} == {'plants/novel': 24, 'cars/novel': 24}
 
 
 def test_the_working_folder_has_a_name(tmp_path, monkeypatch, make_dls):
     monkeypatch.chdir(write_tree(tmp_path/'birds', 3))
-    assert list(_domains(['.'])) == list(make_dls().as_domains('.')) == ['birds'] and list(named_paths(['/'])) == ['/']
+    assert list(named_domains(['.'])) == list(make_dls().as_domains('.')) == ['birds'] and list(named_paths(['/'])) == ['/']
 
 
 def test_a_folder_given_twice_and_one_that_is_called_as_a_glyph_domain_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='birds and .*birds.* are one and the same'): named_paths(['birds', './birds'])
     monkeypatch.setattr('fsc_fastai.commands.fsc_eval.untar_glyph_domains', lambda: {'greek': tmp_path})
     with pytest.raises(ValueError, match='greek is a glyph domain and the folder .*mine/greek'):
-        _domains(['glyphs', 'mine/greek'])
-    assert list(_domains(['glyphs', 'mine/latin'])) == ['greek', 'latin']
+        named_domains(['glyphs', 'mine/greek'])
+    assert list(named_domains(['glyphs', 'mine/latin'])) == ['greek', 'latin']
 
 
 def test_file_lists_of_a_prepared_domain_are_one_domain(tmp_path, make_dls, split_tree):

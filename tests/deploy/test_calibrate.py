@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from fsc_fastai.deploy.calibrate import _measured
+from fsc_fastai.deploy.calibrate import measured
 from fsc_fastai.deploy.held_out import best_temperature
 
 from .toys import COLOURS, classifier, examples, picture
@@ -36,7 +36,7 @@ def test_more_confident_scores_ask_for_a_higher_temperature():
 def test_what_a_threshold_does_by_hand():
     known = torch.tensor([[.9, .1], [.8, .2], [.7, .3], [.4, .6]], dtype=torch.float64).log()
     other = torch.tensor([[.5, .5], [.55, .45], [.95, .05]], dtype=torch.float64).log()
-    found = _measured(known, other, torch.tensor([0, 0, 1, 1]), temperature=1., keep=.75)
+    found = measured(known, other, torch.tensor([0, 0, 1, 1]), temperature=1., keep=.75)
     assert found.threshold == pytest.approx(.675)  # a quarter of the way up .6, .7, .8, .9
     assert (found.accepted, found.accuracy) == (.75, .75) and found.refused == pytest.approx(2/3)
     assert found.auroc == pytest.approx(8/12)  # pairs in which the known image is the surer one

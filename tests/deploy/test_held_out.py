@@ -8,7 +8,7 @@ import torch
 
 from fsc_fastai.adapt import LDAHead
 from fsc_fastai.deploy import FewShotClassifier, Preprocess
-from fsc_fastai.deploy.conformal import _guaranteed
+from fsc_fastai.deploy.conformal import proven_coverage
 from fsc_fastai.deploy.held_out import folds_of
 from fsc_fastai.methods import ProtoNet
 
@@ -109,7 +109,10 @@ def test_strangeness_is_the_distance_from_the_nearest_class_mean():
     assert np.allclose(known.strangeness(new), torch.cdist(unit(new), means).amin(1), atol=1e-5)
     assert [o.strangeness for o in known.predict_batch(new)] == pytest.approx(known.strangeness(new).tolist())
     known.keep = .5
-    assert known.limit == pytest.approx(known._known.of_held_out.mean().item()), 'half of a symmetric distribution'
+    u, folds = unit(x), (([0, 2], [1, 3]), ([1, 3], [0, 2]))
+    held_out = torch.cat([torch.cdist(u[out], u[others]).amin(1) for out, others in folds])
+    # a mean of one vector is farther off than one of two will be; half of a symmetric distribution is its mean
+    assert known.limit == pytest.approx(held_out.mean().item() * ((1 + 1/2) / (1 + 1))**.5)
     with pytest.raises(ValueError, match='keep=1.5: wanted a share'): plain(keep=1.5)
 
 
@@ -151,8 +154,8 @@ def test_what_is_guaranteed_of_a_class_with_one_example_is_nothing():
     images, labels = examples(6, ['blue', 'red'])
     known = classifier().fit([*images, picture('grey', 0)], [*labels, 'grey'])
     assert known.predict_set(picture('red', 60)).guaranteed == 0
-    assert _guaranteed([10], .1) == pytest.approx(.8), 'one fold: twice a p-value would be enough'
-    assert _guaranteed([5] * 4 + [3], .1) == pytest.approx(1 - 2 * (.1 * 24 + 4) / 28)
+    assert proven_coverage([10], .1) == pytest.approx(.8), 'one fold: twice a p-value would be enough'
+    assert proven_coverage([5] * 4 + [3], .1) == pytest.approx(1 - 2 * (.1 * 24 + 4) / 28)
 
 
 def test_the_right_answer_joins_the_examples(tmp_path):

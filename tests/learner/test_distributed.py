@@ -88,7 +88,7 @@ def tables(hues, **kwargs):
                          ids=['together', 'transductive', 'one by one'])
 @pytest.mark.parametrize('at_once', [3, 64], ids=['several shares', 'one rank has none'])
 def test_evaluation_gives_the_table_of_one_process(hues, tmp_path, monkeypatch, kwargs, at_once):
-    monkeypatch.setattr('fsc_fastai.learner.episode_scores._episodes_at_once', lambda *args: at_once)
+    monkeypatch.setattr(evaluate, 'episode_scores', partial(evaluate.episode_scores, at_once=at_once))
     monkeypatch.setattr(evaluate, 'encode_domain', partial(evaluate.encode_domain, bs=20))
     table, episodes, confusion = tables(hues, **kwargs)
     for shared_table, shared_episodes, shared_confusion in in_ranks(partial(tables, hues, **kwargs), tmp_path):

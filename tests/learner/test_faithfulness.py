@@ -79,12 +79,12 @@ def test_every_method_on_every_side(tmp_path, method):
 def test_the_score_of_a_query_is_its_own(tmp_path):
     "Statistics are fixed by the support: removing pixels of one query leaves the others' scores as they were"
     from fsc_fastai.learner.adapted import episode_images
-    from fsc_fastai.learner.faithfulness import _Explained
+    from fsc_fastai.learner.faithfulness import ExplainedEpisode
     from fsc_fastai.learner.tested import tested_domains
     learn = hue_learner(tmp_path/'hues', 'relation')
     learn.model.eval()
     (_, dl, sampler), = tested_domains(learn, {'v': learn.dls.valid}, 1, 3, 2, 2, 0)
-    episode = _Explained(learn.model, *episode_images(dl, sampler, 0))
+    episode = ExplainedEpisode(learn.model, *episode_images(dl, sampler, 0))
     with torch.no_grad():
         x = episode.query_x.clone()
         before = episode.of_queries(x)

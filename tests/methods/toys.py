@@ -28,13 +28,3 @@ def feature_episode(n_way=5, n_shot=2, n_query=3, channels=6, size=5, seed=1, cl
     def labels(n): return EpisodeLabel(torch.arange(n_way).repeat_interleave(n), classes=classes)
     def maps(n): return torch.randn(n_way * n, channels, size, size, generator=g).abs()
     return maps(n_shot), labels(n_shot), maps(n_query), labels(n_query)
-
-
-def norms_in(graph, seen=None):
-    "Names of the nodes of batch norms in an autograd graph"
-    seen = set() if seen is None else seen
-    if graph is None or graph in seen: return []
-    seen.add(graph)
-    name = type(graph).__name__
-    found = [n for up, _ in graph.next_functions for n in norms_in(up, seen)]
-    return [*found, name] if 'BatchNorm' in name or 'Normalised' in name else found

@@ -7,7 +7,7 @@ from fastai.torch_core import set_seed
 from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.learner.metrics import EpisodeAccuracy
 from fsc_fastai.reproduce.cells import Recipe
-from fsc_fastai.reproduce.training import KeepBest, LevelsOff, _optimizer, _stepwise
+from fsc_fastai.reproduce.training import KeepBest, LevelsOff, optimizer_of, stepwise
 from tests.learners import hue_learner, weights
 
 LEVELLING = [.3, .5, .4, .6, .5, .6, .7, .6, .7, .9]  # the rate falls after the sixth epoch, training ends after the ninth
@@ -35,19 +35,19 @@ def test_the_weights_of_the_best_epoch_are_kept(tmp_path):
 
 def test_learning_rates_in_steps(tmp_path):
     learn = hue_learner(tmp_path/'hues')
-    learn.fit(4, .1, cbs=_stepwise(.1, ((1, .02), (3, .004)), 4))
+    learn.fit(4, .1, cbs=stepwise(.1, ((1, .02), (3, .004)), 4))
     n = len(learn.dls.train)
     assert learn.recorder.lrs == pytest.approx([.1]*n + [.02]*2*n + [.004]*n)
 
 
 def test_the_encoder_keeps_its_share_of_a_step(tmp_path):
     learn, rates = hue_learner(tmp_path/'hues'), Rates()
-    learn.fit(3, slice(.001, .1), cbs=[rates, _stepwise(slice(.001, .1), ((2, .05),), 3)])
+    learn.fit(3, slice(.001, .1), cbs=[rates, stepwise(slice(.001, .1), ((2, .05),), 3)])
     assert rates.seen == [.001, .001, .0005] and learn.opt.hypers[-1]['lr'] == .05
 
 
 def test_sgd_is_that_of_the_publication(tmp_path):
-    learn = hue_learner(tmp_path/'hues', opt_func=_optimizer(Recipe(optimizer='sgd')))
+    learn = hue_learner(tmp_path/'hues', opt_func=optimizer_of(Recipe(optimizer='sgd')))
     learn.fit(1, .1)
     group = learn.opt.opt.param_groups[0]
     assert (group['momentum'], group['nesterov'], group['weight_decay'], group['lr']) == (.9, True, 5e-4, .1)
@@ -64,7 +64,7 @@ class Rates(Callback):
 def test_training_ends_when_its_accuracy_has_levelled_off(tmp_path, opt):
     metric, rates = Scripted(LEVELLING), Rates()
     learn = hue_learner(tmp_path/'hues', metrics=[metric], cbs=[LevelsOff(metric, 2), rates],
-                        opt_func=_optimizer(Recipe(optimizer=opt)))
+                        opt_func=optimizer_of(Recipe(optimizer=opt)))
     kept = []
     learn.levels_off.after_validate = lambda f=learn.levels_off.after_validate: (f(), kept.append(weights(learn)))
     learn.fit(20, .01)

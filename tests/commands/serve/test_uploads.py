@@ -15,18 +15,12 @@ from fsc_fastai.commands.serve.decode import decode
 from fsc_fastai.commands.serve.limits import Limits, Refused
 from fsc_fastai.commands.serve.uploads import DECODE, images_of
 from fsc_fastai.data.images import open_image
-from tests.attacks.images import flat_png, many_scans
+from tests.attacks.images import encoded, flat_png, many_scans
 from tests.commands.serve.test_page import client_of, upload
 from tests.deploy.toys import classifier, examples, picture
 
 LIMITS = Limits()
 rng = np.random.default_rng(0)
-
-
-def encoded(im, form, **kwargs):
-    buffer = io.BytesIO()
-    im.save(buffer, form, **kwargs)
-    return buffer.getvalue()
 
 
 def sent(*files): return [UploadFile(io.BytesIO(f), size=len(f)) for f in files]
@@ -93,11 +87,15 @@ def test_a_decoder_has_no_more_memory_than_it_is_given():
     assert run.returncode or json.loads(run.stdout.split(b'\n')[0]).keys() & {'too_large', 'unreadable'}
 
 
-def test_the_next_image_is_decoded_when_the_one_before_is_used(monkeypatch):
+def test_the_next_image_is_decoded_when_the_one_before_is_used():
     order = []
-    monkeypatch.setattr('fsc_fastai.commands.serve.uploads._decoded', lambda data, name, *args: order.append(name))
-    for _ in images_of(sent(b'a', b'b', b'c'), LIMITS, 32): order.append('used')
-    assert order == ['image 1', 'used', 'image 2', 'used', 'image 3', 'used']
+    class Told(io.BytesIO):
+        def read(self, *args):
+            order.append('read')
+            return super().read(*args)
+    files = [UploadFile(Told(encoded(noise, 'BMP'))) for _ in range(2)]
+    for _ in images_of(files, LIMITS, 32): order.append('used')
+    assert order == ['read', 'used'] * 2
 
 
 @pytest.mark.parametrize('orient, size', [(True, (20, 30)), (False, (30, 20))])
