@@ -19,11 +19,11 @@ PAGES = (
     ('callback', 'Callbacks', 'One idea per file.', ('callback.',),
      ('guided.lrp_guided', 'lft.fixed', 'lft.learned', 'accumulate', 'resume')),
     ('deploy', 'Deployed classifier', 'Examples in, answers out.', ('deploy.',),
-     ('classifier', 'set_support', 'calibrate', 'relevance')),
+     ('classifier', 'fitting', 'set_support', 'calibrate', 'relevance')),
     ('reproduce', 'Reproduction', "The paper's tables.", ('reproduce.',), ()),
     ('commands', 'Commands', 'Each has `--help`.', ('commands.',), ('fsc_train', 'fsc_eval', 'fsc_explain')),
     ('learner', 'Learner and evaluation', '`fsc_learner`, and what is done with a learner.', ('learner.',),
-     ('core', 'pretrain', 'evaluate', 'episode_scores')),
+     ('core', 'learner', 'pretrain', 'evaluate', 'episode_scores')),
     ('common', 'What all share', 'Tensors, files and drawings.', ('',), ('tensors',)),
 )
 

@@ -5,8 +5,9 @@ from . import set_support as learner
 from .calibrate import Calibration
 from .card import ModelCard
 from .checks import BundleError
-from .classifier import FewShotClassifier, NotFittedError, Prediction
+from .classifier import FewShotClassifier, Prediction
 from .conformal import PredictionSet
+from .fitting import NotFittedError
 from .preprocess import Preprocess
 from .relevance import Explanation
 from .report import Report

@@ -19,12 +19,6 @@ class ImageEstimator(ClassifierMixin, BaseEstimator):
     reject: float | None # Below this probability an image is none of the classes
     keep: float | None # Share of images of the classes to answer
 
-    def get_params(self,
-        deep: bool = True, # Changes nothing: no parameter is an estimator
-    ) -> dict[str, Any]:
-        "The arguments that a classifier like this one is made of, by name; examples and temperature are none of them"
-        raise NotImplementedError
-
     def set_params(self: _T,
         **params: Any, # Arguments, by name
     ) -> _T:

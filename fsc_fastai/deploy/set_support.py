@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..learner.core import FSCLearner
 from .bundle import Bundle
 from .card import ModelCard
-from .classifier import FewShotClassifier, NotFittedError
+from .classifier import FewShotClassifier
+from .fitting import NotFittedError
 from .hub import local_folder
 from .preprocess import Preprocess
 from .support import Label, labelled_items

@@ -18,8 +18,8 @@ from ..data.episode import EpisodeLabel
 from ..data.episode_loader import EpisodicDL
 from ..data.sampler import EpisodeSampler
 from ..files import atomic_write
-from .core import FSCLearner
 from .distributed import joined, own_part, share_of
+from .learner import FSCLearner
 from .metrics import episode_accuracy
 
 __all__ = ['as_adaptations', 'adapted_accuracies', 'adapted_episodes', 'KeptEpisodes', 'weights_digest', 'episode_images']

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..drawing import no_math
 from ..tensors import evaluating
-from .core import FSCLearner
 from .episode_scores import encode_images
+from .learner import FSCLearner
 
 __all__ = ['channel_statistics', 'statistics_row', 'plot_feature_statistics']
 

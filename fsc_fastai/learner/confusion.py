@@ -11,9 +11,9 @@ from fastcore.basics import patch
 from ..bars import Bar
 from ..methods.finite import REMEDY
 from ..tensors import evaluating
-from .core import FSCLearner
 from .distributed import joined, share_of
 from .episode_scores import episode_scores
+from .learner import FSCLearner
 from .tested import encode_domain, named_domains, tested_domains
 
 __all__: list[str] = []

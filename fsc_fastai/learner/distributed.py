@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..extras import extra
-from .core import FSCLearner
+from .learner import FSCLearner
 
 __all__: list[str] = []
 

@@ -20,9 +20,9 @@ from ..data.sampler import Count, EpisodeSampler, count_text
 from ..methods.finite import REMEDY
 from ..tensors import evaluating
 from .adapted import KeptEpisodes, adapted_accuracies, as_adaptations, weights_digest
-from .core import FSCLearner
 from .distributed import joined, share_of
 from .episode_scores import episode_scores
+from .learner import FSCLearner
 from .metrics import ci95, episode_accuracy
 from .results import Accuracies
 from .tested import encode_domain, tested_domains

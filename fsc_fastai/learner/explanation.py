@@ -19,7 +19,7 @@ from ..explain.pair import PairExplanation
 from ..explain.pair import explain_pair as pair_of
 from ..explain.to_pixels import attention_of, explain_images
 from ..tensors import evaluating
-from .core import FSCLearner
+from .learner import FSCLearner
 from .originals import originals_of, originals_of_episode
 
 __all__ = ['EpisodeExplanation']

@@ -26,7 +26,7 @@ from ..explain.removal import Replace
 from ..explain.to_pixels import explain_images
 from ..tensors import evaluating
 from .adapted import episode_images
-from .core import FSCLearner
+from .learner import FSCLearner
 from .masks import Masks, masks_for, seen_masks
 from .metrics import ci95
 from .tested import tested_domains

@@ -9,9 +9,9 @@ from torch import Tensor
 from ..bars import Bar
 from ..data.episode_loader import EpisodicDL
 from ..data.sampler import Count, EpisodeSampler, check_whole
-from .core import FSCLearner
 from .distributed import joined, own_part, share_of
 from .episode_scores import encode_images
+from .learner import FSCLearner
 
 __all__ = ['encode_domain', 'named_domains', 'tested_domains']
 

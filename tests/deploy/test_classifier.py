@@ -40,7 +40,7 @@ def test_images_go_through_the_encoder_as_many_at_once_as_memory_is_meant_for(mo
     known.model.encoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     known.predict_proba(images)
     assert seen == [10]
-    monkeypatch.setattr('fsc_fastai.deploy.classifier.AT_ONCE', 4 * 64 * 32 * 32 * 4)  # of conv4's first maps
+    monkeypatch.setattr('fsc_fastai.deploy.fitting.AT_ONCE', 4 * 64 * 32 * 32 * 4)  # of conv4's first maps
     known = FewShotClassifier(known.model, known.preprocess).fit(*examples())  # with a copy of the model and of its hook
     seen.clear()
     assert np.allclose(known.predict_proba(images), together, rtol=0, atol=1e-6)

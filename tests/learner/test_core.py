@@ -49,7 +49,7 @@ def test_every_method_can_learn_an_episode_by_heart(root, method):
 
 def test_fine_tune_pretrains_an_untrained_encoder_once(root, monkeypatch):
     calls = []
-    monkeypatch.setattr('fsc_fastai.learner.core.pretrain_encoder', lambda dls, encoder, epochs, *a, **k: calls.append(epochs))
+    monkeypatch.setattr('fsc_fastai.learner.learner.pretrain_encoder', lambda dls, encoder, epochs, *a, **k: calls.append(epochs))
     learn = hue_learner(root)
     learn.fine_tune(1)
     learn.fine_tune(1)
@@ -134,7 +134,7 @@ def test_fine_tune_pretrains_an_encoder_that_nobody_has_trained(root, monkeypatc
     learn = hue_learner(root)
     use(learn)
     epochs = []
-    monkeypatch.setattr('fsc_fastai.learner.core.pretrain_encoder', lambda dls, encoder, n, *args, **kwargs: epochs.append(n))
+    monkeypatch.setattr('fsc_fastai.learner.learner.pretrain_encoder', lambda dls, encoder, n, *args, **kwargs: epochs.append(n))
     learn.fine_tune(1)
     assert epochs == ([] if trained else [20])
 

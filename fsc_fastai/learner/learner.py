@@ -1,0 +1,278 @@
+"`FSCLearner`: a fastai `Learner` whose batches are episodes"
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from fastai.callback import fp16, hook, progress, schedule, tracker  # noqa: F401  these add their methods to Learner
+from fastai.callback.core import Callback
+from fastai.data.transforms import ToTensor
+from fastai.learner import Learner, load_model, save_model
+from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
+from fastcore.foundation import L
+from fastcore.xtras import join_path_file
+from torch import nn
+
+from ..callback.of_fastai import adapted, untracked
+from ..data.loader import check_any
+from ..data.loaders import EpisodeDataLoaders
+from ..data.sampler import as_range
+from ..files import atomic_write
+from ..methods import FewShotModel
+from ..methods.finite import check_weights
+from .pretrain import pretrain_encoder
+from .saved import OptimizerAndCallbacks
+
+__all__ = ['FSCLearner', 'own_weights', 'first_weights']
+
+
+def own_weights(
+    model: nn.Module, # A few-shot model
+) -> list[nn.Parameter]:
+    "The weights outside the encoder"
+    return [p for name, p in model.named_parameters() if not name.startswith('encoder.')]
+
+
+def first_weights(
+    model: nn.Module, # A few-shot model
+) -> torch.Tensor:
+    "A copy of weights that any training changes `(n,)`, at most 256: of the head or, if it has none, of the encoder"
+    some = next(iter(own_weights(model)), next(model.parameters(), torch.empty(0)))
+    return some.detach().flatten()[:256].cpu().clone()
+
+
+class FSCLearner(Learner):
+    """A fastai `Learner` whose batches are episodes.
+
+    What differs: `fine_tune` begins with pre-training an encoder that nobody has trained; predictions keep the order of the
+    episodes; callbacks that would silently do the wrong thing with episodes are refused; a failed `export` loses nothing.
+    """
+    encoder_trained = False
+    first_weights: torch.Tensor | None = None # Those of `first_weights` when the learner was made; None: already trained
+    dls: EpisodeDataLoaders
+    loss_func: Callable
+    # Methods that other files add, for those who check types
+    evaluate: Callable[..., pd.DataFrame]
+    confusion: Callable[..., pd.DataFrame]
+    accuracy_by_class: Callable[..., pd.Series]
+    feature_statistics: Callable[..., pd.DataFrame]
+    explain: Callable[..., Any]
+    set_support: Callable[..., FSCLearner]
+    classifier: Callable[[], Any]
+    predict: Callable[..., Any]
+    save_bundle: Callable[..., Path]
+    distrib_ctx: Callable[..., Any]
+    opt: Any
+
+    def add_cb(self, cb: Callback | type[Callback]) -> FSCLearner:
+        "Add a callback, unless it would silently misread an episode: `TypeError` says what to use"
+        return super().add_cb(adapted(cb, self))
+
+    def fit(self,
+        n_epoch: int, # Epochs of `dls.train.n_episodes` episodes
+        *args, **kwargs, # For fastai's `fit`: lr, wd, cbs, …
+    ) -> None:
+        """Train; after an error in mid-batch the learner is as usable as before.
+
+        Raises `ValueError` where there are no training images, as in a learner that was exported and loaded.
+        """
+        check_any(self.dls.train, 'train on')
+        if isinstance(self.model, FewShotModel):  # a loss of the user's own takes scores
+            self.model.scores_only = not isinstance(self.loss_func, type(self.model.default_loss()))
+        trained = self.encoder_trained
+        try: super().fit(n_epoch, *args, **kwargs)
+        except BaseException:
+            self('after_cancel_batch')  # callbacks take off what they put on the model for the step
+            self._end_cleanup()  # an error in mid-batch must not keep the batch and its graph alive
+            raise
+        # whatever callbacks loaded meanwhile, such as `SaveModelCallback` at the end
+        self.encoder_trained = trained or self.opt.frozen_idx == 0
+
+    @property
+    def untrained(self) -> bool:
+        "Is it as it was made: its head or, for a head without weights, its encoder? False if that is not known"
+        return self.first_weights is not None and torch.equal(first_weights(self.model), self.first_weights)
+
+    def warn_untrained(self) -> None:
+        "A warning, before an answer is given or kept, that it is about random"
+        if not self.untrained: return
+        head = type(self.model).__name__
+        what = f'{head} compares by weights of its own' if own_weights(self.model) else 'its encoder is random'
+        warnings.warn(f'nobody has trained this learner: {what}, so that its answers are about as good as chance. Train it '
+                      '(learn.fine_tune), or use FewShotClassifier.from_backbone(arch), which needs no training', stacklevel=3)
+
+    def lr_find(self,
+        *args, **kwargs, # For fastai's `lr_find`
+    ) -> Any:
+        "fastai's; the weights, the episodes to come and what `fine_tune` knows of the encoder stay as they were"
+        check_any(self.dls.train, 'train on')
+        trained, epoch = self.encoder_trained, self.dls.train.epoch
+        try: return super().lr_find(*args, **kwargs)
+        finally: self.encoder_trained, self.dls.train.epoch = trained, epoch
+
+    def save(self,
+        file: str | os.PathLike, # Name within `path/model_dir`, without the ending
+        **kwargs, # For fastai's `save_model`, such as `with_opt`
+    ) -> Path:
+        """Write the weights, and with the optimizer the state of callbacks that have one, such as γ and β of `LFTCallback`.
+
+        fastai's own `load` reads the file as well, without that state. Raises `ValueError` for weights that are not finite,
+        before an older file is replaced.
+        """
+        check_weights(self.model, 'save')
+        path = join_path_file(file, self.path/self.model_dir, ext='.pth')
+        opt: Any = None if self.opt is None else OptimizerAndCallbacks(self)
+        with atomic_write(path) as part: save_model(part, self.model, opt, **kwargs)
+        return path
+
+    def load(self,
+        file: str | os.PathLike, # Name within `path/model_dir`, without the ending
+        device: str | torch.device | None = None, # Where to load to; None: that of the loaders
+        **kwargs, # For fastai's `load_model`, such as `with_opt` and `strict`
+    ) -> FSCLearner:
+        """Load what `save` wrote: the weights, the optimizer, and the state of those callbacks that this learner has too.
+
+        Callbacks of which the file holds nothing stay as they are. Raises `ValueError` for the state of other transformations.
+        """
+        if self.opt is None: self.create_opt()
+        path, saved = join_path_file(file, self.path/self.model_dir, ext='.pth'), OptimizerAndCallbacks(self)
+        distrib_barrier()
+        load_model(path, self.model, saved, device=getattr(self.dls, 'device', None) if device is None else device, **kwargs)
+        saved.load_callbacks()
+        self.encoder_trained = True
+        return self
+
+    def pretrain_encoder(self,
+        epochs: int = 20, # Passes over the training images
+        lr: float = 3e-3, # Peak learning rate
+        cbs: Any = None, # Callbacks of the pre-training
+        **kwargs, # For `classification_learner`
+    ) -> FSCLearner:
+        "Train the encoder by plain classification of the training classes; several ranks share each batch"
+        check_any(self.dls.train, 'train on')
+        if hasattr(self, 'episode_distributed_trainer'):
+            cbs = [*L(cbs), self.episode_distributed_trainer.again()]
+            kwargs['bs'] = max(1, kwargs.get('bs', 64) // num_distrib())
+        pretrain_encoder(self.dls, self.model.encoder, epochs, lr, cbs, show_bar=hasattr(self, 'progress'), **kwargs)
+        self.encoder_trained, self.opt = True, None
+        return self
+
+    def fine_tune(self,
+        epochs: int, # Epochs with the whole model unfrozen
+        base_lr: float = 2e-3, # Peak learning rate of the head while the encoder is frozen, twice that of the second phase
+        freeze_epochs: int = 1, # Epochs with the encoder frozen
+        lr_mult: float = 10, # The encoder's learning rate is this much smaller
+        pretrain_epochs: int | None = None, # Epochs of encoder pre-training; None: 20 if nobody has trained the encoder yet
+        **kwargs, # For `fit_one_cycle`
+    ) -> None:
+        """Pre-train the encoder if it needs it, train the head with the encoder frozen, then everything.
+
+        From random weights a RelationNet stays at chance for hundreds of episodes, on a pre-trained encoder it learns at once;
+        so do the published results, which all start from a pre-trained encoder.
+        """
+        if pretrain_epochs is None: pretrain_epochs = 0 if self.encoder_trained else 20
+        if pretrain_epochs: self.pretrain_encoder(pretrain_epochs)
+        if len(self.splitter(self.model)) > 1:
+            super().fine_tune(epochs, base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, **kwargs)
+        else: self.fit_one_cycle(freeze_epochs + epochs, base_lr/2, **kwargs)  # no head of its own to train first
+
+    def validate(self,
+        ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
+        dl: Any = None, # Another loader of episodes, in the place of these
+        cbs: Any = None, # Callbacks for this validation
+    ) -> Any:
+        """Loss and metrics of a loader of episodes. Callbacks that keep the records of a training take no part.
+
+        Raises `ValueError` where there are no images, as in a learner that was exported and loaded.
+        """
+        if dl is None: check_any(self.dls[ds_idx], 'validate on')
+        with untracked(self): return super().validate(ds_idx, dl, cbs)
+
+    def get_preds(self,
+        ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
+        dl: Any = None, # Another loader of episodes, in the place of these
+        *,
+        reorder: bool = True, # Changes nothing: the order is that of the episodes, by whose numbers fastai would index queries
+        **kwargs, # For fastai's `get_preds`, such as `with_loss` and `with_decoded`
+    ) -> tuple:
+        """Scores `(n, n_way)` and labels `(n,)` of every query, in the order of the episodes.
+
+        Where episodes differ in their classes, all have the highest `n_way`: probability 0 for classes that an episode has not.
+
+        Losses alone are refused by `TypeError`, because they come from fastai's interpretations, which read an episode's
+        labels as classes of the vocabulary; so are loaders of single images.
+        """
+        if kwargs.get('with_loss') and not kwargs.get('with_preds', True):
+            raise TypeError("fastai's Interpretation classes read the labels of an episode as classes of the vocabulary: "
+                            'use learn.evaluate(), or learn.confusion(domain) for the classes')
+        if dl is None: check_any(self.dls[ds_idx], 'predict')
+        lowest, highest = as_range('n_way', getattr(self.dls[ds_idx] if dl is None else dl, 'n_way', 1))
+        if lowest < highest: kwargs['cbs'] = [*L(kwargs.get('cbs')), _OneWidth(highest)]
+        with untracked(self): return super().get_preds(ds_idx, dl, reorder=False, **kwargs)
+
+    def tta(self,
+        ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
+        dl: Any = None, # Another loader of episodes, in the place of these
+        n: int = 4, # Passes over the same episodes, each with other augmentations
+        item_tfms: Any = None, # In the place of those of the loader, before `ToTensor`
+        batch_tfms: Any = None, # In the place of those of the loader, normalisation included
+        **kwargs, # For fastai's `tta`: beta, use_max
+    ) -> tuple:
+        "Scores and labels as of `get_preds`, averaged over augmented views of support and queries and, by `beta`, the plain ones"
+        new: dict[str, Any] = {} if item_tfms is None else dict(after_item=[*L(item_tfms), ToTensor()])
+        if batch_tfms is not None: new['after_batch'] = batch_tfms
+        dl = (self.dls[ds_idx] if dl is None else dl).new(shuffle=False, **new)
+        with untracked(self): return super().tta(dl=dl, n=n, **kwargs)
+
+    def gather_args(self) -> dict[str, Any]:
+        "What `WandbCallback` writes down of a run, as text"
+        train = self.dls.train
+        settings = dict(method=type(self.model).__name__, encoder=type(self.model.encoder).__name__, loss=self.loss_func,
+                        optimizer=self.opt_func, lr=self.lr, n_way=train.n_way, n_shot=train.n_shot, n_query=train.n_query,
+                        n_episodes=train.n_episodes, seed=train.seed, size=self.dls.img_size, device=self.dls.device,
+                        transforms=train.after_batch, callbacks=self.cbs)
+        return {name: _Text(value) for name, value in settings.items()}
+
+    def _split(self, b: Any) -> None:
+        if len(b) < 3:
+            raise TypeError('these are images without examples, an episode has support images, their labels and queries. Set '
+                            'examples by learn.set_support(images, labels), then ask learn.predict(image), or '
+                            'learn.classifier().predict_proba(images) for many')
+        super()._split(b)
+
+    def export(self,
+        fname: str | os.PathLike = 'export.pkl', # Within `learn.path`, or an absolute path
+        *,
+        bundle: str | os.PathLike | None = None, # Folder for the same as plain data, likewise; see `save_bundle`
+        **kwargs, # For fastai's `export`, such as `pickle_protocol`
+    ) -> None:
+        """Write the learner without data for `load_learner`; when that fails, the file and the learner stay as they were.
+
+        The file is a pickle: who loads it executes what it holds. A bundle executes nothing. Raises `ValueError` for weights that
+        are not finite.
+        """
+        check_weights(self.model, 'export')
+        if rank_distrib(): return  # the first one writes
+        if bundle is not None: self.save_bundle(Path(self.path)/bundle)
+        dls, opt, loss_func = self.dls, self.opt, self.loss_func
+        try:
+            # absolute, because fastai looks for the file within `learn.path`
+            with atomic_write(Path(self.path)/fname) as part: super().export(part.absolute(), **kwargs)
+        finally: self.dls, self.opt, self.loss_func = dls, opt, loss_func
+
+
+class _Text(str):
+    "A string that `vars` reads, as fastai's `WandbCallback` does with all that it is given"
+
+
+class _OneWidth(Callback):
+    "Scores of episodes with fewer classes as wide as all others: −∞ for the classes that they lack"
+    def __init__(self, width: int): self.width = width
+    def after_loss(self): self.learn.pred = F.pad(self.pred, (0, self.width - self.pred.shape[1]), value=-math.inf)
