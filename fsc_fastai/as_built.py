@@ -1,7 +1,7 @@
-"""Is a model still as it was built? What computes by other means what its parts would compute asks this first.
+"""Is a model still as it was built? A fast path that replaces the computation of its parts asks this first.
 
-A class for which such a fast path stands keeps its `blueprint` at the end of `__init__`. A part that was replaced, a setting that
-was changed, a hook or a method set on an object then differ from it, and the parts themselves run.
+A class that has a fast path stores its `blueprint` at the end of `__init__`. If a part is replaced, a setting changed, or a hook
+or method set on an object later, the blueprint no longer matches, and the parts themselves run.
 """
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _NO_SETTINGS = 'training', 'blueprint'
 
 
 def as_built(
-    model: Any, # A module, or whatever has parts
-    cls: type, # What a fast path stands for: `model` is of a subclass, or without steps and parts of this very class
-    *steps: str, # Methods that it stands for: neither a subclass nor the object has others
-    **parts: type, # Parts that it stands for, by attribute: of this very class, and as they were built
+    model: Any, # A module, or an object with modules as attributes
+    cls: type, # The class that the fast path was written for
+    *steps: str, # Methods that the fast path replaces: neither a subclass nor the object may override them
+    **parts: type, # Attributes that it replaces, with the class of each: they must be as they were built
 ) -> bool:
-    "May a fast path stand for `model`, or for some of its steps and parts?"
+    "May a fast path replace these steps and parts of `model`, or without any the whole model?"
     if not steps and not parts: return type(model) is cls and vars(model).get('blueprint') == blueprint(model)  # type: ignore[arg-type]
     own = all(getattr(type(model), step) is getattr(cls, step) and step not in vars(model) for step in steps)
     return own and all(as_built(getattr(model, name), of) for name, of in parts.items())
 
 
 def blueprint(module: nn.Module) -> tuple:
-    "What decides besides the weights what a module computes: classes, settings, parameters and hooks of all its parts"
+    "Everything except the weights that decides what a module computes: classes, settings, parameters and hooks of its parts"
     return tuple((name, type(m), tuple(k for k, p in m._parameters.items() if p is not None),
                   bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks),
                   tuple((k, v) for k, v in vars(m).items() if k[0] != '_' and k not in _NO_SETTINGS and _is_setting(v)))

@@ -22,7 +22,7 @@ def vector_size(
     out_shape: tuple[int, int, int], # (C, H, W) of the encoder's maps
     pool: Pool, # 'avg' or 'flatten'
 ) -> int:
-    "The length of the vectors that `pool_vectors` makes of the encoder's maps; `ValueError` for an unknown `pool`"
+    "Length of the vectors that `pool_vectors` returns. Raises `ValueError` for an unknown `pool`"
     if pool not in get_args(Pool): raise ValueError(f'pool={pool!r}: choose from {get_args(Pool)}')
     c, h, w = out_shape
     return c if pool == 'avg' else c * h * w
@@ -31,9 +31,9 @@ def vector_size(
 def pool_vectors(
     f: Tensor, # Feature maps `(n, C, H, W)`, or vectors already `(n, C)`
     pool: Pool = 'avg', # 'avg': the spatial mean, for maps of any size; 'flatten': every position is a feature
-    size: int | None = None, # Length of the vectors that the layers after it take; None: any
+    size: int | None = None, # Length that the vectors must have; None: any
 ) -> Tensor:
-    "Maps to vectors `(n, C)` or `(n, C·H·W)`; `ValueError` for another length than `size`"
+    "Pool maps to vectors `(n, C)` or `(n, C·H·W)`. Raises `ValueError` if their length is not `size`"
     vectors = f.mean((-2, -1)) if pool == 'avg' and f.ndim == 4 else f.flatten(1)
     if size is not None and vectors.shape[1] != size:
         raise ValueError(f'Features of shape {tuple(f.shape[1:])} make vectors of {vectors.shape[1]}, the model was built for '
@@ -42,26 +42,26 @@ def pool_vectors(
 
 
 def plain(x: Tensor) -> Tensor:
-    "`x` without fastai's subclass, which would send every operation through Python"
+    "`x` as a plain tensor: fastai's subclasses send every operation through Python"
     return x.as_subclass(Tensor) if isinstance(x, TensorBase) else x
 
 
 def single(x: Tensor) -> Tensor:
-    "`x` in single precision at least: squares leave the range of half precision"
+    "`x` in single precision at least, since squares leave the range of half precision"
     return x if x.dtype == torch.float64 else x.float()
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
-    "Where `x` lives, no autocast: for steps whose squares, means or temperatures need single precision"
+    "A context without autocast on the device of `x`, for squares, means and temperatures that need single precision"
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def unit(
     x: Tensor, # Features
-    dim: int = -1, # Along which to measure
+    dim: int = -1, # Dimension along which the length is measured
 ) -> Tensor:
-    "`x` at length 1 along `dim`, in single precision at least; 0 stays 0, with derivatives of every order"
+    "`x` at unit length along `dim`, in single precision at least; 0 stays 0, with finite derivatives of every order"
     x = single(x)
     if not torch.is_grad_enabled(): return F.normalize(x, dim=dim)
     # where a ReLU left nothing, the second derivative of the norm would be nan
@@ -73,7 +73,7 @@ def cosine(
     a: Tensor, # `(n or 1, m or 1, C)`
     b: Tensor, # `(n or 1, m or 1, C)`
 ) -> Tensor:
-    """Cosine similarities `(n, m)`, without materialising what broadcasts.
+    """Cosine similarities `(n, m)`. Broadcast dimensions are not materialised.
 
     >>> cosine(torch.tensor([[[1., 0.]]]), torch.tensor([[[2., 0.], [0., 3.]]]))
     tensor([[1., 0.]])
@@ -83,9 +83,9 @@ def cosine(
 
 @contextmanager
 def largest_output(
-    module: nn.Module, # Runs within the block
+    module: nn.Module, # A module that runs inside the block
 ) -> Iterator[list[int]]:
-    "Afterwards the list holds the bytes of the largest tensor that a part of the module gave out"
+    "A list that holds, after the block, the size in bytes of the largest output of any part of the module"
     found = [1]
     def see(part, args, out):
         if isinstance(out, Tensor): found[0] = max(found[0], out.nbytes)
@@ -97,9 +97,9 @@ def largest_output(
 
 @contextmanager
 def evaluating(
-    model: nn.Module, # Whose modules may be in different modes, as with batch norms that are frozen
+    model: nn.Module, # Its modules may be in different modes, as with frozen batch norms
 ) -> Iterator[None]:
-    "Eval mode inside, every module's own mode back afterwards"
+    "Put the model into eval mode inside the block, and every module back into its own mode afterwards"
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try: yield

@@ -19,23 +19,23 @@ __all__ = ['FewShotModel', 'Processed', 'episode_way', 'one_hot', 'class_means']
 
 
 class Processed:
-    """What `process` hands to `classify`, where that is more than one tensor (a dataclass that inherits from this).
+    """Processed features f_p that are more than one tensor: the base class of such dataclasses.
 
-    `features` is the tensor that explanations explain and that `w * f_p` weights (equation 8 of the paper);
-    the other fields are what the classifier needs besides.
+    `features` is the tensor that explanations explain and that `w * f_p` weights (Sun et al. 2020, equation 8). The other
+    fields are what the classifier needs in addition.
     """
     features: Tensor
 
     @property
     def of_class(self) -> Tensor | None:
-        """Which pairs are of which class `(n_way, n_pairs)`, where features are pairs `(n_query, n_pairs, ...)`; else None.
+        """The class of each pair, one-hot `(n_way, n_pairs)`, if the features are pairs `(n_query, n_pairs, ...)`; else None.
 
-        Then they hold all that the classifier sees of support and query, so that they can be explained for each class apart.
+        Pairs hold everything that the classifier sees, so they can be explained for each class separately.
         """
         return None
 
     def with_features(self, features: Tensor) -> Any:
-        "The same with other `features`: something that `classify` accepts"
+        "A copy with other `features`, in a form that `classify` accepts"
         return replace(self, features=features)  # type: ignore[type-var]
 
     def __rmul__(self, w: Tensor) -> Any: return self.with_features(w * self.features)
@@ -44,28 +44,27 @@ class Processed:
 class FewShotModel(nn.Module):
     """A few-shot classifier in the three steps of Figure 2. A method is a subclass with `process` and `classify`.
 
-        encode   images → feature maps        `(n, C, H, W)`
+        encode   images → feature maps         `(n, C, H, W)`
         process  f_support, f_query → f_p      a tensor, or a `Processed`
-        classify f_p → scores                 `(n_query, n_way)`, higher is likelier
+        classify f_p → scores                  `(n_query, n_way)`, higher is likelier
 
-    A method that overrides `forward_head` needs neither of these two, so that they are asked for when they are called.
-    In training a method may give its loss more than the scores: it overrides `training_output` and `default_loss`. With
-    `scores_only` it gives the scores in training too, which is what any other loss takes.
-    `config`, where `create_fsc_model` built the model, holds the plain values that build it again.
+    A method whose loss takes more than the scores in training overrides `training_output` and `default_loss`; with
+    `scores_only` it returns plain scores in training too, for any other loss. A method that overrides `forward_head` needs
+    neither `process` nor `classify`. `config` holds the plain values from which `create_fsc_model` built the model.
     """
     config: dict[str, Any]
-    any_way = True # Are episodes of any number of classes classified, or of `n_way` only?
-    scores_only = False # Are the scores all that the loss takes in training?
-    transductive = True # May confident queries join the support set?
+    any_way = True # Any number of classes can be classified; False: only `n_way`
+    scores_only = False # The loss takes plain scores in training too
+    transductive = True # Confident queries may join the support set
     guidance: tuple[tuple[float, float], ...] = (1., .5), (1., 1.) # ξ and λ of guided training: for one shot, for more
-    classes_apart = False # Is the score of a class its own, whatever other classes are scored beside it?
-    no_graph = '' # Why no graph of it can be exported, in words
-    queries_apart = True # With fixed statistics, is a query's score its own, whatever other queries are scored with it?
+    classes_apart = False # The score of a class does not depend on the other classes of the episode
+    no_graph = '' # The reason, in words, why no graph of the model can be exported
+    queries_apart = True # With fixed statistics, the scores of a query do not depend on the other queries
 
     def __init__(self,
-        encoder: nn.Module, # Images `(n, 3, size, size)` to feature maps, with the attribute `out_shape` = (C, H, W)
+        encoder: nn.Module, # Maps images to feature maps; has the attribute `out_shape` = (C, H, W)
         n_way: int | tuple[int, int] = 5, # Classes of a training episode, or (lowest, highest)
-        n_classes: int = 0, # Classes of the training domain, for methods with a global classifier; 0: without
+        n_classes: int = 0, # Classes of the training domain, for methods with a global classifier; 0: no such classifier
     ):
         super().__init__()
         if not isinstance(n_way, int) and not self.any_way:
@@ -76,13 +75,13 @@ class FewShotModel(nn.Module):
         self.n_way = n_way if isinstance(n_way, int) else max(n_way)
 
     def encode(self, x: Tensor) -> Tensor:
-        "Images `(n, 3, height, width)` to feature maps `(n, C, H, W)`"
+        "Encode images `(n, channels, height, width)` into feature maps `(n, C, H, W)`"
         return self.encoder(plain(x))
 
     # The next two are a method's own. They are not abstract, since one with a `forward_head` of its own calls neither
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Any:
-        "Feature maps of support and queries to what the classifier compares, f_p"
+        "Turn the feature maps of support and queries into f_p, which the classifier compares"
         raise NotImplementedError(f'{type(self).__name__} needs `process(f_support, support_y, f_query)`')
 
     def classify(self, f_p: Any) -> Tensor:
@@ -90,41 +89,44 @@ class FewShotModel(nn.Module):
         raise NotImplementedError(f'{type(self).__name__} needs `classify(f_p)`')
 
     def training_output(self, f_p: Any) -> Any:
-        "What the loss takes in training mode: the scores, or a tuple that starts with them"
+        "The input of the loss in training: the scores, or a tuple that starts with them"
         return self.classify(f_p)
 
     def explained_scores(self, f_p: Any) -> Tensor:
-        "What an explanation starts from and `classify` returns, or more of it"
+        "The scores that an explanation starts from: those of `classify`, or these and more"
         return self.classify(f_p)
 
     def evidence(self, f_p: Any) -> Tensor:
-        "Scores but for what all classes of a query share, such as a normaliser: a difference of two is that of the scores"
+        "Scores without terms that all classes of a query share, such as a normaliser: differences of two classes are unchanged"
         return self.classify(f_p)
 
     def attention_maps(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor] | None:
-        "Attention of the queries, and of the classes, both `(n_query, n_way, H, W)`; None for a method without"
+        "Attention maps of the queries and of the classes, both `(n_query, n_way, H, W)`; None for a method without attention"
         return None
 
     def compared_vectors(self, f_support: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Vectors of one support image and one query, whose product is their similarity; None where the score is no product.
+        """Vectors of a support image and a query whose dot product is their similarity; None if the method has no such vectors.
 
-        Maps are `(1, C, H, W)`, vectors `(1, d)`. The score rises with the product, whatever else it takes in.
+        Takes feature maps `(1, C, H, W)` and returns vectors `(1, d)`. The score of the query rises with the product.
         """
         return None
 
     def default_loss(self) -> nn.Module:
-        "The loss that the method is published with, of `training_output` in training and of scores in evaluation"
+        "The loss of the publication, which takes `training_output` in training and scores in evaluation"
         return EpisodeCrossEntropy()
 
     def head(self,
-        f_support: Tensor | None = None, # Feature maps `(n_support, C, H, W)`; None: a head to `fit`
+        f_support: Tensor | None = None, # Feature maps `(n_support, C, H, W)`; None: call `fit` later
         support_y: Tensor | None = None, # Labels `(n_support,)`, or one-hot `(n_support, n_way)`
-        statistics: Statistics = 'batch', # Of batch norms that keep none: of the queries at hand, or fixed by the support
+        statistics: Statistics = 'batch', # For batch norms without running ones: of the 'batch' of queries, or of the 'support'
     ) -> Head:
         """This method beside a support set: `head(f_query)` gives scores `(n_query, n_way)`.
 
-        With statistics of the 'batch' it is the method as published, and has gradients. Fixed by the 'support', a copy of the
-        model in eval mode scores each query by itself. The best head that was registered by `head_for` is taken.
+        With 'batch' statistics it is the published method, with gradients. With 'support' statistics a copy of the model in
+        eval mode scores each query independently of the others. A faster head that `head_for` registered is used if it applies.
+
+            head = model.head(model.encode(support_x), support_y)
+            scores = head(model.encode(query_x))
         """
         head = create_head(self, statistics)
         return head if f_support is None or support_y is None else head.fit(f_support, support_y)
@@ -136,18 +138,18 @@ class FewShotModel(nn.Module):
     def register_processed_hook(self,
         hook: Callable[[FewShotModel, Any], None], # `hook(model, f_p)`
     ) -> RemovableHandle:
-        "Show `hook` the processed features of every pass, between `process` and `classify`; the handle's `remove` ends it"
+        "Call `hook` with the processed features of every forward pass; the handle's `remove` ends it"
         handle = RemovableHandle(self._processed_hooks)
         self._processed_hooks[handle.id] = hook
         return handle
 
     def forward_head(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Any:
-        "`process` and `classify`, from feature maps to scores `(n_query, n_way)`"
+        "Scores `(n_query, n_way)` from feature maps: `process`, then `classify`"
         f_p = self.process(f_support, support_y, f_query)
         for hook in self._processed_hooks.values(): hook(self, f_p)
         return self.training_output(f_p) if self.training and not self.scores_only else self.classify(f_p)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Any:
-        "Images of one episode to scores `(n_query, n_way)`"
+        "Scores `(n_query, n_way)` from the images of one episode"
         f = self.encode(torch.cat([plain(support_x), plain(query_x)]))
         return self.forward_head(f[:support_x.shape[0]], support_y, f[support_x.shape[0]:])

@@ -20,8 +20,8 @@ Score = Literal['euclidean', 'cosine', 'distance']
 class SetAttention(nn.Module):
     "Self-attention over the members of a set, one head, with a residual and a layer norm (Ye et al. 2020, equations (4)–(6))"
     def __init__(self,
-        size: int, # Of a member
-        dropout: float = 0.5, # Of what attention adds, in training
+        size: int, # Features of a member
+        dropout: float = 0.5, # Dropout of the attention's output, in training
     ):
         super().__init__()
         self.w_qs, self.w_ks, self.w_vs = (nn.Linear(size, size, bias=False) for _ in range(3))
@@ -30,11 +30,11 @@ class SetAttention(nn.Module):
         nn.init.xavier_normal_(self.fc.weight)
 
     def weights(self, x: Tensor) -> Tensor:
-        "How much each member looks at each other `(n, n)`, rows to sum 1"
+        "Attention weights `(n, n)` of each member for the others; rows sum to 1"
         return (self.w_qs(x) @ self.w_ks(x).mT / x.shape[-1]**0.5).softmax(-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        "Members `(n, size)` in the context of the set"
+        "Members `(n, size)` to members in the context of the set, same shape"
         return self.layer_norm(x + self.dropout(self.fc(self.weights(x) @ self.w_vs(x))))
 
 
@@ -42,17 +42,17 @@ class SetAttention(nn.Module):
 class FEAT(FewShotModel):
     """Few-shot embedding adaptation with a transformer (Ye et al. 2020): prototypes are adapted to the classes beside them.
 
-    Scores `(n_query, n_way)`: 'euclidean' −‖query − prototype‖² / temperature; 'cosine' query · unit prototype / temperature, as
-    in the authors' code; 'distance' −‖query − prototype‖, as in easyfsl. Trained by cross entropy of the episode, without the
-    paper's contrastive term.
+    Scores `(n_query, n_way)` are −‖query − prototype‖² / temperature ('euclidean'), query · unit prototype / temperature as in
+    the authors' code ('cosine'), or −‖query − prototype‖ as in easyfsl ('distance'). The loss is the cross entropy of the
+    episode, without the paper's contrastive term.
     """
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Ignored: this method classifies any number of classes
         n_classes: int = 0, # Ignored: this method has no global classifier
         score: Score = 'euclidean', # 'euclidean', 'cosine' or 'distance'
-        temperature: float = 64., # Divides 'euclidean' and 'cosine'
-        dropout: float = 0.5, # Within the attention, in training
+        temperature: float = 64., # Divisor of 'euclidean' and 'cosine' scores
+        dropout: float = 0.5, # Dropout within the attention, in training
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
     ):
         super().__init__(encoder, n_way, n_classes)
@@ -61,7 +61,7 @@ class FEAT(FewShotModel):
         self.slf_attn = SetAttention(vector_size(encoder.out_shape, pool), dropout)
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Pairs:
-        "Adapted prototypes, and queries as they are, as vectors"
+        "Adapted prototypes `(n_way, C)` and unchanged queries `(n_query, C)`"
         return Pairs(self.slf_attn(class_means(pool_vectors(f_support, self.pool), support_y)), pool_vectors(f_query, self.pool))
 
     def classify(self, f_p: Pairs | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"An error in the place of an answer that is not a number"
+"Errors for weights and scores that are not finite"
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -10,18 +10,18 @@ REMEDY = 'the training has diverged: load earlier weights, or train again at a l
 
 def finite_scores(
     scores: Tensor, # Scores of a model
-    of: str, # What was scored, for the error
+    of: str, # What was scored, for the message of the error
 ) -> Tensor:
-    "The scores as they are. Raises `ValueError` where some are not finite, as those of a model that diverged in training"
+    "Return `scores`; raise `ValueError` if some are not finite, as after a training that diverged"
     if scores.isfinite().all(): return scores
     raise ValueError(f'the scores of {of} are not finite ({int((~scores.isfinite()).sum())} of {scores.numel()}): {REMEDY}')
 
 
 def check_weights(
-    model: nn.Module, # Whose weights are about to be written
-    what: str, # What is about to be done with it, for the error
+    model: nn.Module, # A model that is about to be saved
+    what: str, # What is about to be done, for the message of the error
 ) -> None:
-    "Raises `ValueError` naming weights and running statistics that are not finite: nothing that they score would be, either"
+    "Raise `ValueError`, which names them, if weights or running statistics are not finite"
     bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     bad += [name for name, b in model.named_buffers() if b.isnan().any()]
     if bad:

@@ -1,4 +1,4 @@
-"GNNNet: an episode as a graph, whose network passes the labels from support to query (Garcia and Bruna 2018)"
+"GNNNet: a graph network that passes labels from support nodes to query nodes (Garcia and Bruna 2018)"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ __all__ = ['GNNNet', 'GraphNodes', 'GraphNet', 'GraphLayer', 'Adjacency', 'EdgeN
 
 @dataclass
 class GraphNodes(Processed):
-    """Graphs of one episode: each holds the support in its order, then one query of each class where they come class-major.
+    """The graphs of one episode. Each holds the whole support set, then up to `n_way` queries.
 
-    Query j is in graph j % n_graphs, as its (j // n_graphs)-th query. Where the queries do not fill the graphs,
-    the first ones fill the gaps; their scores there are dropped.
+    Query j is the (j // n_graphs)-th query of graph j % n_graphs: one query per class, if the queries are sorted by class. If
+    the queries do not fill all graphs, the first queries fill the gaps, and their scores there are dropped.
     """
     features: Tensor # `(n_graphs, n_nodes, 128)`
     labels: Tensor # One-hot for the support, 0 for queries: `(n_graphs, n_nodes, n_way)`
@@ -31,14 +31,14 @@ class GraphNodes(Processed):
 
     @property
     def n_per_graph(self) -> int:
-        "Query nodes of a graph, its last ones"
+        "Number of query nodes of a graph, which are its last nodes"
         return -(-self.n_query // self.features.shape[0])
 
 
 class GraphLayerTrace(NamedTuple):
-    """What a `GraphLayer` computed: `fc(gathered)`, normed, is its output; `gathered` = (x, adjacency @ x).
+    """The activations of a `GraphLayer`: its output is the normalised `fc(gathered)`, where `gathered` = (x, adjacency @ x).
 
-    For relevance the adjacency counts as a constant; batch norm and the leaky ReLU after it pass relevance on.
+    Relevance treats the adjacency as a constant and passes through batch norm and leaky ReLU unchanged.
     """
     x: Tensor # Input nodes `(n_graphs, n_nodes, n_in)`
     adjacency: Tensor # `(n_graphs, n_nodes, n_nodes)`, rows sum to 1
@@ -46,18 +46,18 @@ class GraphLayerTrace(NamedTuple):
 
 
 class EdgeNorm(nn.BatchNorm2d):
-    "Batch norm of rows, of which each may stand for several equal ones; without running statistics unless some are set"
+    "Batch norm of rows that may each stand for several equal rows; it has running statistics only where a head sets them"
     def __init__(self,
-        num_features: int, # C
+        num_features: int, # Features of a row, C
     ):
         super().__init__(num_features, track_running_stats=False)
 
     @staticmethod
     def statistics(
         x: Tensor, # `(..., C)`
-        share: Tensor | None, # Share of each row in the whole `(n, 1)`, in sum 1; None: all alike
+        share: Tensor | None, # Weight of each row `(n, 1)`, summing to 1; None: equal weights
     ) -> tuple[Tensor, Tensor]:
-        "Mean and variance `(C,)`"
+        "Mean and variance of the rows, `(C,)` each"
         if share is None:
             var, mean = torch.var_mean(x.flatten(0, -2), 0, correction=0)
             return mean, var
@@ -65,7 +65,7 @@ class EdgeNorm(nn.BatchNorm2d):
         return mean, (share * (x - mean).square()).sum(0)
 
     def forward(self, x: Tensor, share: Tensor | None) -> Tensor: # type: ignore[override]
-        "Rows `(..., C)` to normalised rows"
+        "Normalise rows `(..., C)`"
         mean: Any = self.running_mean # None unless a deployed head has set it
         var: Any = self.running_var
         if mean is None and share is None:
@@ -75,15 +75,15 @@ class EdgeNorm(nn.BatchNorm2d):
 
 
 class Adjacency(nn.Module):
-    """Edge weights from the absolute differences of the nodes: 1×1 convolutions, softmax over the other nodes.
+    """Edge weights from the absolute differences of nodes: 1×1 convolutions, then a softmax over the other nodes.
 
-    As |a − b| = |b − a|, on a CPU every unordered pair of nodes is computed once and counts twice in the batch norms; a node and
-    itself differ by 0 in every graph, which one row stands for. That halves the work of the graph network. On a GPU what counts
-    is the number of operations, and all pairs need fewer.
+    Because |a − b| = |b − a|, a CPU computes every unordered pair once and counts it twice in the batch norms; one row of zeros
+    stands for the difference of every node and itself. This halves the work of the graph network. A GPU computes all pairs,
+    which takes fewer operations.
     """
     def __init__(self,
         n_in: int, # Features of a node
-        width: int, # Of the last hidden layers; the first two are twice as wide
+        width: int, # Width of the last hidden layers; the first two are twice as wide
     ):
         super().__init__()
         sizes = (n_in, 2 * width, 2 * width, width, width)
@@ -93,14 +93,14 @@ class Adjacency(nn.Module):
         self.blueprint = blueprint(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        "Nodes `(n_graphs, n_nodes, n_in)` to weights `(n_graphs, n_nodes, n_nodes)`, without self-loops"
+        "Nodes `(n_graphs, n_nodes, n_in)` to edge weights `(n_graphs, n_nodes, n_nodes)`, with 0 for self-loops"
         all_pairs = torch.compiler.is_exporting() or not x.is_cpu
         weight = self._of_ordered_pairs(x) if all_pairs else self._of_pairs(x)
         itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         return weight.masked_fill(itself, float('-inf')).softmax(-1)
 
     def _of_pairs(self, x: Tensor) -> Tensor:
-        "Edge weights before the softmax"
+        "Edge weights before the softmax, by unordered pairs"
         n_graphs, n, _ = x.shape
         i, j = torch.triu_indices(n, n, 1, device=x.device)
         z = torch.cat([(x[:, i] - x[:, j]).abs().flatten(0, 1), x.new_zeros(1, x.shape[2])])
@@ -112,7 +112,7 @@ class Adjacency(nn.Module):
         return weight[:, both_ways]
 
     def _of_ordered_pairs(self, x: Tensor) -> Tensor:
-        "The same by operations that every pair goes through, for any number of nodes in an exported graph"
+        "The same by all ordered pairs, which an exported graph can do for any number of nodes"
         return self.weights((x[:, :, None] - x[:, None]).abs(), None)
 
     def weights(self, z: Tensor, share: Tensor | None = None) -> Tensor:
@@ -129,17 +129,17 @@ def _each_row(conv: Any, x: Tensor) -> Tensor:
 
 
 def _each_row_by_module(conv: Any, x: Tensor) -> Tensor:
-    "The same by whatever stands in its place"
+    "The same by the module itself, which may have been replaced"
     return conv(x.reshape(-1, x.shape[-1], 1, 1)).flatten(1).unflatten(0, x.shape[:-1])
 
 
 class GraphLayer(nn.Module):
-    "Graph convolution over two operators: the identity and a learned adjacency"
+    "Graph convolution with two operators: the identity and a learned adjacency"
     def __init__(self,
         n_in: int, # Features of a node in
         n_out: int, # Features of a node out
-        width: int, # Of the adjacency's layers
-        norm: bool = True, # Batch norm on batch statistics at the end?
+        width: int, # Width of the adjacency's layers
+        norm: bool = True, # Ends with a batch norm on batch statistics
     ):
         super().__init__()
         self.adjacency = Adjacency(n_in, width)
@@ -155,11 +155,11 @@ class GraphLayer(nn.Module):
 
 
 class GraphNet(nn.Module):
-    "Graph layers whose outputs are appended to the nodes (Garcia and Bruna 2018, section 4)"
+    "A stack of graph layers that each append their output to the nodes (Garcia and Bruna 2018, section 4)"
     def __init__(self,
         n_in: int, # Features of a node, with its label
         n_out: int, # Scores of a node
-        width: int = 96, # Of the adjacency's layers; hidden layers append half of it
+        width: int = 96, # Width of the adjacency's layers; hidden layers append half as many features
         n_hidden: int = 2, # Layers before the last one
     ):
         super().__init__()
@@ -168,7 +168,7 @@ class GraphNet(nn.Module):
         self.blueprint = blueprint(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[GraphLayerTrace, ...]]:
-        "Nodes `(n_graphs, n_nodes, n_in)` to scores `(n_graphs, n_nodes, n_out)` of every node, and each layer's trace in order"
+        "Nodes `(n_graphs, n_nodes, n_in)` to scores `(n_graphs, n_nodes, n_out)` of every node, and the traces of the layers"
         trace = []
         for layer in self.layers:
             new, seen = layer(x)
@@ -180,21 +180,21 @@ class GraphNet(nn.Module):
 
 @register_method('gnn')
 class GNNNet(FewShotModel):
-    """Graph network (Garcia and Bruna 2018; Table I of Sun et al. 2020): fc layer and labels appended, then the GNN.
+    """Graph network (Garcia and Bruna 2018; Table I of Sun et al. 2020): an fc layer, labels appended, then the GNN.
 
-    Scores `(n_query, n_way)`, for any shot and any number of queries; the way is fixed by training (`ValueError` otherwise).
-    Its batch norms use the statistics of the episode always, as published: a score depends on the other queries of the batch.
+    Scores are `(n_query, n_way)`, for any shot and any number of queries. The way is fixed by training: another one raises
+    `ValueError`. As published, batch norms always use the statistics of the episode, so a score depends on the other queries.
     """
     any_way = False
     transductive = False
-    queries_apart = False # Those of one graph see each other
+    queries_apart = False # Queries in the same graph see each other
 
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Classes of every episode, in training and after
         n_classes: int = 0, # Ignored: this method has no global classifier
-        n_features: int = 128, # Of a node, without its label
-        width: int = 96, # Of the graph network
+        n_features: int = 128, # Features of a node, without its label
+        width: int = 96, # Width of the graph network
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
     ):
         super().__init__(encoder, n_way, n_classes)
@@ -204,7 +204,7 @@ class GNNNet(FewShotModel):
         self.gnn = GraphNet(n_features + n_way, n_way, width)
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> GraphNodes:
-        "Nodes of as many graphs as hold all queries, one query of each class in a graph"
+        "The nodes of as many graphs as all queries need, with up to `n_way` queries each"
         way, n_support, n_query = episode_way(support_y), f_support.shape[0], f_query.shape[0]
         if way != self.n_way:
             raise ValueError(f'This GNNNet classifies {self.n_way}-way episodes, found {way}-way: its label width is fixed by '
@@ -218,12 +218,12 @@ class GNNNet(FewShotModel):
         return GraphNodes(features, F.pad(labels, (0, 0, 0, n_per_graph)), n_query)
 
     def classify_with_trace(self, f_p: GraphNodes) -> tuple[Tensor, tuple[GraphLayerTrace, ...]]:
-        "`classify`, and the trace of each graph layer (node scores are `n_way` wide; the queries are the last nodes of a graph)"
+        "Scores `(n_query, n_way)` as `classify` returns them, and the trace of each graph layer"
         scores, trace = self.gnn(torch.cat([f_p.features, f_p.labels.to(f_p.features.dtype)], 2))
         return scores[:, -f_p.n_per_graph:].transpose(0, 1).flatten(0, 1)[:f_p.n_query], trace
 
     def explained_scores(self, f_p: GraphNodes) -> Tensor:
-        "Scores of all nodes, those of the support included: each is a start of its own"
+        "Scores `(n_graphs, n_nodes, n_way)` of all nodes, also those of the support"
         if not as_built(self, GNNNet, 'classify', 'classify_with_trace'): return self.classify(f_p)
         return self.gnn(torch.cat([f_p.features, f_p.labels.to(f_p.features.dtype)], 2))[0]
 

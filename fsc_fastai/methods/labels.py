@@ -1,4 +1,4 @@
-"Labels of a support set: how many classes, one-hot, and the mean of each class"
+"Labels of a support set: number of classes, one-hot matrix, class means"
 from __future__ import annotations
 
 import torch
@@ -10,10 +10,10 @@ __all__ = ['episode_way', 'one_hot', 'class_means']
 
 
 def episode_way(support_y: Tensor) -> int:
-    """The number of classes of an episode, from the labels of its support.
+    """The number of classes of an episode, from its support labels.
 
-    An episodic loader's labels carry their `classes`, and one-hot labels have a column for each class: both tell without asking
-    the device. Plain integer labels are 0…n_way−1, all of them: `ValueError` where a class has no support.
+    Labels of an episodic loader carry their `classes`, and one-hot labels have a column per class, so both answer without
+    waiting for the device. Plain integer labels must be 0…n_way−1: `ValueError` if one of them is missing.
     """
     if support_y.ndim == 2: return support_y.shape[1]
     classes = getattr(support_y, 'classes', None)
@@ -25,9 +25,9 @@ def episode_way(support_y: Tensor) -> int:
 
 def one_hot(
     support_y: Tensor, # Labels `(n_support,)`, or already one-hot `(n_support, n_way)`
-    dtype: torch.dtype = torch.float32, # Type of the result
+    dtype: torch.dtype = torch.float32, # dtype of the result
 ) -> Tensor:
-    "`support_y` as a matrix `(n_support, n_way)`"
+    "One-hot labels `(n_support, n_way)`"
     if support_y.ndim == 2: return plain(support_y).to(dtype)
     return (plain(support_y)[:, None] == torch.arange(episode_way(support_y), device=support_y.device)).to(dtype)
 
@@ -36,7 +36,7 @@ def class_means(
     f_support: Tensor, # Features `(n_support, ...)`
     support_y: Tensor, # Labels `(n_support,)`, or one-hot `(n_support, n_way)`
 ) -> Tensor:
-    """The mean feature of each class, `(n_way, ...)`; classes may have unequal shots, and come in any order.
+    """The mean feature of each class `(n_way, ...)`. Classes may have different shots and come in any order.
 
     >>> class_means(torch.tensor([[1.], [10.], [3.]]), torch.tensor([0, 1, 0]))
     tensor([[ 2.],

@@ -1,4 +1,4 @@
-"Losses of the few-shot methods, for scores `(n_query, n_way)` and what `training_output` adds to them"
+"Losses of the few-shot methods, for scores `(n_query, n_way)` or a `training_output`"
 from __future__ import annotations
 
 import torch
@@ -11,28 +11,28 @@ __all__ = ['EpisodeCrossEntropy', 'SigmoidMSE', 'CrossAttentionLoss', 'LargeMarg
 
 
 class EpisodeCrossEntropy(nn.Module):
-    "Cross entropy of scores `(n_query, n_way)`, or of scores at every position `(n_query, n_way, H, W)`, averaged"
-    reduction = 'mean' # 'none' while fastai asks for the loss of every query
+    "Mean cross entropy of scores `(n_query, n_way)`, or of scores at every position `(n_query, n_way, H, W)`"
+    reduction = 'mean' # 'none' while fastai wants the loss of every query
 
     def forward(self, scores: Tensor, query_y: Tensor) -> Tensor:
-        "`query_y` `(n_query,)`: labels within the episode"
+        "The loss, given labels within the episode `(n_query,)`"
         target = plain(query_y)
         if scores.ndim > 2: target = target.view(-1, *[1] * (scores.ndim - 2)).expand(-1, *scores.shape[2:])
         return F.cross_entropy(single(scores), target, reduction=self.reduction)
 
     def activation(self, scores: Tensor) -> Tensor:
-        "Scores to probabilities, in the same shape; fastai's `get_preds` asks for them"
+        "Probabilities in the shape of `scores`; fastai's `get_preds` calls this"
         return scores.softmax(1)
 
     def decodes(self, scores: Tensor) -> Tensor:
-        "Scores to the likeliest class `(n_query,)`"
+        "The likeliest class of each query `(n_query,)`"
         return scores.argmax(1)
 
 
 class SigmoidMSE(EpisodeCrossEntropy):
-    "Mean squared error between sigmoid scores and 1 or 0, the relation network's own loss (Sung et al. 2018, equation (2))"
+    "Mean squared error between sigmoid scores and one-hot labels, RelationNet's published loss (Sung et al. 2018, equation (2))"
     def forward(self, scores: Tensor, query_y: Tensor) -> Tensor:
-        "`query_y` `(n_query,)`: labels within the episode"
+        "The loss, given labels within the episode `(n_query,)`"
         scores = single(scores)
         return F.mse_loss(scores.sigmoid(), F.one_hot(plain(query_y), scores.shape[1]).to(scores.dtype),
                           reduction=self.reduction)
@@ -41,14 +41,15 @@ class SigmoidMSE(EpisodeCrossEntropy):
 class CrossAttentionLoss(EpisodeCrossEntropy):
     """Dense global cross entropy + `episodic` · dense cross entropy of the episode (Hou et al. 2019, section 3.3).
 
-    Takes plain scores (evaluation), or per-position scores with global scores of every way (training): the true way counts.
+    Takes plain scores in evaluation; in training scores at every position and global scores for every class of the episode, of
+    which those of the true class count.
     """
-    def __init__(self, episodic: float = 0.5): # Weight of the episodic term beside the global one
+    def __init__(self, episodic: float = 0.5): # Weight of the episodic term; the global term has weight 1
         super().__init__()
         self.episodic = episodic
 
     def forward(self, output: Tensor | tuple[Tensor, Tensor], query_y: Tensor) -> Tensor: # type: ignore[override]
-        "`query_y` `(n_query,)` with its `classes`, the episode's classes among those of the training domain"
+        "The loss, given labels `(n_query,)` that carry the `classes` of the episode within the training domain"
         if isinstance(output, Tensor): return super().forward(output, query_y)
         scores, global_scores = output
         way = plain(query_y)
@@ -58,36 +59,36 @@ class CrossAttentionLoss(EpisodeCrossEntropy):
 
 
 class LargeMarginCosine(EpisodeCrossEntropy):
-    """Cross entropy where the true class has to win by a margin of the cosine (Yeh et al. 2020, after Wang et al. 2018, CosFace).
+    """Cross entropy after lowering the cosine of the true class by a margin (Yeh et al. 2020, after Wang et al. 2018, CosFace).
 
-    For scores that are scaled cosines, as those of `ProtoNet(distance='cosine', scale=30)`.
+    Scores must be scaled cosines, such as those of `ProtoNet(distance='cosine', scale=30)`.
     """
     def __init__(self,
-        margin: float = .35, # Of the cosine
-        scale: float = 30., # Of the cosines in the scores
+        margin: float = .35, # Margin of the cosine
+        scale: float = 30., # Factor of the cosines in the scores
     ):
         super().__init__()
         self.margin, self.scale = margin, scale
 
     def forward(self, scores: Tensor, query_y: Tensor) -> Tensor:
-        "`query_y` `(n_query,)`: labels within the episode"
+        "The loss, given labels within the episode `(n_query,)`"
         true = F.one_hot(plain(query_y), scores.shape[1])
         return super().forward(single(scores) - self.margin * self.scale * true, query_y)
 
 
 class PrototypicalTriplet(EpisodeCrossEntropy):
-    """How far the distance to the own prototype exceeds that to each other one less a margin (Yeh et al. 2020), averaged.
+    """Mean of max(0, distance to the own prototype − distance to another prototype + margin) (Yeh et al. 2020).
 
-    For scores that are negative squared distances, as those of `ProtoNet`; the triplets are of distances, not squared ones.
+    Scores must be negative squared distances, such as those of `ProtoNet`; the loss takes their roots.
     """
     def __init__(self,
-        margin: float = 1., # Of the distances
+        margin: float = 1., # Margin of the distances
     ):
         super().__init__()
         self.margin = margin
 
     def forward(self, scores: Tensor, query_y: Tensor) -> Tensor:
-        "`query_y` `(n_query,)`: labels within the episode"
+        "The loss, given labels within the episode `(n_query,)`"
         squared = -single(scores)
         distances = torch.where(squared > 0, squared, 1.).sqrt().where(squared > 0, 0.)  # at 0 a root has no gradient
         own = distances.gather(1, plain(query_y)[:, None])
@@ -97,18 +98,18 @@ class PrototypicalTriplet(EpisodeCrossEntropy):
 
 
 def class_numbers(
-    y: Tensor, # Labels within an episode, with its `classes`
+    y: Tensor, # Labels within an episode that carry its `classes`
     n_classes: int, # Classes of the training domain
-    who: str, # What errors say of who asks
-    remedy: str, # What to do where the labels do not tell
+    who: str, # Who needs them, for the message of an error
+    remedy: str, # What to do if labels carry no classes, for the message
 ) -> Tensor:
-    "Labels within the training domain. Raises `ValueError` for labels without classes, and for classes beyond `n_classes`"
+    "Labels within the training domain `(n,)`. Raises `ValueError` for labels without `classes` or beyond `n_classes`"
     classes = getattr(y, 'classes', None)
     if not classes:
         raise ValueError(f'{who} needs labels that carry the classes of their episode, as those of EpisodeDataLoaders do. '
                          f'Found plain labels: {remedy}')
     if max(classes) >= n_classes:
         raise ValueError(f'{who} knows {n_classes} classes, an episode has number {max(classes)}: pass the number of all classes')
-    # a step that is replayed has them where it reads
+    # a replayed step reads them from a fixed place
     numbers = y.numbers if hasattr(y, 'numbers') else torch.tensor(classes).to(y.device, non_blocking=True)
     return numbers[plain(y)]

@@ -1,4 +1,4 @@
-"MatchingNet: attention over the support samples, whose labels it sums (Vinyals et al. 2016)"
+"MatchingNet: attention over the support samples, summed by their labels (Vinyals et al. 2016)"
 from __future__ import annotations
 
 import torch
@@ -17,8 +17,8 @@ __all__ = ['MatchingNet', 'FullContext']
 class FullContext(nn.Module):
     "Full context embeddings: support samples see one another, queries see the support (Vinyals et al. 2016, appendix A)"
     def __init__(self,
-        n_features: int, # Of a vector
-        n_steps: int = 5, # Processing steps of a query, K of equation (3)
+        n_features: int, # Length of a vector
+        n_steps: int = 5, # Processing steps of a query, K in equation (3)
     ):
         super().__init__()
         self.n_steps = n_steps
@@ -26,10 +26,10 @@ class FullContext(nn.Module):
         self.query = nn.LSTMCell(2 * n_features, n_features)
 
     def forward(self,
-        support: Tensor, # Vectors `(n_support, C)`: their order matters
+        support: Tensor, # Vectors `(n_support, C)`, whose order matters
         query: Tensor, # Vectors `(n_query, C)`
     ) -> tuple[Tensor, Tensor]:
-        "Both in the context of the support set, same shapes; in the precision of the weights, as LSTMs need it on CPUs"
+        "Both in the context of the support set, in the same shapes and the dtype of the weights, as LSTMs on CPUs need it"
         with full_precision(support):
             dtype = self.query.weight_hh.dtype
             return self._in_context(support.to(dtype), query.to(dtype))
@@ -55,8 +55,8 @@ class MatchingNet(FewShotModel):
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Ignored: this method classifies any number of classes
         n_classes: int = 0, # Ignored: this method has no global classifier
-        scale: float = 10., # Of the cosine: 1 as published, more lets the attention choose
-        fce: bool = False, # Full context embeddings?
+        scale: float = 10., # Factor of the cosine; published is 1, more sharpens the attention
+        fce: bool = False, # Use full context embeddings
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
     ):
         super().__init__(encoder, n_way, n_classes)
@@ -66,7 +66,7 @@ class MatchingNet(FewShotModel):
         self.vector_size = size if fce else None
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> LabelledPairs:
-        "Support samples and queries as vectors, in context where asked, with the samples' labels"
+        "Support samples and queries as vectors, in full context if `fce`, with the labels of the samples"
         support, query = (pool_vectors(f, self.pool, self.vector_size) for f in (f_support, f_query))
         if self.context is not None: support, query = self.context(support, query)
         return LabelledPairs(support[None], query[:, None], one_hot(support_y))
@@ -81,6 +81,6 @@ class MatchingNet(FewShotModel):
         return ((self.scale * cosine(f_p.query, f_p.support))[:, :, None] + f_p.labels.log()).logsumexp(1)
 
     def compared_vectors(self, f_support: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor] | None:
-        "The pooled maps at length 1; None with full context, where vectors depend on the whole support set"
+        "The pooled maps at unit length; None with full context, where vectors depend on the whole support set"
         if self.context is not None: return None
         return unit(pool_vectors(f_support, self.pool)), unit(pool_vectors(f_query, self.pool))

@@ -28,10 +28,10 @@ class ProtoNet(FewShotModel):
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Ignored: this method classifies any number of classes
         n_classes: int = 0, # Ignored: this method has no global classifier
-        distance: Distance = 'euclidean', # 'euclidean' (squared, negative) or 'cosine'
-        scale: float = 10., # Of the cosine
+        distance: Distance = 'euclidean', # 'euclidean' (negative and squared) or 'cosine'
+        scale: float = 10., # Factor of the cosine
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
-        bias: float = 0., # Added to the cosine, within the scale
+        bias: float = 0., # Added to the cosine before it is scaled
     ):
         super().__init__(encoder, n_way, n_classes)
         if distance not in get_args(Distance): raise ValueError(f'distance={distance!r}: choose from {get_args(Distance)}')
@@ -39,7 +39,7 @@ class ProtoNet(FewShotModel):
         self.distance, self.scale, self.pool, self.bias = distance, scale, pool, bias
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Pairs:
-        "Class prototypes and queries as vectors"
+        "Class prototypes `(n_way, C)` and queries `(n_query, C)`"
         return Pairs(class_means(pool_vectors(f_support, self.pool), support_y), pool_vectors(f_query, self.pool))
 
     def classify(self, f_p: Pairs | Tensor) -> Tensor:
@@ -51,6 +51,6 @@ class ProtoNet(FewShotModel):
         with full_precision(query): return -(single(query) - single(support)).square().sum(-1)
 
     def compared_vectors(self, f_support: Tensor, f_query: Tensor) -> tuple[Tensor, Tensor]:
-        "The pooled maps: at length 1 for a cosine; as they are for −‖u − v‖² = 2u·v − ‖u‖² − ‖v‖²"
+        "The pooled maps, at unit length for a cosine; unchanged for −‖u − v‖² = 2u·v − ‖u‖² − ‖v‖²"
         support, query = pool_vectors(f_support, self.pool), pool_vectors(f_query, self.pool)
         return (unit(support), unit(query)) if self.distance == 'cosine' else (single(support), single(query))

@@ -1,4 +1,4 @@
-"Few-shot models by name, and from the configuration that they carry"
+"Few-shot models by name or from their configuration"
 from __future__ import annotations
 
 import json
@@ -17,9 +17,9 @@ _methods: dict[str, type[FewShotModel]] = {}
 
 
 def register_method(
-    *names: Any, # What it is called, besides the name of its class; or the class itself: `@register_method` without names
+    *names: Any, # Names besides that of the class; `@register_method` without parentheses adds none
 ) -> Any:
-    """Decorator of a method's class, which is known by name from then on, in any case.
+    """Make a method known by name, in upper or lower case: a decorator of its class.
 
         @register_method('relation', 'rn')
         class RelationNet(FewShotModel): ...
@@ -32,14 +32,14 @@ def register_method(
 
 
 def list_methods() -> list[str]:
-    "The names that `create_fsc_model` knows, in lower case; any case is understood"
+    "The names that `create_fsc_model` knows, in lower case"
     return sorted(_methods)
 
 
 def get_method(method: str | type[FewShotModel]) -> type[FewShotModel]:
-    """The class of a method, given by name or as the class itself.
+    """The class of a method, from its name or the class itself.
 
-    Raises `ValueError` for an unknown name and `TypeError` for another class.
+    Raises `ValueError` for an unknown name and `TypeError` for anything else.
     """
     if isinstance(method, str):
         if method.lower() in _methods: return _methods[method.lower()]
@@ -50,19 +50,22 @@ def get_method(method: str | type[FewShotModel]) -> type[FewShotModel]:
 
 def create_fsc_model(
     method: str | type[FewShotModel], # Class or name (`list_methods()`)
-    arch: str | nn.Module, # Backbone: a timm name, or a module from images to maps
+    arch: str | nn.Module, # Backbone: a timm name, or a module that maps images to feature maps
     n_way: int | tuple[int, int] = 5, # Classes of a training episode, or (lowest, highest)
     n_classes: int = 0, # Classes of the training domain, for methods with a global classifier
     img_size: ImageSize = 84, # Side of the training images, or (height, width)
-    pretrained: Weights = False, # True: timm's weights; or a checkpoint file or a state dict with those of the encoder
+    pretrained: Weights = False, # Weights of the encoder: True for timm's, a checkpoint file, or a state dict
     in_chans: int = 3, # Channels of the images
-    encoder_kwargs: Mapping[str, Any] | None = None, # For `create_encoder`
-    **kwargs: Any, # For the method
+    encoder_kwargs: Mapping[str, Any] | None = None, # Further arguments of `create_encoder`
+    **kwargs: Any, # Further arguments of the method
 ) -> FewShotModel:
-    """A few-shot model, images of one episode to scores `(n_query, n_way)`.
+    """A few-shot model, which turns the images of an episode into scores `(n_query, n_way)`.
 
-    Its `config` is a dictionary of plain values: `create_fsc_model(**model.config)` builds the same model, without weights.
-    Raises `ValueError` for unknown names (nearest names offered) and for an image size that the backbone cannot encode.
+    `create_fsc_model(**model.config)` builds the same model again, without its weights: `config` holds plain values. Raises
+    `ValueError` for unknown names (and offers the nearest ones) and for an image size that the backbone cannot encode.
+
+        model = create_fsc_model('relation', 'resnet10', img_size=84)
+        scores = model(support_x, support_y, query_x)
     """
     cls = get_method(method)
     if arch is None:
