@@ -35,7 +35,7 @@ class AFACallback(FTCallback):
     """
     _stateattrs = (*FTCallback._stateattrs, 'discriminator', 'opts', 'losses', '_saved', '_maps', '_scale')
     discriminator: Any = None # The domain classifier, made on the first batch
-    opts: list[Any] = []
+    opts: list[Any] = [] # One for each half of the training: without γ, β and with them
     losses: Mapping[str, Tensor] = {}
     _saved: Mapping[str, Any] | None = None
     _maps: list[Tensor] = [] # Of the augmented stream, block by block
@@ -64,9 +64,9 @@ class AFACallback(FTCallback):
 
     def _build(self) -> None:
         super()._build()
-        like = next(self.raw_model.parameters())
-        self.discriminator = domain_classifier(self.raw_model.encoder.num_features, self.seed).to(like)
-        trained = [*self.discriminator.parameters(), *(self.raw_model.encoder.parameters() if self.twice else [])]
+        encoder = self.raw_model.encoder
+        self.discriminator = domain_classifier(encoder.num_features, self.seed).to(next(encoder.parameters()))
+        trained = [*self.discriminator.parameters(), *(encoder.parameters() if self.twice else [])]
         ft = [p.requires_grad_() for p in self.ft_parameters]
         self.opts = [torch.optim.Adam(trained, self.lr), torch.optim.Adam([*trained, *ft], self.lr)]
         if self._saved is not None: self.load_state_dict(self._saved)
@@ -79,17 +79,14 @@ class AFACallback(FTCallback):
 
     def after_loss(self):
         if self.idle or not self.loss_grad.requires_grad: return
-        augmented, self._maps = list(self._maps), []
         remove_ft(self.raw_model)
-        images = torch.cat([plain(self.xb[0]), plain(self.xb[2])])
-        with kept_maps(self.raw_model, self.blocks) as maps: self.raw_model.encode(images)
-        augmented = augmented[:len(maps)]  # another callback may have passed once more
+        with kept_maps(self.raw_model, self.blocks) as maps: self.raw_model.encode(torch.cat([plain(x) for x in self.xb[::2]]))
+        augmented, self._maps = self._maps[:len(maps)], []  # later ones are of this pass, or of another callback's
         lam = strength(self.published_epoch / EPOCHS)
-        gram = torch.stack([gram_loss(*pair) for pair in zip(maps, augmented, strict=True)]).mean()
-        domains = domain_loss(self.discriminator, *(single(pool_vectors(x[-1])) for x in (maps, augmented)), lam)
+        gram = torch.stack([gram_loss(f, g) for f, g in zip(maps, augmented, strict=True)]).mean()
+        domains = domain_loss(self.discriminator, *(single(pool_vectors(f[-1])) for f in (maps, augmented)), lam)
         self.losses = dict(few_shot=self.learn.loss_grad.detach(), domains=domains.detach(), gram=gram.detach())
-        self.learn.loss_grad = self.learn.loss_grad + domains + lam * gram
-        self.learn.loss = self.learn.loss_grad.clone()
+        self.add_loss(domains + lam * gram)
         self._scale = self._loss_scale()
 
     def after_cancel_step(self):
@@ -116,9 +113,8 @@ class AFACallback(FTCallback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         "Go on from what `state_dict` returned; `ValueError` if it is of other transformations"
-        self._saved = state
-        if not self.opts or not state: return  # until they are made
+        self._saved = None if self.opts else state  # until they are made
+        if not self.opts or not state: return
         self._load_transformations(state['transformations'])
         self.discriminator.load_state_dict(state['classifier'])
         for opt, saved in zip(self.opts, state['opts'], strict=True): opt.load_state_dict(saved)
-        self._saved = None

@@ -40,6 +40,13 @@ class ModelCallback(Callback):
         "Is this `lr_find`, where nothing is to be learned?"
         return hasattr(self.learn, 'lr_finder')
 
+    def add_loss(self,
+        loss: Tensor, # A scalar, for which there is a gradient
+    ) -> None:
+        "Train with the sum of this and the loss that is there, and show it"
+        self.learn.loss_grad = self.learn.loss_grad + loss
+        self.learn.loss = self.learn.loss_grad.clone()
+
     def refuse_compiled(self,
         why: str, # What a compiled model does to this callback
         spared: str = '', # A part that may be compiled

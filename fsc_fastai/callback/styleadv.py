@@ -105,8 +105,7 @@ class StyleAdvCallback(ClassifierCallback):
         losses = dict(attacked=self.learn.loss_func(single_output(output), *self.yb),
                       kl=kl(scores_of(self.pred), scores_of(output)), classes=self.global_classifier.loss(maps, y))
         self.global_classifier.learn(maps, y)
-        self.learn.loss_grad = self.learn.loss_grad + sum(losses.values())
-        self.learn.loss = self.learn.loss_grad.clone()
+        self.add_loss(sum(losses.values()))
         self.losses = {k: v.detach() for k, v in losses.items()}
 
     def after_batch(self): self.after_cancel_batch()

@@ -15,7 +15,7 @@ __all__ = ['fsc_reproduce']
 @call_parse
 def fsc_reproduce(
     table: str, # table2, table3, table4, figure3, controls of what relevance does, or later ways of training
-    preset: str = 'small', # small, paper, demo, photos (with --data), or tiny for a trial
+    preset: str = 'small', # small, paper, demo, tiny for a trial; with --data: photos, or photos_short of PN alone
     domains: str = 'glyphs', # `glyphs`; with --data the folders to test on, separated by commas, or `all`
     data: Path | None = None, # Folder with a folder per domain, as `prepare_domain` fills them; None: the embedded glyphs
     seen: str = 'mini_imagenet', # Folder in --data to train on

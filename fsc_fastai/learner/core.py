@@ -79,5 +79,6 @@ def fsc_learner(
                        opt_func=opt_func or default_optimizer(dls.device), lr=lr, cbs=cbs, metrics=metrics,
                        splitter=splitter, **kwargs)
     learn.encoder_trained = pretrained is not False
+    if not learn.encoder_trained: learn.first_encoder = first_weights(cast(Encoder, model.encoder))
     if own_weights(model) or not learn.encoder_trained: learn.first_weights = first_weights(model)
     return learn

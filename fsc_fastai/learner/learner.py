@@ -41,7 +41,7 @@ def own_weights(
 
 
 def first_weights(
-    model: nn.Module, # A few-shot model
+    model: nn.Module, # A few-shot model or an encoder
 ) -> torch.Tensor:
     "A copy of weights that any training changes `(n,)`, at most 256: of the head or, if it has none, of the encoder"
     some = next(iter(own_weights(model)), next(model.parameters(), torch.empty(0)))
@@ -54,7 +54,8 @@ class FSCLearner(Learner):
     What differs: `fine_tune` begins with pre-training an encoder that nobody has trained; predictions keep the order of the
     episodes; callbacks that would silently do the wrong thing with episodes are refused; a failed `export` loses nothing.
     """
-    encoder_trained = False
+    _encoder_trained = False
+    first_encoder: torch.Tensor | None = None # As `first_weights`, of the encoder alone
     first_weights: torch.Tensor | None = None # Those of `first_weights` when the learner was made; None: already trained
     dls: EpisodeDataLoaders
     loss_func: Callable
@@ -94,6 +95,15 @@ class FSCLearner(Learner):
             raise
         # whatever callbacks loaded meanwhile, such as `SaveModelCallback` at the end
         self.encoder_trained = trained or self.opt.frozen_idx == 0
+
+    @property
+    def encoder_trained(self) -> bool:
+        "Has the encoder been trained, or been given weights by whatever function? Then `fine_tune` does not pre-train it"
+        if self._encoder_trained or self.first_encoder is None: return self._encoder_trained
+        return not torch.equal(first_weights(self.model.encoder), self.first_encoder)
+
+    @encoder_trained.setter
+    def encoder_trained(self, trained: bool) -> None: self._encoder_trained = trained
 
     @property
     def untrained(self) -> bool:

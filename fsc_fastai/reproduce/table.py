@@ -33,7 +33,8 @@ def run_table(
     if not shots or min(shots) < 1: raise ValueError(f'shots={list(shots)}: at least one, each at least 1')
     data = data or glyph_data()
     folder = out/data.name/preset.name
-    wanted = [c for c in table_cells(table, seeds, data.left_out or list(data.targets), shots) if c.base in methods]
+    kinds = set(methods) & set(preset.recipes)
+    wanted = [c for c in table_cells(table, seeds, data.left_out or list(data.targets), shots) if c.base in kinds]
     def at_hand(cells: Sequence[Cell]) -> list[Cell]: return [c for c in cells if train or result_file(c, folder).exists()]
     cells = at_hand(wanted)
     if not cells: raise ValueError(f'{table} has no {"" if train else "finished "}cells of {", ".join(methods)} in {folder}')

@@ -15,7 +15,7 @@ from fastai.torch_core import set_seed
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import LFTCallback
-from fsc_fastai.encode import create_encoder
+from fsc_fastai.encode import create_encoder, load_reference_state
 from fsc_fastai.learner.core import encoder_head_splitter, fsc_learner
 from fsc_fastai.learner.metrics import episode_accuracy
 from tests.learners import hue_learner, hue_loaders, weights
@@ -125,11 +125,16 @@ def keeps_the_best_frozen(learn):
     learn.fit(1, cbs=SaveModelCallback('accuracy'))  # loads the best weights at the end
 
 
+def other_model(learn): return fsc_learner(learn.dls, 'conv4').model
+
+
 @pytest.mark.parametrize(('use', 'trained'), [
     (lambda learn: None, False), (trains_frozen, False), (keeps_the_best_frozen, False),
     (lambda learn: learn.lr_find(num_it=6, show_plot=False), False),
     (lambda learn: learn.fit(1), True), (lambda learn: (learn.freeze(), learn.unfreeze(), learn.fit(1)), True),
-    (lambda learn: learn.pretrain_encoder(1), True), (lambda learn: (learn.save('a'), learn.load('a')), True)])
+    (lambda learn: learn.pretrain_encoder(1), True), (lambda learn: (learn.save('a'), learn.load('a')), True),
+    (lambda learn: load_reference_state(learn.model, other_model(learn).state_dict()), True),
+    (lambda learn: learn.model.encoder.load_state_dict(other_model(learn).encoder.state_dict()), True)])
 def test_fine_tune_pretrains_an_encoder_that_nobody_has_trained(root, monkeypatch, use, trained):
     learn = hue_learner(root)
     use(learn)

@@ -111,7 +111,7 @@ def test_lft_cell_is_tested_on_the_target_left_out(glyphs, tmp_path):
 def test_later_ways_of_training_are_a_table(glyphs, tmp_path):
     recipe = replace(TINY.recipes['PN'], val_episodes=1, epochs=1, n_episodes=1)
     preset = replace(TINY, test_val=True, recipes={'PN': recipe})
-    report = run_table('later', preset, glyphs, tmp_path, 1, [1], 'fsc_reproduce later', ['PN'])
+    report = run_table('later', preset, glyphs, tmp_path, 1, [1], 'fsc_reproduce later')  # of PN alone, as its recipes are
     cells = sorted(p.parent.name for p in report.parent.glob('cells/*/result.json'))
     ways = [way.lower() for way in LATER]
     guided = [c for c in cells if c.startswith('lrp-') and c != 'lrp-pn_1shot_seed0']

@@ -38,13 +38,6 @@ class EncodedCallback(ModelCallback):
         "The features `(n, C)`, averaged over the positions, in single precision at least"
         return single(pool_vectors(plain(self.maps)))
 
-    def add_loss(self,
-        loss: Tensor, # A scalar
-    ) -> None:
-        "Train with it, and show the sum"
-        self.learn.loss_grad = self.learn.loss_grad + loss
-        self.learn.loss = self.learn.loss_grad.clone()
-
     def after_cancel_batch(self): self._leave()
     def after_batch(self): self._leave()
 
