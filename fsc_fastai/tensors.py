@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import quietly  # noqa: F401, I001  before fastai
 
 __all__ = ['Pool', 'pool_vectors', 'vector_size', 'plain', 'single', 'full_precision', 'unit', 'cosine', 'evaluating',
-           'largest_output']
+           'largest_output', 'usable_device']
 
 Pool = Literal['avg', 'flatten']
 
@@ -79,6 +79,16 @@ def cosine(
     tensor([[1., 0.]])
     """
     with full_precision(a): return torch.einsum('nmc,nmc->nm', unit(a), unit(b))
+
+
+def usable_device(
+    name: str | torch.device, # `cpu`, `cuda`, `cuda:1`, `mps`, …
+) -> torch.device:
+    "The device of this name. Raises `ValueError` where this machine has none"
+    try: return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as e:
+        why = str(e).splitlines()[0]
+        raise ValueError(f'nothing can be computed on device {str(name)!r} here ({why}): cpu always can') from e
 
 
 @contextmanager

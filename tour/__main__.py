@@ -31,6 +31,7 @@ SMALLER = {
     r'untar_glyphs\(\)': 'untar_glyphs(n_classes=30, n_images=12, size=32, progress=False)',
     r'untar_glyph_domains\(\)': 'untar_glyph_domains(n_classes=6, n_images=12, size=32, progress=False)',
     r"'resnet10'": "'conv4'",
+    r"cache='cuda'": "cache='cpu'",
     r'vit_tiny_patch16_224': 'test_vit',
     r"'vit_small_patch14_dinov2\.lvd142m'": "'test_vit', 'backbone.pth'",
     r'size=84|Resize\(84\)': lambda m: m[0].replace('84', '32'),

@@ -19,6 +19,7 @@ from ..answers import printable, printable_lines
 from ..deploy import FewShotClassifier, learner_from_bundle
 from ..deploy.hub import HUB
 from ..learner.core import FSCLearner
+from ..tensors import usable_device
 
 __all__ = ['plain_errors', 'told', 'printable', 'printable_lines', 'is_bundle', 'chosen_device', 'learner_from',
            'load_classifier']
@@ -55,9 +56,7 @@ def chosen_device(
     name: str | None = None, # `cpu`, `cuda`, `cuda:1`, `mps`, …; None: fastai's default, a GPU if there is one
 ) -> torch.device:
     "The device of this name. Raises `ValueError` where this machine has none"
-    try: return torch.empty(0, device=default_device() if name is None else name).device
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f'nothing can be computed on device {name!r} here ({str(e).splitlines()[0]}): cpu always can') from e
+    return usable_device(default_device() if name is None else name)
 
 
 def learner_from(

@@ -65,7 +65,7 @@ def EpisodeBlock(
     seed: int = 0, # The k-th episode of an epoch depends on (seed, epoch, k) alone
     vocab: Sequence | None = None, # Names of the classes; None: from the labels, the training classes first
     drop_small: bool = False, # Leave out the classes with too few images, instead of an error
-    cache: CacheChoice = None, # Keep decoded images: in memory (True), of so many GB, in a folder, False, or None: where possible
+    cache: CacheChoice = None, # Keep decoded images: True, so many GB, a folder, a device ('cuda'), False, None: where possible
 ) -> TransformBlock:
     "A `TransformBlock` for the category of each image, whose loaders draw episodes"
     settings: dict[str, Any] = dict(n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=n_episodes, seed=seed,

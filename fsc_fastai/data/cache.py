@@ -27,9 +27,10 @@ __all__ = ['ImageCache', 'CacheChoice']
 log = logging.getLogger(__name__)
 
 GB = 1024**3
-CacheChoice = bool | float | str | os.PathLike | None
+CacheChoice = bool | float | str | os.PathLike | torch.device | None
 """Where decoded images are kept: True for memory, a number for memory of at most so many GB, a folder for a file in it that later
-runs and other processes share, None for memory where that is possible, False for nowhere"""
+runs and other processes share, a device or its name (`'cuda'`, `'cuda:1'`) for its memory if they fit, None for memory where that
+is possible, False for nowhere"""
 
 Load = Callable[[int], Tensor]
 
@@ -59,8 +60,17 @@ class ImageCache:
     def __len__(self) -> int: return int(self.filled.sum())
 
     def __repr__(self) -> str:
-        where = 'memory' if self.folder is None else str(self.folder)
-        return f'{type(self).__name__}({len(self)} of {self.n} images in {where}, {self.store.nbytes/GB:.2f} GB)'
+        return f'{type(self).__name__}({len(self)} of {self.n} images in {self.where}, {self.store.nbytes/GB:.2f} GB)'
+
+    @property
+    def where(self) -> str:
+        "The place of the images, in words"
+        return 'memory' if self.folder is None else str(self.folder)
+
+    @property
+    def takes_workers(self) -> bool:
+        "Whether worker processes can share the images"
+        return True
 
     @property
     def wanted(self) -> CacheChoice:
@@ -96,12 +106,17 @@ class ImageCache:
         pinned: bool = False, # In page-locked memory, which a CUDA device reads while the host goes on
     ) -> Tensor:
         "The images at `idxs` as one batch `(n, C, H, W)`, after loading those not yet there"
-        at = torch.as_tensor(idxs)
-        missing = np.unique(at[~self.filled[at]].numpy()).tolist()
-        if missing: self._fill(missing, load)
+        at = self._loaded(idxs, load)
         batch = torch.empty((len(at), *self.store.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
         torch.index_select(self.store, 0, at, out=batch)  # copies whole images, where indexing goes by the byte
         return batch.as_subclass(self.type)
+
+    def _loaded(self, idxs: Sequence[int], load: Load) -> Tensor:
+        "The positions as a tensor, with their images loaded"
+        at = torch.as_tensor(idxs)
+        missing = np.unique(at[~self.filled[at]].numpy()).tolist()
+        if missing: self._fill(missing, load)
+        return at
 
     def _allocate(self, load: Load, identity: Callable[[], str]) -> None:
         image = load(0)
@@ -202,7 +217,7 @@ class ImageCache:
 
     def _fill(self, idxs: Sequence[int], load: Load, progress: bool = False) -> None:
         "Decode the images at `idxs` into memory"
-        comment = f'{len(idxs) * self.store[0].nbytes/GB:.2f} GB to memory' if progress else ''
+        comment = f'{len(idxs) * self.store[0].nbytes/GB:.2f} GB to {self.where}' if progress else ''
         for i, image in zip(idxs, self._decoded(idxs, load, self.store.shape[1:], comment), strict=True):
             self.store[i] = image
             self.filled[i] = True

@@ -51,7 +51,7 @@ class EpisodicDL(CachedDL):
         seed: int = 0, # Another seed, other episodes
         epoch: int = 0, # Number of the epoch to come
         drop_small: bool = False, # Leave out the classes with too few images, instead of an error
-        cache: CacheChoice | ImageCache = None, # Keep decoded images: True, so many GB, a folder, False, None: where possible
+        cache: CacheChoice | ImageCache = None, # Keep decoded images: True, GB, a folder, a device, False, None: where possible
         labels: list[int] | None = None, # Class of every image; None: asked of the dataset
         **kwargs, # For `TfmdDL`
     ):
@@ -151,7 +151,7 @@ class EpisodicDL(CachedDL):
             # Images seen once are not worth a cache, and a few not worth workers.
             once = dict(bs=64, cache=False) | (dict(num_workers=0) if len(dataset) <= 256 else {})
             return self._image_dl(dataset, **(once | kwargs))
-        if {'after_item', 'before_batch'} & kwargs.keys(): kwargs = dict(cache=self._cache_wanted) | kwargs  # other images
+        if {'after_item', 'before_batch'} & kwargs.keys(): kwargs = dict(cache=self._cache_for_others) | kwargs  # other images
         settings = ('n_way', 'n_shot', 'n_query', 'n_episodes', 'seed', 'epoch', 'drop_small')
         return super().new(dataset, cls, **(self._shared(dataset) | {k: getattr(self, k) for k in settings} | kwargs))
 

@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from .augment import MiddleResize
 from .cache import CacheChoice, ImageCache
+from .device_cache import DeviceCache, named_device
 from .images import opener_of
 from .size import Size, as_size
 
@@ -80,10 +81,10 @@ class CachedDL(TfmdDL):
     def __init__(self,
         dataset: Any = None, # Of (image, class number)
         *,
-        cache: CacheChoice | ImageCache = None, # Keep decoded images: True, so many GB, a folder, False, None: where possible
+        cache: CacheChoice | ImageCache = None, # Keep decoded images: True, GB, a folder, a device, False, None: where possible
         labels: list[int] | None = None, # Class of every image; None: asked of the dataset
         img_shape: tuple[int, int, int] | None = None, # Channels, height, width; None: found on the first image
-        num_workers: int | None = None, # None: 0 with a cache, fastai's default without
+        num_workers: int | None = None, # None: 0 with a cache, fastai's default without; 0 with images on a device
         **kwargs, # For `TfmdDL`
     ):
         unknown = [k for k in kwargs if k not in _KNOWN and not k.startswith('val_')]
@@ -100,13 +101,15 @@ class CachedDL(TfmdDL):
     def _make_cache(self, cache: CacheChoice | ImageCache) -> ImageCache | None:
         if isinstance(cache, ImageCache): return cache
         random_tfms = [f.name for f in self.after_item.fs if _is_random(f)]
-        folder = cache if isinstance(cache, str | os.PathLike) else None
-        if (cache is True or folder is not None) and random_tfms:
+        device = named_device(cache)
+        folder = cache if isinstance(cache, str | os.PathLike) and device is None else None
+        if (cache is True or folder is not None or device is not None) and random_tfms:
             raise ValueError(f'cache={cache} would freeze the random item_tfms {", ".join(random_tfms)}: '
                              'use Resize(size, method="squish"), and augment in batch_tfms')
         if cache is False or random_tfms or any(f.name != 'noop' for f in self.before_batch.fs): return None
         if folder is not None and all(_file_of(item) is not None for item in self.items):
             return ImageCache(len(self.dataset), folder=folder)
+        if device is not None: return DeviceCache(len(self.dataset), device)
         limit = cache if isinstance(cache, int | float) and cache is not True else None
         return ImageCache(len(self.dataset), limit)
 
@@ -184,7 +187,9 @@ class CachedDL(TfmdDL):
 
     def before_iter(self):
         self._choose_tfms()
-        if self.cache is not None: self.cache.prepare(self._load_image, self._identity)
+        if self.cache is None: return
+        self.cache.prepare(self._load_image, self._identity)
+        if not self.cache.takes_workers: self.fake_l.num_workers = 0
 
     def do_item(self, s):
         "Item `s` after its transforms. An episode cannot do without one of its images: `SkipItemException` is an error"
@@ -217,12 +222,20 @@ class CachedDL(TfmdDL):
 
     def _sent(self, *b: Tensor) -> tuple[Tensor, ...]:
         "A batch, where `_sends` on its way to the device through pinned memory, so that the host does not wait for it"
-        return tuple(to_device(o.pin_memory(), self.device, non_blocking=True) for o in b) if self._sends else b
+        if not self._sends: return b
+        return tuple(to_device(o.pin_memory(), self.device, non_blocking=True) if o.device.type == 'cpu' else o for o in b)
+
+    @property
+    def _cache_for_others(self) -> CacheChoice:
+        "What a loader on other images is told: not of a device that the machine lacks to which a learner has been brought"
+        try: named_device(self._cache_wanted)
+        except ValueError: return None
+        return self._cache_wanted
 
     def _shared(self, dataset: Any) -> dict:
         "What a new loader on `dataset` takes over from this one"
         same = dataset is None or dataset is self.dataset
-        shared = dict(num_workers=self._num_workers, img_shape=self._img_shape, cache=self._cache_wanted)
+        shared = dict(num_workers=self._num_workers, img_shape=self._img_shape, cache=self._cache_for_others)
         return shared | dict(labels=self._labels, cache=False if self.cache is None else self.cache) if same else shared
 
 

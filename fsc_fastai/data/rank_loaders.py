@@ -26,6 +26,10 @@ class ImageDistributedDL(DistributedDL):
         share = -(-self.dl.n // self.world_size)
         return share // self.bs if self.drop_last else -(-share // self.bs)
 
+    def before_iter(self):
+        super().before_iter()
+        self.fake_l.num_workers = self.dl.fake_l.num_workers  # none where its images are on a device
+
     def _broadcast(self, t: list, rank: int) -> list:
         device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
         idxs = torch.tensor(t, device=device)

@@ -313,9 +313,10 @@ def test_bytes_reach_the_gpu_through_pinned_memory(make_dls, monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize('cache', [None, 'cuda'])
 @pytest.mark.parametrize('part', ['train', 'valid', 'images'])
-def test_taking_a_batch_does_not_wait_for_the_gpu(make_dls, part):
-    dls = make_dls(item_tfms=None, batch_tfms=None, size=12, device='cuda').build_cache(progress=False)
+def test_taking_a_batch_does_not_wait_for_the_gpu(make_dls, part, cache):
+    dls = make_dls(item_tfms=None, batch_tfms=None, size=12, device='cuda', cache=cache).build_cache(progress=False)
     batches = iter(dls.valid.images(bs=4) if part == 'images' else getattr(dls, part))
     next(batches)
     torch.cuda.set_sync_debug_mode('error')
