@@ -1,4 +1,4 @@
-"A method beside its support, and what adapts a model to its support: one adaptation per file"
+"Heads, which keep a method with a fixed support set, and adaptations of a model to its support: one per file"
 from .base import Adaptation, get_adaptation, list_adaptations, register_adaptation
 from .bdcspn import BDCSPN
 from .distribution_calibration import DistributionCalibration

@@ -1,4 +1,4 @@
-"Cosines to class means of linearly aligned features, as task-specific adapters leave them"
+"A prototypical network on linearly aligned features, the result of task-specific adapters"
 from __future__ import annotations
 
 import torch
@@ -16,13 +16,13 @@ __all__ = ['AlignedProtoNet']
 
 @register_method('aligned')
 class AlignedProtoNet(ProtoNet):
-    "A prototypical network on features W·x, W the weight of `align`, which starts as the identity (Li et al. 2022)"
+    "A prototypical network on features W·x; W, the weight of `align`, starts as the identity (Li et al. 2022)"
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Ignored: this method classifies any number of classes
         n_classes: int = 0, # Ignored: this method has no global classifier
         distance: Distance = 'cosine', # 'euclidean' (squared, negative) or 'cosine'
-        scale: float = 10., # Of the cosine
+        scale: float = 10., # Factor of the cosine
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
     ):
         super().__init__(encoder, n_way, n_classes, distance, scale, pool)

@@ -1,4 +1,4 @@
-"Augmentations of the support, as two published adaptations have them: on normalised pixels, each with its random numbers given"
+"Augmentations of the support by two published adaptations, on normalised pixels; random numbers are arguments"
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,34 +11,34 @@ __all__ = ['brightness', 'saturation', 'contrast', 'translation', 'pmf_augment',
            'channel_means', 'ata_augment']
 
 
-# Of batches `(n, C, H, W)`, a number u in 0–1 for each image `(n,)`: Hu et al. 2022 (PMF), after Zhao et al. 2020
+# For batches `(n, C, H, W)` with a number u in 0–1 for each image `(n,)`: Hu et al. 2022 (PMF), after Zhao et al. 2020
 
 def _each(u: Tensor) -> Tensor: return u[:, None, None, None]
 
 
 def brightness(x: Tensor, u: Tensor) -> Tensor:
-    "x + u − ½"
+    "Shift each image: x + u − ½"
     return x + _each(u) - 0.5
 
 
 def saturation(x: Tensor, u: Tensor) -> Tensor:
-    "2u times as far from grey, the mean over the channels"
+    "Scale the difference of each pixel from grey, its mean over the channels, by 2u"
     grey = x.mean(1, keepdim=True)
     return grey + 2 * _each(u) * (x - grey)
 
 
 def contrast(x: Tensor, u: Tensor) -> Tensor:
-    "u + ½ times as far from the mean of the image"
+    "Scale the difference of each pixel from the mean of its image by u + ½"
     mean = x.mean((1, 2, 3), keepdim=True)
     return mean + (_each(u) + 0.5) * (x - mean)
 
 
 def translation(
     x: Tensor, # Images `(n, C, H, W)`
-    rows: Tensor, # Pixels down which each image is read `(n,)`
-    columns: Tensor, # And to the right
+    rows: Tensor, # Rows by which each image moves up `(n,)`
+    columns: Tensor, # Columns by which each image moves left `(n,)`
 ) -> Tensor:
-    "out[r, c] = x[r + rows, c + columns], 0 outside"
+    "Shift each image: out[r, c] = x[r + rows, c + columns], 0 outside"
     height, width = x.shape[-2:]
     r, c = (torch.arange(size, device=x.device) + shift[:, None] for size, shift in ((height, rows), (width, columns)))
     inside = ((r >= 0) & (r < height))[:, :, None] & ((c >= 0) & (c < width))[:, None]
@@ -49,9 +49,9 @@ def translation(
 
 def pmf_augment(
     x: Tensor, # Images `(n, C, H, W)`
-    prob: float = 0.9, # Of augmenting the batch at all
+    prob: float = 0.9, # Probability of augmenting the batch
 ) -> Tensor:
-    "Flip, brightness, saturation, contrast, translation (Hu et al. 2022); whether at all, and whether to flip, for all together"
+    "Flip all images or none, then change brightness, saturation and contrast and shift each image (Hu et al. 2022)"
     if torch.rand(()) >= prob: return x
     if torch.rand(()) < 0.5: x = x.flip(-1)
     n = len(x)
@@ -60,13 +60,13 @@ def pmf_augment(
     return translation(x, *(torch.randint(-s, s + 1, (n,), device=x.device) for s in far))
 
 
-# Of one image `(C, H, W)`: Wang and Deng 2021 (ATA)
+# For one image `(C, H, W)`: Wang and Deng 2021 (ATA)
 
 def gamma(
     x: Tensor, # An image `(C, H, W)`
-    power: float, # 1: as it is
+    power: float, # The exponent; 1 changes nothing
 ) -> Tensor:
-    "Scaled to 0–1 by its own least and largest value, to the power, and back; a constant image stays as it is"
+    "Raise the image, scaled to 0–1 by its own minimum and maximum, to a power, and scale it back"
     low, high = x.amin(), x.amax()
     size = high - low
     return torch.where(size > 0, ((x - low) / torch.where(size > 0, size, 1.))**power * size + low, x)
@@ -74,9 +74,9 @@ def gamma(
 
 def channels(
     x: Tensor, # An image `(C, H, W)`
-    places: Sequence[int], # Where each channel goes
+    places: Sequence[int], # The new place of each channel
 ) -> Tensor:
-    "Channel i at place `places[i]`"
+    "Permute the channels: channel i moves to `places[i]`"
     return x[torch.as_tensor(places).argsort()]
 
 
@@ -84,29 +84,29 @@ def flip(
     x: Tensor, # An image `(C, H, W)`
     axis: int, # 1: upside down, 2: left and right
 ) -> Tensor:
-    "Mirrored"
+    "Mirror the image"
     return x.flip(axis)
 
 
 def rotate(
     x: Tensor, # An image `(C, H, W)`
-    quarters: int, # Turns by 90°
+    quarters: int, # Number of turns by 90°
 ) -> Tensor:
-    "Turned counterclockwise; an image that is not square only by 180°, as its shape must stay"
+    "Turn the image counterclockwise; one that is not square only by multiples of 180°, because its shape must stay"
     return torch.rot90(x, quarters if x.shape[1] == x.shape[2] else 2 * (quarters // 2), (1, 2))
 
 
 def channel_means(
     x: Tensor, # An image `(C, H, W)`
 ) -> Tensor:
-    "What an erased rectangle is filled with `(C,)`"
+    "The mean of each channel `(C,)`, which fills an erased rectangle"
     return x.mean((1, 2))
 
 
 def ata_augment(
     x: Tensor, # An image `(C, H, W)`
 ) -> Tensor:
-    "Gamma, erasing, shuffled channels, a flip, a rotation, each with its own probability (CDFSL-ATA, `finetune_ml.py`)"
+    "Gamma, erasing, channel shuffle, flip and rotation, each with its own probability (CDFSL-ATA, `finetune_ml.py`)"
     chance = lambda p: bool(torch.rand(()) < p)
     if chance(0.3): x = gamma(x, 1 + 0.5 * float(torch.rand(())))
     if chance(0.5): x = RandomErasing(p=1., value=channel_means(x).tolist())(x)

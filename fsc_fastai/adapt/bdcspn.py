@@ -1,4 +1,4 @@
-"BD-CSPN: prototypes rectified by the queries that are nearest to them (Liu et al. 2020)"
+"BD-CSPN: prototypes rectified by their nearest queries (Liu et al. 2020)"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ def rectified(
     member: Tensor, # One-hot labels `(…, n_support, n_way)`
     query: Tensor, # `(…, n_query, d)`
 ) -> Tensor:
-    """Prototypes `(…, n_way, d)` of the support and of the queries that are nearest to them (Liu et al. 2020, section 3.3).
+    """Prototypes `(…, n_way, d)` of the support samples and the nearest queries (Liu et al. 2020, section 3.3).
 
-    The queries are shifted to the mean of the support first; weights are exp(cosine to the plain prototype), as easyfsl has it.
+    Queries are first shifted to the mean of the support. As in easyfsl, weights are exp(cosine to the plain prototype).
     """
     shifted = query + (support.mean(-2) - query.mean(-2))[..., None, :]
     prototypes = means(support, member)
@@ -32,11 +32,11 @@ def rectified(
 @register_adaptation('bdcspn')
 @dataclass(kw_only=True)
 class BDCSPN(FeatureMethod):
-    "Cosine to rectified prototypes: bias of the domain and within the classes diminished (Liu et al. 2020)"
+    "Cosine similarity to rectified prototypes, which reduces cross-class and intra-class bias (Liu et al. 2020)"
     transductive = True
     treatment: Treatment = 'l2'
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "The queries that are answered are not shifted"
+        "Rectify the prototypes; the queries are scored without the shift"
         assert query is not None
         return Nearest(prototypes=rectified(support, member, query), similarity=cosines)

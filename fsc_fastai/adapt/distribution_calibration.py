@@ -1,4 +1,4 @@
-"Distribution calibration: draws from what base classes tell of a new class's spread (Yang et al. 2021)"
+"Distribution calibration: samples from Gaussians whose statistics come from similar base classes (Yang et al. 2021)"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ __all__ = ['DistributionCalibration']
 class DistributionCalibration(FeatureMethod):
     """Logistic regression on the support and on draws from calibrated Gaussians (Yang et al. 2021, Algorithm 1).
 
-    For each support sample the means and covariances of the k nearest base classes are averaged, its own feature among the means.
-    Features go through Tukey's transform x^power; base statistics stay those of the features as they are.
+    The Gaussian of a support sample has the average mean and covariance of the k nearest base classes, where the feature of
+    the sample counts among the means. Features go through Tukey's transform x^power, base statistics do not.
     """
     base_means: Tensor # `(n_base, d)`
-    base_covariances: Tensor # `(n_base, d, d)`, divisor n − 1
+    base_covariances: Tensor # `(n_base, d, d)`, with divisor n − 1
     k: int = 2 # Base classes to average
     alpha: float = 0.21 # Added to every entry of the covariances
-    power: float = 0.5 # Of Tukey's transform
-    n_draws: int = 750 # Draws of a class, shared out among its samples
-    seed: int = 0 # Of the draws
+    power: float = 0.5 # Exponent of Tukey's transform
+    n_draws: int = 750 # Draws per class, divided among its samples
+    seed: int = 0 # Seed of the draws
 
     def tukey(self, x: Tensor) -> Tensor:
-        "x^power; `ValueError` for negative features"
+        "x^power. Raises `ValueError` for negative features"
         if (x < 0).any():
             raise ValueError('DistributionCalibration takes a power of the features, some are negative: '
                              'use an encoder that ends in a ReLU')
@@ -39,7 +39,7 @@ class DistributionCalibration(FeatureMethod):
     def calibrated(self,
         x: Tensor, # Transformed features of the support `(…, n, d)`
     ) -> tuple[Tensor, Tensor]:
-        "Mean `(…, n, d)` and covariance `(…, n, d, d)` for each sample (equation (6)); `ValueError` for too few base classes"
+        "Mean `(…, n, d)` and covariance `(…, n, d, d)` of each sample (equation (6)). `ValueError` for too few base classes"
         if len(self.base_means) <= self.k:
             raise ValueError(f'DistributionCalibration(k={self.k}) needs more base classes, found {len(self.base_means)}')
         base, spread = self.base_means.to(x), self.base_covariances.to(x)
@@ -56,7 +56,7 @@ class DistributionCalibration(FeatureMethod):
         return self.on_draws(x, member, _draws(mean, covariance, n, self.seed))
 
     def on_draws(self, x: Tensor, member: Tensor, draws: Tensor) -> Fitted:
-        "Fit to transformed samples `(…, n, d)` and draws `(…, n, n_draws, d)`"
+        "Fit logistic regression to transformed samples `(…, n, d)` and draws `(…, n, n_draws, d)`"
         n_draws = draws.shape[-2]
         classifier = LogisticHead().fit(torch.cat([x, draws.flatten(-3, -2)], -2),
                                         torch.cat([member, member.repeat_interleave(n_draws, -2)], -2))

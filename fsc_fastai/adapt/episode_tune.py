@@ -17,13 +17,13 @@ __all__ = ['EpisodeTune', 'pseudo_episode']
 
 def pseudo_episode(
     y: Tensor, # Labels of the support `(n_support,)`
-    n_pseudo: int, # Augmented images in all; each support image has its share, one at least
+    n_pseudo: int, # Augmented images in total, at least one for each support image
 ) -> tuple[list[list[tuple[int, int]]], list[int]]:
-    """For each class its row of (position in the support, number of the augmentation, 0: itself), and its shots.
+    """A row of (position in the support, number of the augmentation, 0 for none) for each class, and its shots.
 
-    Each image is followed by its own augmentations; the first places of a row, as many as the class has shots, are the
-    pseudo-support, the others the pseudo-queries (CDFSL-ATA, `finetune_ml.py`). So at one shot an image is the support of its
-    own augmentations, and with more some support images are queries.
+    In a row each image is followed by its augmentations. Its first entries, as many as the class has shots, are the
+    pseudo-support, the others the pseudo-queries (CDFSL-ATA, `finetune_ml.py`). At one shot an image is thus the support of its
+    own augmentations; with more shots some support images are queries.
     """
     n_views = max(1, n_pseudo // len(y))
     members = [(y == k).nonzero().flatten().tolist() for k in range(int(y.max()) + 1)]
@@ -33,17 +33,17 @@ def pseudo_episode(
 @register_adaptation('episode_tune')
 @dataclass(kw_only=True)
 class EpisodeTune(Adaptation):
-    """The whole model, tuned on pseudo-episodes of the support and its augmentations (Wang and Deng 2021; CDFSL-ATA).
+    """Tune the whole model on pseudo-episodes of the support and its augmentations (Wang and Deng 2021; CDFSL-ATA).
 
-    Adam on all weights, in training mode, an episode a step. What comes out is the same kind of model. As published, queries
-    are then answered in training mode, by the batch statistics of the support and all queries together: `batch_statistics`.
-    The settings are ATA's; StyleAdv (Fu et al. 2023) takes 50 steps with 1e-3 at five shots, 10 with 5e-3 at one.
+    Adam tunes all weights in training mode, one episode per step. The result is a model of the same kind. The published code
+    also scores queries in training mode, by batch statistics of the support and all queries: that is `batch_statistics`.
+    The defaults are ATA's; StyleAdv (Fu et al. 2023) takes 50 steps with 1e-3 at five shots and 10 with 5e-3 at one.
     """
-    steps: int = 50 # Pseudo-episodes
-    lr: float = 1e-3 # Of Adam
+    steps: int = 50 # Pseudo-episodes, one per step
+    lr: float = 1e-3 # Learning rate of Adam
     n_pseudo: int = 75 # Augmented images of each pseudo-episode
-    batch_statistics: bool = False # As published: batch norms of the result use the statistics of the images at hand
-    seed: int = 0 # Of the augmentations
+    batch_statistics: bool = False # Batch norms of the result use the statistics of the batch, as published
+    seed: int = 0 # Seed of the augmentations
 
     @property
     def transductive(self) -> bool: # type: ignore[override]
@@ -51,7 +51,7 @@ class EpisodeTune(Adaptation):
         return self.batch_statistics
 
     def __call__(self, model: FewShotModel, support_x: Tensor, support_y: Tensor, query_x: Tensor | None = None) -> FewShotModel:
-        "A tuned copy of the model"
+        "A tuned copy of the model, in eval mode"
         checked_support(self, support_y)
         x, member = plain(support_x), one_hot(support_y)
         with seeded(self.seed, x.device):
@@ -61,11 +61,11 @@ class EpisodeTune(Adaptation):
         return tuned.eval().requires_grad_(False)
 
     def tune(self,
-        model: FewShotModel, # Tuned in place, in training mode
+        model: FewShotModel, # Tuned in place and left in training mode
         x: Tensor, # Images `(n_support, channels, height, width)`
         member: Tensor, # One-hot labels `(n_support, n_way)`
     ) -> Tensor:
-        "The loss of every step"
+        "Tune the model; returns the loss of every step `(steps,)`"
         rows, shots = pseudo_episode(member.argmax(1), self.n_pseudo)
         support = [place for row, shot in zip(rows, shots) for place in row[:shot]]
         query = [place for row, shot in zip(rows, shots) for place in row[shot:]]

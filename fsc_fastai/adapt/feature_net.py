@@ -1,4 +1,4 @@
-"A few-shot model whose classifier is a method on features, fitted to the support of each episode anew"
+"A few-shot model whose classifier is a method on features that is fitted to each support anew"
 from __future__ import annotations
 
 import json
@@ -23,27 +23,27 @@ OF_ENCODER = 'arch', 'img_size', 'in_chans', 'encoder_kwargs'
 
 @dataclass
 class Classifiable(Processed):
-    "Queries as treated features, with the classifier that was fitted to the support"
+    "Treated features of the queries, and the classifier fitted to the support"
     features: Tensor # `(n_query, d)`
     fitted: Any # A `Fitted`
 
 
 @register_method('features')
 class FeatureNet(FewShotModel):
-    """An encoder and a method on features: `process` fits the method to the support, `classify` asks it.
+    """An encoder and a method on features: `process` fits the method to the support, `classify` scores with it.
 
-        PA(steps=20)(learn.model)                                           # what an adaptation gives
+        PA(steps=20)(learn.model)                                           # the result of an adaptation
         create_fsc_model('features', 'resnet10', adaptation='ridge')        # by name
 
-    Maps are pooled to vectors. Settings that are tensors are buffers, which move and are saved with the model.
+    Maps are pooled to vectors. Settings that are tensors are buffers, so they move and are saved with the model.
     """
     def __init__(self,
         encoder: Encoder, # Images to feature maps, with `out_shape`
         n_way: int = 5, # Ignored: this method classifies any number of classes
         n_classes: int = 0, # Ignored: this method has no global classifier
         adaptation: Any = 'simple_shot', # A method on features, or its name
-        settings: Mapping[str, Any] | None = None, # Of the named method, plain values
-        shapes: Mapping[str, Sequence[int]] | None = None, # Of its settings that are tensors, to be loaded
+        settings: Mapping[str, Any] | None = None, # Arguments of the named method, as plain values
+        shapes: Mapping[str, Sequence[int]] | None = None, # Shapes of its arguments that are tensors, which are loaded later
         pool: Pool = 'avg', # How maps become vectors: 'avg' or 'flatten'
     ):
         super().__init__(encoder, n_way, n_classes)
@@ -57,10 +57,10 @@ class FeatureNet(FewShotModel):
 
     @classmethod
     def around(cls,
-        model: FewShotModel, # Whose encoder it shares
+        model: FewShotModel, # A model whose encoder is shared
         adaptation: Any, # A method on features
     ) -> FeatureNet:
-        "With a `config`, if the model has one and the settings are plain values or tensors"
+        "A `FeatureNet` with the encoder of a model; it has a `config` if the model has one and settings can be saved"
         net = cls(cast(Encoder, model.encoder), model.n_way, adaptation=adaptation).train(model.training)
         of_encoder: dict[str, Any] = getattr(model, 'config', {})
         plain = {f.name: value for f in fields(adaptation) if (value := getattr(adaptation, f.name)) is not None
@@ -75,12 +75,12 @@ class FeatureNet(FewShotModel):
 
     @property
     def method(self) -> Any:
-        "The method on features, with its tensors where the model is"
+        "The method on features, with its tensors on the device of the model"
         return replace(self.adaptation, **{name: getattr(self, f'setting_{name}') for name in self.tensors})
 
     @property
     def no_graph(self) -> str: # type: ignore[override]
-        "Why it cannot be exported, where its method cannot"
+        "The reason why the method cannot be exported, or an empty text"
         method = self.adaptation
         return '' if method.has_graph or method.linear and method.treats_alone else (
             f'{type(method).__name__} learns from its examples by steps that no graph can hold: save a bundle, or use '
@@ -91,7 +91,7 @@ class FeatureNet(FewShotModel):
         return single(pool_vectors(f, self.pool))
 
     def fit(self, f_support: Tensor, support_y: Tensor, f_query: Tensor | None = None) -> Any:
-        "The classifier `Fitted` to maps or vectors of a support"
+        "The `Fitted` classifier for maps or vectors of a support"
         x = self.vectors(f_support)
         return self.method.fit(x, one_hot(support_y, x.dtype), None if f_query is None else self.vectors(f_query))
 
@@ -106,17 +106,17 @@ class FeatureNet(FewShotModel):
 
     def forward_episodes(self,
         f_support: Tensor, # Maps or vectors `(n_episodes, n_support, ...)`
-        support_y: Tensor, # Labels `(n_support,)` of each
+        support_y: Tensor, # Labels `(n_support,)`, the same for every episode
         f_query: Tensor, # Maps or vectors `(n_episodes, n_query, ...)`
     ) -> Tensor:
-        "Scores `(n_episodes, n_query, n_way)`, each episode for itself"
+        "Scores `(n_episodes, n_query, n_way)` of independent episodes"
         support, query = (self.vectors(f.flatten(0, 1)).unflatten(0, f.shape[:2]) for f in (f_support, f_query))
         return self.method.answer(support, one_hot(support_y, support.dtype), query)
 
 
 @head_for(FeatureNet)
 class FeatureHead(Head):
-    "Vectors are all that it takes of maps"
+    "The head of a `FeatureNet`, which keeps vectors"
     def compact(self, f: Tensor) -> Tensor:
         "Pooled vectors `(n, d)`"
         return self.model.vectors(f)

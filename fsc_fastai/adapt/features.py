@@ -1,4 +1,4 @@
-"Adaptation on features: each image is encoded once, and a classifier is fitted to the support of an episode"
+"Adaptations on features: each image is encoded once, and a classifier is fitted to the features of the support"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..methods.base import FewShotModel
-from .base import Adaptation
+from .base import Adaptation, check_shots
 from .feature_net import FeatureNet
 
 __all__ = ['FeatureMethod', 'Fitted', 'Nearest', 'Linear', 'Answers', 'Treatment', 'Similarity', 'means', 'unit', 'cosines',
@@ -20,10 +20,10 @@ Similarity = Callable[[Tensor, Tensor], Tensor]
 IN_CACHE = 2**22 # Bytes
 
 
-# Everything here takes leading dimensions: many episodes of one size are adapted together
+# All functions take leading dimensions `…`: many episodes of one size are adapted together
 
 def unit(x: Tensor) -> Tensor:
-    "Vectors at length 1; 0 stays 0"
+    "Vectors at unit length; 0 stays 0"
     return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
@@ -35,7 +35,7 @@ def means(
     return member.mT @ x / member.sum(-2)[..., None]
 
 
-# Scores lie in memory class by class: sums over few classes are then slow no more, so that even softmax is worth writing out
+# Scores are stored class by class, which makes sums over a few classes fast; for the same reason softmax is written out
 
 def cosines(x: Tensor, prototypes: Tensor) -> Tensor:
     "Cosines `(…, n, n_way)` of features `(…, n, d)` and prototypes `(…, n_way, d)`"
@@ -44,7 +44,7 @@ def cosines(x: Tensor, prototypes: Tensor) -> Tensor:
 
 
 def squared_distances(x: Tensor, prototypes: Tensor) -> Tensor:
-    "Squared Euclidean distances `(…, n, n_way)`, seen from the mean of the prototypes: nearer to 0 fewer digits are lost"
+    "Squared Euclidean distances `(…, n, n_way)`, computed relative to the mean of the prototypes to lose fewer digits"
     centre = prototypes.mean(-2, keepdim=True)
     x, prototypes = x - centre, prototypes - centre
     of_x, of_prototypes = (t.norm(dim=-1).square() for t in (x, prototypes))
@@ -52,25 +52,25 @@ def squared_distances(x: Tensor, prototypes: Tensor) -> Tensor:
 
 
 def distances(x: Tensor, prototypes: Tensor) -> Tensor:
-    "Euclidean distances `(…, n, n_way)`, by differences: exact where they are 0, and there with a gradient of 0"
+    "Euclidean distances `(…, n, n_way)` from differences: exactly 0 for equal vectors, where the gradient is 0, too"
     squared = torch.stack([(x - p[..., None, :]).square().sum(-1) for p in prototypes.unbind(-2)], -1)
     return torch.where(squared > 0, squared, 1.).sqrt().where(squared > 0, 0.)
 
 
 def softmax(logits: Tensor) -> Tensor:
-    "Over the classes, `(…, n, n_way)`"
+    "Softmax over the classes `(…, n, n_way)`"
     p = (logits - logits.amax(-1, keepdim=True)).exp()
     return p / p.sum(-1, keepdim=True)
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    "Logarithms of `softmax`"
+    "Logarithm of `softmax` `(…, n, n_way)`"
     z = logits - logits.amax(-1, keepdim=True)
     return z - z.exp().sum(-1, keepdim=True).log()
 
 
 def nearest_one_hot(similarity: Tensor) -> Tensor:
-    "Pseudo-labels: one-hot rows `(…, n, n_way)` for the most similar class"
+    "Pseudo-labels `(…, n, n_way)`: the most similar class of each row, one-hot"
     return torch.zeros_like(similarity).scatter_(-1, similarity.argmax(-1, keepdim=True), 1.)
 
 
@@ -84,12 +84,12 @@ def cross_entropy(
 
 @dataclass(kw_only=True)
 class Fitted:
-    "What a method makes of a support: a classifier of features `(…, n, d)` with scores `(…, n, n_way)`, higher is likelier"
-    treat: Callable[[Tensor], Tensor] = field(default_factory=lambda: lambda x: x, repr=False) # Comes before everything else
-    details: dict[str, Tensor] = field(default_factory=dict, repr=False) # Of the fitting, such as its losses
+    "A classifier fitted to a support: features `(…, n, d)` to scores `(…, n, n_way)`, higher is likelier"
+    treat: Callable[[Tensor], Tensor] = field(default_factory=lambda: lambda x: x, repr=False) # Applied to features first
+    details: dict[str, Tensor] = field(default_factory=dict, repr=False) # Results of fitting, such as the losses
 
     def score(self, x: Tensor) -> Tensor:
-        "Scores of treated features"
+        "Scores `(…, n, n_way)` of features that have been through `treat`"
         raise NotImplementedError
 
     def __call__(self, query: Tensor) -> Tensor:
@@ -99,10 +99,10 @@ class Fitted:
 
 @dataclass(kw_only=True)
 class Nearest(Fitted):
-    "The class of the most similar prototype"
+    "Scores are similarities to prototypes"
     prototypes: Tensor # `(…, n_way, d)`
-    similarity: Similarity = cosines # Of features and prototypes
-    transform: Tensor | None = None # Features become W·x with this `(…, d, d)`
+    similarity: Similarity = cosines # Similarity of features and prototypes
+    transform: Tensor | None = None # Matrix W `(…, d, d)` that maps features x to W·x
 
     def score(self, x: Tensor) -> Tensor:
         "Similarities to the prototypes"
@@ -122,11 +122,11 @@ class Linear(Fitted):
 
 @dataclass(kw_only=True)
 class Answers(Fitted):
-    "A transductive answer: scores of the very queries that took part in the fitting, and of no others"
+    "The scores of a transductive method, which hold only for the queries that it was fitted with"
     scores: Tensor # `(…, n_query, n_way)`
 
     def score(self, x: Tensor) -> Tensor:
-        "The scores; `ValueError` for another number of queries"
+        "The stored scores. Raises `ValueError` for another number of queries"
         if x.shape[-2] != self.scores.shape[-2]:
             raise ValueError(f'a transductive method answered {self.scores.shape[-2]} queries, found {x.shape[-2]}: '
                              'fit it to these')
@@ -135,28 +135,28 @@ class Answers(Fitted):
 
 @dataclass(kw_only=True)
 class FeatureMethod(Adaptation):
-    """A classifier on features: a subclass is a dataclass of its settings with `adapt`, which reads like its paper's section.
+    """An adaptation that fits a classifier to features. A subclass is a dataclass of its settings with a method `adapt`.
 
-        fitted = BDCSPN().fit(support, support_y, query)    # `query` is looked at by transductive methods only
+        fitted = BDCSPN().fit(support, support_y, query)    # only transductive methods use `query`
         scores = fitted(query)                              # (n_query, n_way)
 
-    Support `(…, n_support, d)` and queries `(…, n_query, d)` in any order; shots may differ from class to class. No method sees a
-    query's label. Leading dimensions are episodes of one size, each for itself.
+    Support features are `(…, n_support, d)` and queries `(…, n_query, d)`, in any order; classes may have different shots.
+    Leading dimensions are independent episodes of one size. No method sees the label of a query.
     """
     on_images = False
-    linear = False # Is what it fits a `Linear`?
-    has_graph = False # Can an exporter of graphs write it down? Not what learns by steps, or solves equations
-    treatment: Treatment = 'un' # Features as they are ('un'), at unit length ('l2'), minus `centre` ('c'), or both ('cl2')
+    linear = False # The fitted classifier is a `Linear`
+    has_graph = False # ONNX can express it, which excludes methods that learn in steps or solve equations
+    treatment: Treatment = 'un' # Features unchanged ('un'), at unit length ('l2'), minus `centre` ('c'), or both ('cl2')
     centre: Tensor | None = None # Mean feature of the base classes `(d,)`; None: the mean of the support
 
     def __call__(self,
         model: FewShotModel, support_x: Tensor | None = None, support_y: Tensor | None = None, query_x: Tensor | None = None,
     ) -> FeatureNet:
-        "The model's encoder with this method behind it, fitted to each support anew: the images may be left out"
+        "A model with the given encoder that fits this method to each support anew, so that the images may be left out"
         return FeatureNet.around(model, self)
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Fit to treated features, labels one-hot; `query` is None for an inductive method"
+        "Fit to treated features and one-hot labels; `query` is None for an inductive method"
         raise NotImplementedError(f'{type(self).__name__} needs `adapt(support, member, query)`')
 
     def fit(self,
@@ -164,7 +164,7 @@ class FeatureMethod(Adaptation):
         support_y: Tensor, # Labels `(n_support,)`, or one-hot `(…, n_support, n_way)`
         query: Tensor | None = None, # Unlabelled features `(…, n_query, d)`, for transductive methods
     ) -> Any:
-        """Fit a classifier to the support.
+        """Fit a classifier to the support; returns a `Fitted`.
 
         Raises `ValueError` for a transductive method without queries, a support of one class, or too few examples of a class.
         """
@@ -174,26 +174,21 @@ class FeatureMethod(Adaptation):
         if self.transductive and (query is None or query.shape[-2] == 0):
             raise ValueError(f'{name} is transductive, it answers the queries together: fit(support, support_y, query)')
         member = _one_hot(support_y, support)
-        if member.shape[-1] < 2: raise ValueError(f'{name}: a support of one class leaves nothing to tell apart')
-        shots = member.sum(-2)
-        # an exporter of graphs knows no values
-        if not torch.compiler.is_compiling() and (shots < self.least_shots).any():
-            raise ValueError(f'{name} needs {self.least_shots} examples of each class, found {int(shots.min())} of one: '
-                             'give more, or use a method that starts from class means, such as SimpleShot')
+        check_shots(self, member.sum(-2))
         treat = self.treating(support)
         fitted = self.adapt(treat(support), member, treat(query) if self.transductive and query is not None else None)
         return replace(fitted, treat=lambda x: fitted.treat(treat(x)))
 
     def numbers(self, n_support: int, n_query: int, n_way: int, d: int) -> int:
-        "Roughly how many numbers are at work for an episode of d features"
+        "Roughly how many numbers one episode of d features keeps in memory"
         return (n_support + n_query) * d
 
     def answer(self,
         support: Tensor, # Features of the supports `(n_episodes, n_support, d)`
-        support_y: Tensor, # Labels `(n_support,)` of each, or one-hot `(n_support, n_way)`
+        support_y: Tensor, # Labels of every episode `(n_support,)`, or one-hot `(n_support, n_way)`
         query: Tensor, # Features of the queries `(n_episodes, n_query, d)`
     ) -> Tensor:
-        "Scores `(n_episodes, n_query, n_way)`; a CPU takes as many episodes at once as its cache holds, for which it is fastest"
+        "Scores `(n_episodes, n_query, n_way)`; a CPU adapts as many episodes at once as fit into its cache"
         member = _one_hot(support_y, support)
         numbers = self.numbers(support.shape[-2], query.shape[-2], member.shape[-1], support.shape[-1])
         at_once = max(1, IN_CACHE // (numbers * support.element_size())) if support.is_cpu else len(support)
@@ -202,13 +197,13 @@ class FeatureMethod(Adaptation):
 
     @property
     def treats_alone(self) -> bool:
-        "Is a query treated in the same way beside any support?"
+        "Is the treatment of a query independent of the support?"
         return self.centre is not None or self.treatment in ('un', 'l2')
 
     def treating(self,
         support: Tensor, # Features `(…, n_support, d)`
     ) -> Callable[[Tensor], Tensor]:
-        "What brings features to the form that `adapt` takes"
+        "The function that treats features as `treatment` says"
         centre = support.mean(-2, keepdim=True) if self.centre is None else self.centre.to(support)
         return {'un': lambda x: x, 'l2': unit, 'c': lambda x: x - centre, 'cl2': lambda x: unit(x - centre)}[self.treatment]
 

@@ -1,4 +1,4 @@
-"Fine-tuning on the support: a linear classifier, and the whole encoder with it (Guo et al. 2020)"
+"Fine-tuning of a linear classifier and the whole encoder on the support (Guo et al. 2020)"
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -19,24 +19,24 @@ __all__ = ['FineTune']
 @register_adaptation('finetune')
 @dataclass(kw_only=True)
 class FineTune(Adaptation):
-    """A new linear classifier on the support, and the encoder tuned with it (Guo et al. 2020, section 4.2; IBM/cdfsl-benchmark).
+    """Train a new linear classifier and tune the encoder on the support (Guo et al. 2020, section 4.2; IBM/cdfsl-benchmark).
 
-    Passes over the support in batches by cross entropy. The classifier: SGD with momentum, dampening and weight decay; the
-    encoder: plain SGD, its batch norms in training mode. Afterwards both are in eval mode. With `freeze` the encoder stays as
-    it is, and each image is encoded once. Defaults are the published settings.
+    Minimises cross entropy in batches, with SGD with momentum, dampening and weight decay for the classifier, and plain SGD for
+    the encoder, whose batch norms are in training mode. With `freeze` the encoder does not change, and each image is encoded
+    once. The defaults are the published settings.
     """
     epochs: int = 100 # Passes over the support
-    steps: int | None = None # Batches in all, in the place of `epochs`
+    steps: int | None = None # Total number of batches, instead of `epochs`
     bs: int = 4 # Images per batch
-    lr: float = 0.01 # Of classifier and encoder
-    momentum: float = 0.9 # Of the classifier
-    dampening: float = 0.9 # Of its momentum, from the second step on
+    lr: float = 0.01 # Learning rate of classifier and encoder
+    momentum: float = 0.9 # Momentum of the classifier
+    dampening: float = 0.9 # Dampening of the momentum, from the second step on
     wd: float = 1e-3 # Weight decay of the classifier
-    freeze: bool = False # Tune the classifier alone
-    seed: int = 0 # Of its start and of the order of the images
+    freeze: bool = False # Tune only the classifier
+    seed: int = 0 # Seed of the initial weights and the order of the images
 
     def __call__(self, model: FewShotModel, support_x: Tensor, support_y: Tensor, query_x: Tensor | None = None) -> LinearNet:
-        "A `LinearNet` for the classes of this support"
+        "A `LinearNet` for the classes of this support, in eval mode"
         y, x = checked_support(self, support_y), plain(support_x)
         with seeded(self.seed, x.device):
             adapted = adapted_model(LinearNet, trainable_copy(model.encoder), int(y.max()) + 1).to(x)
@@ -49,9 +49,9 @@ class FineTune(Adaptation):
         fc: nn.Linear, # Tuned in place
         x: Tensor, # Images `(n_support, channels, height, width)`
         y: Tensor, # Labels `(n_support,)`
-        orders: Iterable[Tensor], # Positions `(n_support,)` of each epoch
+        orders: Iterable[Tensor], # Order of the images `(n_support,)` in each epoch
     ) -> Tensor:
-        "The loss of every step; the encoder is left in the mode in which it was tuned"
+        "Tune both; returns the loss of every step `(steps,)` and leaves the encoder in the mode of tuning"
         encoder.train(not self.freeze)
         optimizers = [torch.optim.SGD(fc.parameters(), self.lr, self.momentum, self.dampening, self.wd)]
         if self.freeze:

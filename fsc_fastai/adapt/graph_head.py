@@ -1,4 +1,4 @@
-"GNNNet beside a fixed support: each query in a graph of its own"
+"The head of GNNNet for a fixed support, where each query has a graph of its own"
 from __future__ import annotations
 
 import torch
@@ -12,21 +12,21 @@ from .head import VectorHead
 
 __all__ = ['GraphHead']
 
-EDGES = 1 << 16 # Edges of graphs that are classified at once: what bounds the memory
-GRAPHS = 16 # Graphs at once on a CPU, in whose cache they stay
+EDGES = 1 << 16 # Edges of graphs that are classified at once, which limits the memory
+GRAPHS = 16 # Graphs at once on a CPU, which fit into its cache
 
 
 @head_for(GNNNet)
 class GraphHead(VectorHead):
-    """A graph network with a graph for each query; support samples take turns as the query for the statistics.
+    """The head of a graph network with one graph per query; each support sample is the query once to fix the statistics.
 
-    A graph grows with the square of its nodes: of a class with more than `max_shot` samples, means of some stand for them.
+    Because a graph grows with the square of its nodes, a class with more than `max_shot` samples is reduced to group means.
     """
     max_shot = 10
     together = False # The edges of an episode's graphs fill the cores of a CPU by themselves
 
     def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        "Vectors of samples or of groups of them, class by class"
+        "Vectors of samples, or means of groups of samples, class by class"
         f = self.compact(f_support)
         groups = [group for label in range(member.shape[1]) for group in self._groups(f[member[:, label] > 0])]
         shots = [min(self.max_shot, int(n)) for n in member.sum(0).tolist()]
@@ -37,7 +37,7 @@ class GraphHead(VectorHead):
         return [part.mean(0) for part in f.tensor_split(min(self.max_shot, len(f)))]
 
     def rehearse(self, f_support: Tensor, member: Tensor) -> None:
-        "Classify each sample in a graph with all others"
+        "Classify each support sample in a graph with all others"
         z = self.model.fc(self.support)
         n = len(z)
         turns = spread(n, max(1, EDGES // n**2))
@@ -47,11 +47,11 @@ class GraphHead(VectorHead):
         self.model.classify(GraphNodes(z[order], labels, len(turns)))
 
     def chunk(self) -> int:
-        "Graphs at once, by their edges"
+        "Number of queries to score at once, by the edges of their graphs"
         return max(1, EDGES // (len(self.member) + 1)**2)
 
     def scores(self, f_query: Tensor) -> Tensor:
-        "Scores by the steps of the model"
+        "Scores `(n_query, n_way)` by the steps of the model"
         if not self.fixed: return super().scores(f_query)
         z, query = self.model.fc(self.support), self.model.fc(self.compact(f_query))
         n = query.shape[0]
@@ -60,7 +60,7 @@ class GraphHead(VectorHead):
         return self.model.classify(GraphNodes(nodes, labels, n))
 
     def forward(self, f_query: Tensor) -> Tensor:
-        "Scores `(n_query, n_way)` of any number of queries, by less work where the network is as it was built"
+        "Scores `(n_query, n_way)` of any number of queries; edges among support nodes are shared if the network is as built"
         if not self.fixed or not as_built(self.model, GNNNet, 'classify', 'classify_with_trace', gnn=GraphNet):
             return super().forward(f_query)
         support = torch.cat([self.model.fc(self.support), self.member], 1)

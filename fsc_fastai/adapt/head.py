@@ -1,4 +1,4 @@
-"Heads that keep less than all feature maps of the support: class means, or vectors"
+"Heads that keep class means or vectors in place of the feature maps of the support"
 from __future__ import annotations
 
 import torch
@@ -14,7 +14,7 @@ __all__ = ['PrototypeHead', 'PooledPrototypes', 'VectorHead']
 
 @head_for(MatchingNet)
 class VectorHead(Head):
-    "Methods that compare with every support sample, as a vector"
+    "The head of methods that compare queries with every support sample as a vector"
     def compact(self, f: Tensor) -> Tensor:
         "Pooled vectors `(n, d)`"
         return pool_vectors(f, self.model.pool)
@@ -22,14 +22,14 @@ class VectorHead(Head):
 
 @head_for(CrossAttentionNet)
 class PrototypeHead(Head):
-    "Methods that compare with class means: these are kept, in the place of the samples"
+    "The head of methods that compare queries with class means, which are all that it keeps"
     def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        "Class means, with one label each"
+        "Class means `(n_way, ...)`, and their one-hot labels"
         labels = torch.eye(member.shape[1], dtype=member.dtype, device=member.device)
         return class_means(self.compact(f_support), member), labels
 
     def without_each(self, f_support: Tensor, member: Tensor, f_query: Tensor, which: Tensor | None = None) -> Tensor:
-        "In one pass where classes are scored apart: without a sample, the mean of its class is (n·mean − sample) / (n − 1)"
+        "In one pass, if scores of classes are independent: without a sample its class mean is (n·mean − sample) / (n − 1)"
         if not (self.fixed and self.model.classes_apart): return super().without_each(f_support, member, f_query, which)
         f, own = self.compact(f_support), member.argmax(1)
         means, n = class_means(f, member), member.sum(0)[own].view(-1, *[1] * (f.ndim - 1))
@@ -47,5 +47,5 @@ class PrototypeHead(Head):
 
 @head_for(ProtoNet, FEAT)
 class PooledPrototypes(PrototypeHead):
-    "Class means of vectors"
+    "The head of methods that compare queries with class means of vectors"
     compact = VectorHead.compact

@@ -1,4 +1,4 @@
-"Label propagation among the queries: confident answers spread over a graph of neighbours (Liu et al. 2020, FTEM)"
+"Label propagation: confident predictions spread over a graph of neighbouring queries (Liu et al. 2020, FTEM)"
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -15,11 +15,12 @@ __all__ = ['LabelPropagation', 'affinities', 'confident', 'normalised', 'propaga
 
 def affinities(
     query: Tensor, # Features of the queries `(…, n_query, d)`
-    k: int = 10, # Neighbours, the query itself among them
+    k: int = 10, # Neighbours, including the query itself
 ) -> Tensor:
-    """Weights W of the graph of the queries `(…, n_query, n_query)`, in double precision. `ValueError` for k > n_query.
+    """Edge weights W `(…, n_query, n_query)` of the graph of the queries, in double precision.
 
-    exp(−d²/2σ²) between a query and its neighbours in either direction, σ² the mean of their squared distances.
+    exp(−d²/2σ²) between two queries if one is among the k neighbours of the other, else 0; σ² is the mean squared distance of
+    neighbours. Raises `ValueError` for k > n_query.
     """
     n, x = query.shape[-2], query.double()
     if k > n: raise ValueError(f'label propagation with k={k} neighbours needs as many queries, found {n}: use a smaller k')
@@ -30,30 +31,30 @@ def affinities(
 
 
 def normalised(W: Tensor) -> Tensor:
-    "D^-½ W D^-½, D the sums of the rows"
+    "D^-½ W D^-½, where D has the row sums of W"
     root = W.sum(-1).rsqrt()
     return root[..., :, None] * W * root[..., None, :]
 
 
 def confident(
     probabilities: Tensor, # `(…, n_query, n_way)`
-    delta: float = 0.2, # Share of the queries of each class that is kept
+    delta: float = 0.2, # Share of the queries that each class keeps
 ) -> Tensor:
-    "The probabilities with 0 for all but the highest of each class; a query may keep several, or none"
+    "Keep the highest probabilities of each class and set the others to 0; a query may keep several or none"
     n = probabilities.shape[-2]
     return probabilities.scatter(-2, probabilities.argsort(-2)[..., :int(n * (1 - delta)), :], 0.)
 
 
 def propagate(
     query: Tensor, # Features of the queries `(…, n_query, d)`
-    probabilities: Tensor, # First answers `(…, n_query, n_way)`
-    k: int = 10, # As in `affinities`
-    delta: float = 0.2, # As in `confident`
-    alpha: float = 0.5, # How far answers spread
+    probabilities: Tensor, # First predictions `(…, n_query, n_way)`
+    k: int = 10, # Neighbours, see `affinities`
+    delta: float = 0.2, # Share to keep, see `confident`
+    alpha: float = 0.5, # Weight of the neighbours, from 0 to 1
 ) -> Tensor:
-    """Refined scores `(…, n_query, n_way)`, no probabilities: (I − αL)⁻¹ · kept, L = D^-½ W D^-½.
+    """Refined scores `(…, n_query, n_way)`, which are no probabilities: (I − αL)⁻¹ · kept, with L = D^-½ W D^-½.
 
-    The support takes no part. In double precision, which the sizes of the published counts need. `ValueError` for k > n_query.
+    The support takes no part. Computed in double precision. Raises `ValueError` for k > n_query.
     """
     L, kept = normalised(affinities(query, k)), confident(probabilities.double(), delta)
     eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
@@ -63,15 +64,15 @@ def propagate(
 @register_adaptation('label_propagation')
 @dataclass(kw_only=True)
 class LabelPropagation(FeatureMethod):
-    "The answers of another method, spread among neighbouring queries"
+    "Spread the predictions of another method among neighbouring queries (Liu et al. 2020)"
     transductive = True
-    on: FeatureMethod = field(default_factory=LogisticHead) # Whose answers are refined
-    k: int = 10 # As in `propagate`
-    delta: float = 0.2
-    alpha: float = 0.5
+    on: FeatureMethod = field(default_factory=LogisticHead) # The method whose predictions are refined
+    k: int = 10 # Neighbours, including the query itself
+    delta: float = 0.2 # Share of the queries that each class keeps
+    alpha: float = 0.5 # Weight of the neighbours
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Answer by `on`, then propagate"
+        "Predict with `on`, then propagate"
         assert query is not None
         first = self.on.fit(support, member, query)(query).softmax(-1)
         return Answers(scores=propagate(query, first, self.k, self.delta, self.alpha), details={'probabilities': first})

@@ -1,4 +1,4 @@
-"LaplacianShot: nearest prototypes, smoothed so that neighbouring queries get like answers (Ziko et al. 2020)"
+"LaplacianShot: nearest prototypes, smoothed so that neighbouring queries agree (Ziko et al. 2020)"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ Rectify = Literal['easyfsl', 'original', 'no']
 @register_adaptation('laplacian_shot')
 @dataclass(kw_only=True)
 class LaplacianShot(FeatureMethod):
-    """Assignments that minimise distance to prototypes plus disagreement of neighbours (Ziko et al. 2020, equation (7)).
+    """Assignments that minimise distances to prototypes plus disagreement of neighbours (Ziko et al. 2020, equation (7)).
 
-    Scores are probabilities. Defaults are those of easyfsl; the authors' code has `lam=1.` (tuned on validation classes),
+    Scores are probabilities. The defaults are easyfsl's; the authors' code has `lam=1.` (tuned on validation classes),
     `rectify='original'` and the treatment 'cl2'.
     """
     transductive = True
-    steps: int = 20 # Updates at the most
-    knn: int = 3 # Neighbours, the query itself among them
+    steps: int = 20 # Most updates
+    knn: int = 3 # Neighbours, including the query itself
     lam: float = 0.7 # Weight of the neighbours
-    rectify: Rectify = 'easyfsl' # Prototypes as in BD-CSPN, in easyfsl's or the authors' form; 'no': plain class means
+    rectify: Rectify = 'easyfsl' # Rectified prototypes, in easyfsl's or the 'original' form; 'no': plain class means
     treatment: Treatment = 'un'
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Bound updates (equation (12)), until the energy (equation (6)) stands still"
+        "Bound updates (equation (12)) until the energy (equation (6)) no longer changes"
         assert query is not None
         if self.rectify not in get_args(Rectify): raise ValueError(f'rectify={self.rectify!r}: one of {get_args(Rectify)}')
         if query.shape[-2] < self.knn:

@@ -12,13 +12,13 @@ from .features import FeatureMethod, Fitted, Linear, means
 
 __all__ = ['RidgeHead', 'LDAHead', 'LogisticHead']
 
-NEWTON = 2000 # Coefficients, whose square is the size of the matrix of Newton's method
+NEWTON = 2000 # Most coefficients for Newton's method, whose matrix has their square
 
 
 def class_weights(
     member: Tensor, # One-hot labels `(…, n, n_way)`
 ) -> Tensor:
-    "Weights of examples `(…, n, 1)`, of mean 1, whose sums are the same for every class (scikit-learn's 'balanced')"
+    "Weights of the examples `(…, n, 1)` with mean 1 and the same sum for every class (scikit-learn's 'balanced')"
     shots = member.sum(-2, keepdim=True)
     return (member / shots).sum(-1, keepdim=True) * member.shape[-2] / member.shape[-1]
 
@@ -28,15 +28,15 @@ def class_weights(
 class RidgeHead(FeatureMethod):
     """Ridge regression on one-hot targets, in closed form: W = Xᵀ(XXᵀ + αI)⁻¹Y of centred X and Y (scikit-learn's `Ridge`).
 
-    `balanced` weighs the examples of every class to the same sum: else many examples of a class speak for it by their number.
+    Without `balanced`, a class with more examples than others gets higher scores for that alone.
     """
     linear = True
     alpha: float = 1. # Penalty
-    intercept: bool = True # Not penalised
-    balanced: bool = False # Do all classes weigh the same, whatever their examples?
+    intercept: bool = True # Fit a bias, which is not penalised
+    balanced: bool = False # Give all classes the same weight, however many examples they have
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "By the support's inner products, which are fewer than features"
+        "Solve with the Gram matrix of the support, which is smaller than the covariance of the features"
         if self.alpha <= 0: raise ValueError(f'RidgeHead(alpha={self.alpha}): above 0')
         weight = class_weights(member) if self.balanced else torch.ones_like(member[..., :1])
         x0, y0 = ((weight * t).mean(-2, keepdim=True) * self.intercept for t in (support, member))
@@ -49,17 +49,17 @@ class RidgeHead(FeatureMethod):
 @register_adaptation('lda')
 @dataclass(kw_only=True)
 class LDAHead(FeatureMethod):
-    """Linear discriminant analysis with a shrunk covariance: xΣ⁻¹μ_k − ½μ_kΣ⁻¹μ_k, all classes equally likely beforehand.
+    """Linear discriminant analysis with a shrunk covariance and equal priors: scores xΣ⁻¹μ_k − ½μ_kΣ⁻¹μ_k.
 
-    Σ is the mean over the classes of (1 − s)·C_k + s·(tr C_k / d)·I, as scikit-learn's `LinearDiscriminantAnalysis` with
-    `solver='lsqr'` and equal priors has it. 'auto' is the shrinkage of Ledoit and Wolf (2004) for the deviations from the class
-    means, all classes together. One example of each class leaves no deviations: then the nearest class mean answers.
+    Σ is the mean over the classes of (1 − s)·C_k + s·(tr C_k / d)·I, as in scikit-learn's `LinearDiscriminantAnalysis` with
+    `solver='lsqr'`. 'auto' is the shrinkage s of Ledoit and Wolf (2004) for the deviations of all classes from their means. With
+    one example per class there are no deviations, and the nearest class mean has the highest score.
     """
     linear = True
-    shrinkage: float | Literal['auto'] = 'auto' # s, above 0
+    shrinkage: float | Literal['auto'] = 'auto' # s, above 0 and up to 1
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Woodbury's identity: a matrix of the support's size is inverted, not one of the features'"
+        "By Woodbury's identity, which inverts a matrix of the size of the support, not of the features"
         n_way, d = member.shape[-1], support.shape[-1]
         mu = means(support, member)
         shots = member @ member.sum(-2)[..., None]
@@ -91,24 +91,22 @@ def _ledoit_wolf(x: Tensor) -> Tensor:
 @register_adaptation('logistic')
 @dataclass(kw_only=True)
 class LogisticHead(FeatureMethod):
-    """Logistic regression: min ½‖W‖² + C·Σ cross entropy, the bias not penalised (scikit-learn's `LogisticRegression`).
+    """Logistic regression: min ½‖W‖² + C·Σ cross entropy, without a penalty of the bias (scikit-learn's `LogisticRegression`).
 
-    `balanced` weighs the examples of every class to the same sum.
-
-    Solved in the span of the support, in double precision, by Newton's method; with so many classes and examples that its matrix
-    would be too large, by L-BFGS.
+    Solved in double precision within the span of the support, by Newton's method, or by L-BFGS where Newton's matrix would be
+    too large.
     """
     linear = True
     C: float = 1. # Inverse of the penalty
-    rounds: int = 50 # Newton steps at the most
-    balanced: bool = False # Do all classes weigh the same, whatever their examples?
+    rounds: int = 50 # Most Newton steps
+    balanced: bool = False # Give all classes the same weight, however many examples they have
 
     def numbers(self, n_support: int, n_query: int, n_way: int, d: int) -> int:
-        "Newton's curvature, in double precision"
+        "The size of Newton's matrix in double precision"
         return 2 * (n_way * (min(n_support, d) + 1))**2
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Coordinates in an orthonormal basis of the support, with a last one for the bias"
+        "Fit in coordinates of an orthonormal basis of the support, and one more for the bias"
         if self.C <= 0: raise ValueError(f'LogisticHead(C={self.C}): above 0')
         x = support.double() if support.device.type != 'mps' else support.cpu().double()
         U, S, V = torch.linalg.svd(x, full_matrices=False)

@@ -1,4 +1,4 @@
-"Linear classifiers of features are fitted once to a support that stays: what they keep of it is a vector and a bias a class"
+"The head of linear classifiers on features: of a fixed support it keeps a weight vector and a bias per class"
 from __future__ import annotations
 
 from typing import Any
@@ -16,22 +16,22 @@ __all__ = ['LinearHead']
 
 @head_for(FeatureNet)
 class LinearHead(FeatureHead):
-    "x·W + b of treated vectors: `support` is Wᵀ with b behind it, `(n_way, d + 1)`"
+    "Scores x·W + b of treated vectors; `support` holds Wᵀ and b `(n_way, d + 1)`"
     steps = (*FeatureHead.steps, 'classify')
 
     @classmethod
     def serves(cls, model: Any, method: type, statistics: Statistics) -> bool:
-        "Where what the method fits is linear, and its treatment of a query asks nothing of the support"
+        "Is the fitted classifier linear, and the treatment of a query independent of the support?"
         fits = statistics == 'support' and model.adaptation.linear and model.adaptation.treats_alone
         return fits and super().serves(model, method, statistics)
 
     def condensed(self, f_support: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        "Weights and biases of the classes, with one label each"
+        "Weights and biases of the classes `(n_way, d + 1)`, and their one-hot labels"
         fitted = self.model.fit(f_support, member)
         return torch.cat([fitted.weight, fitted.bias]).mT.contiguous(), torch.eye(member.shape[1]).to(member)
 
     def treated(self, f_query: Tensor) -> Tensor:
-        "Vectors as the method takes them `(n_query, d)`"
+        "Treated vectors `(n_query, d)`"
         x = self.model.vectors(f_query)
         return self.model.method.treating(x)(x)
 
@@ -44,7 +44,7 @@ class LinearHead(FeatureHead):
         return self.classified(self.treated(f_query))
 
     def explained(self) -> Any:
-        "The weights are what they are: relevance goes to the query"
+        "The model for explanations of pixels, in which the weights are constants and all relevance goes to the query"
         model = super().explained()
         model.process, model.classify = lambda f_support, support_y, f_query: self.treated(f_query), self.classified
         return model

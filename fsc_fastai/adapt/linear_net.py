@@ -1,4 +1,4 @@
-"A linear classifier of the classes of one support, as fine-tuning leaves it"
+"A linear classifier for the classes of one support, the result of fine-tuning"
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ __all__ = ['LinearNet']
 
 @register_method('linear')
 class LinearNet(FewShotModel):
-    "Scores `(n_query, n_way)` by a linear layer of pooled features; its classes are those of the support it was tuned on"
+    "A linear layer on pooled features; scores `(n_query, n_way)` are of the classes of the support that it was tuned on"
     any_way = False
 
     def __init__(self,
@@ -27,11 +27,11 @@ class LinearNet(FewShotModel):
         self.fc = nn.Linear(vector_size(encoder.out_shape, pool), n_way)
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Tensor:
-        "Queries as vectors `(n_query, C)`: the support is in the weights"
+        "Queries as vectors `(n_query, C)`; the support is not used, since the weights have learned it"
         return pool_vectors(f_query, self.pool)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        "Scores of the queries; images of the support are not encoded"
+        "Scores `(n_query, n_way)` of query images; the support is not encoded"
         return self.classify(pool_vectors(self.encode(query_x), self.pool))
 
     def classify(self, f_p: Tensor) -> Tensor:

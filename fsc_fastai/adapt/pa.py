@@ -1,4 +1,4 @@
-"PA, pre-classifier alignment: a linear map of the features, learned on the support alone (Li et al. 2021, URL)"
+"PA, pre-classifier alignment: a linear map of the features, learned on the support (Li et al. 2021, URL)"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ __all__ = ['PA']
 @register_adaptation('pa')
 @dataclass(kw_only=True)
 class PA(FeatureMethod):
-    """Features W·x with W learned by cross entropy on the support, whose samples are part of their own prototypes.
+    """Class means of features W·x, where W minimises the cross entropy of the support (Li et al. 2021, URL).
 
-    W starts at the identity; Adadelta, with the gradient through the prototypes. Li et al. 2021 (URL) take the
-    learning rate 1 for unseen domains and 0.1 for those that the encoder was trained on.
+    Samples count in their own prototypes. W starts as the identity and is tuned by Adadelta, with gradients through the
+    prototypes. The published learning rate is 1 for unseen domains and 0.1 for those that the encoder was trained on.
     """
-    steps: int = 40 # Of Adadelta
-    lr: float = 1. # Its learning rate
-    scale: float = 10. # Of the cosine
+    steps: int = 40 # Steps of Adadelta
+    lr: float = 1. # Learning rate
+    scale: float = 10. # Factor of the cosine
     similarity: Literal['cosine', 'euclidean'] = 'cosine' # 'euclidean': negative squared distances, without `scale`
 
     def numbers(self, n_support: int, n_query: int, n_way: int, d: int) -> int:
-        "W, its gradient and two mean squares"
+        "The size of W, its gradient and two mean squares"
         return 4 * d * d
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Learn W, then take class means of W·x"
+        "Learn W, then take class means of W·x as prototypes"
         cosine = self.similarity == 'cosine'
         score = lambda x, w: self.scale * cosines(x, w) if cosine else -squared_distances(x, w)
 

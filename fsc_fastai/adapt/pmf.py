@@ -1,4 +1,4 @@
-"PMF: the encoder tuned by prototypes of the support against augmented views of it (Hu et al. 2022)"
+"PMF: the encoder is tuned so that prototypes of the support classify its augmented views (Hu et al. 2022)"
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -20,23 +20,23 @@ __all__ = ['PMF']
 @register_adaptation('pmf')
 @dataclass(kw_only=True)
 class PMF(Adaptation):
-    """Cross entropy of augmented support images against prototypes of the plain ones, Adam on the whole encoder (Hu et al. 2022).
+    """Tune the encoder by Adam: prototypes of the plain support images classify augmented ones (Hu et al. 2022).
 
-    Scores are scale·(cosine + bias). The gradient goes through the prototypes, too; batch norms use running statistics. The
-    learning rate is the one of `lrs`, or 0, that classifies the support best after tuning on the first example of each class;
-    with one shot nothing is left to choose by, so it is 0. The authors' scripts choose it by labelled queries of a domain.
+    Scores are scale·(cosine + bias), and gradients also pass through the prototypes. Batch norms use running statistics. The
+    learning rate is the one of 0 and `lrs` that classifies the support best after tuning on the first example of each class.
+    With one shot there is nothing to choose by, so it is 0. The authors' scripts choose it by labelled queries of a domain.
     """
-    steps: int = 50 # Of Adam
-    lr: float | None = None # Its learning rate; None: chosen on the support
-    lrs: tuple[float, ...] = (1e-4, 5e-4, 1e-3) # To choose from, beside 0
-    search_steps: int = 50 # Of Adam, for the choice
-    scale: float = 10. # Of the cosine
+    steps: int = 50 # Steps of Adam
+    lr: float | None = None # Learning rate; None: chosen on the support
+    lrs: tuple[float, ...] = (1e-4, 5e-4, 1e-3) # Learning rates to choose from, besides 0
+    search_steps: int = 50 # Steps of Adam for each choice
+    scale: float = 10. # Factor of the cosine
     bias: float = 0. # Added to the cosine
-    augment: bool = True # `pmf_augment` the support, anew in each step
-    seed: int = 0 # Of the augmentations
+    augment: bool = True # Augment the support in each step by `pmf_augment`
+    seed: int = 0 # Seed of the augmentations
 
     def __call__(self, model: FewShotModel, support_x: Tensor, support_y: Tensor, query_x: Tensor | None = None) -> ProtoNet:
-        "A `ProtoNet` with cosines around the tuned encoder"
+        "A `ProtoNet` with cosine scores and the tuned encoder"
         y, x = checked_support(self, support_y), plain(support_x)
         with seeded(self.seed, x.device):
             encoder, lr = trainable_copy(model.encoder), self.lr
@@ -52,17 +52,17 @@ class PMF(Adaptation):
         prototypes: Tensor, # `(n_way, d)`
         query: Tensor, # `(n_query, d)`
     ) -> Tensor:
-        "scale·(cosine + bias), `(n_query, n_way)`"
+        "Scores `(n_query, n_way)`: scale·(cosine + bias)"
         return self.scale * (cosine(query[:, None], prototypes[None]) + self.bias)
 
     def tune(self,
-        encoder: nn.Module, # Tuned in place; in eval mode
+        encoder: nn.Module, # Tuned in place, in eval mode
         x: Tensor, # Images `(n_support, channels, height, width)`
         y: Tensor, # Labels `(n_support,)`
-        views: Iterable[Tensor], # The support augmented, for each step
-        lr: float, # Learning rate; 0: nothing is to be done
+        views: Iterable[Tensor], # The augmented support of each step
+        lr: float, # Learning rate; with 0 nothing is done
     ) -> Tensor:
-        "The loss of every step"
+        "Tune the encoder; returns the loss of every step `(steps,)`"
         if lr == 0: return x.new_zeros(0)
         optimizer, losses = torch.optim.Adam(encoder.parameters(), lr), []
         for view in views:
@@ -76,11 +76,11 @@ class PMF(Adaptation):
         return torch.stack(losses) if losses else x.new_zeros(0)
 
     def choose_lr(self,
-        encoder: nn.Module, # Copied for each rate
+        encoder: nn.Module, # Copied for each learning rate
         x: Tensor, # Images of the support
         y: Tensor, # Their labels
     ) -> tuple[float, list[float]]:
-        "The rate, and the share of the other examples that 0 and each of `lrs` got right; a later rate must beat all before it"
+        "The learning rate, and the accuracy of 0 and each of `lrs` on the other examples; a later one must beat all before it"
         first = torch.stack([(y == k).nonzero()[0, 0] for k in range(int(y.max()) + 1)])
         others = torch.ones_like(y, dtype=torch.bool).index_fill_(0, first, False)
         if not others.any(): return 0., []

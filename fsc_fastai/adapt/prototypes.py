@@ -1,4 +1,4 @@
-"Prototypes tuned on the support, and by the entropy of the queries (Chen et al. 2019; Dhillon et al. 2020)"
+"Prototypes tuned on the support (Chen et al. 2019), or also by the entropy of the queries (Dhillon et al. 2020)"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ __all__ = ['TunedPrototypes', 'TransductiveTuning']
 @register_adaptation('tuned_prototypes')
 @dataclass(kw_only=True)
 class TunedPrototypes(FeatureMethod):
-    "Class means tuned by cross entropy of scaled cosines on the support (Chen et al. 2019, Baseline++); easyfsl's Finetune"
-    steps: int = 200 # Of Adam
-    lr: float = 1e-4 # Its learning rate
+    "Class means tuned by cross entropy of scaled cosines on the support (Chen et al. 2019, Baseline++), as easyfsl's Finetune"
+    steps: int = 200 # Steps of Adam
+    lr: float = 1e-4 # Learning rate
     temperature: float = 1. # Factor of the cosine
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Scores are bare cosines"
+        "Tune the class means; the scores are cosines without the temperature"
         start = means(support, member)
         similar, t = CosineTo(support, start), self.temperature
         w, losses = tune(lambda w: _labelled(similar, w, t, member), start, Adam(self.lr), self.steps)
@@ -33,15 +33,15 @@ class TunedPrototypes(FeatureMethod):
 class TransductiveTuning(FeatureMethod):
     """Class means tuned by cross entropy on the support + entropy of the queries (Dhillon et al. 2020, equation (8)).
 
-    As easyfsl's TransductiveFinetuning: prototypes alone are tuned, where the paper tunes the encoder too.
+    As in easyfsl's TransductiveFinetuning only prototypes are tuned; the paper tunes the encoder too.
     """
     transductive = True
-    steps: int = 25 # Of Adam
-    lr: float = 5e-5 # Its learning rate
+    steps: int = 25 # Steps of Adam
+    lr: float = 5e-5 # Learning rate
     temperature: float = 1. # Factor of the distance
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Logits are negative distances, not squared"
+        "Tune the class means with negative distances, not squared, as logits"
         assert query is not None
         start, t = means(support, member), self.temperature
         of_support, of_query = DistanceTo(support, start), DistanceTo(query, start)

@@ -1,4 +1,4 @@
-"PT-MAP: features of power transform, queries shared out among the classes by optimal transport (Hu et al. 2021)"
+"PT-MAP: power transform of the features, optimal transport of the queries to the classes (Hu et al. 2021)"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ __all__ = ['PTMAP', 'transport_plan']
 
 def transport_plan(
     cost: Tensor, # `(…, n_query, n_way)`
-    lam: float, # Sharpness
-    per_class: float, # Queries of each class
+    lam: float, # Sharpness of the plan
+    per_class: float, # Queries that each class gets
     eps: float = 1e-10, # Added to row sums
-    tol: float = 1e-6, # Until no row sum changes by more
-    rounds: int = 1000, # At the most
+    tol: float = 1e-6, # Stop once no row sum changes by more
+    rounds: int = 1000, # Most iterations
 ) -> Tensor:
     "Sinkhorn's plan `(…, n_query, n_way)`: columns sum to `per_class`, rows nearly to 1 (Hu et al. 2021, equation (6))"
     plan = (-lam * cost).exp()
@@ -39,22 +39,22 @@ def transport_plan(
 @register_adaptation('pt_map')
 @dataclass(kw_only=True)
 class PTMAP(FeatureMethod):
-    """Prototypes that move towards the queries which a transport plan gives them (Hu et al. 2021, Algorithm 1).
+    """Prototypes that move towards the queries that a transport plan assigns to them (Hu et al. 2021, Algorithm 1).
 
-    Scores are probabilities. It takes the queries for balanced, as many of each class: where they are not, it harms. Defaults are
-    easyfsl's; `PTMAP.published()` is the authors' code, which centres support and queries each by itself.
+    Scores are probabilities. The method assumes equally many queries of each class, and harms where that is wrong. The
+    defaults are easyfsl's; `PTMAP.published()` follows the authors' code, which centres support and queries separately.
     """
     transductive = True
     steps: int = 10 # Updates of the prototypes
-    lr: float = 0.2 # How far they move
+    lr: float = 0.2 # Step size of the prototypes
     lam: float = 10. # Sharpness of the plan
-    power: float = 0.5 # Of the transform
+    power: float = 0.5 # Exponent of the power transform
     treatment: Treatment = 'l2'
-    own_centres: bool = False # As published: unit length and centring after the power, and queries shared out in fractions
+    own_centres: bool = False # As published: unit length and centring after the power, fractional queries per class
 
     @classmethod
     def published(cls, **kwargs) -> PTMAP:
-        "As in the authors' code"
+        "The settings of the authors' code; keywords override them"
         return cls(**dict(dict(steps=20, treatment='un', own_centres=True), **kwargs))
 
     def _powered(self) -> Callable[[Tensor], Tensor]:
@@ -68,7 +68,7 @@ class PTMAP(FeatureMethod):
         return centred
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Plan and prototypes in turn; a last plan is the answer"
+        "Alternate between plan and prototypes; the last plan holds the scores"
         assert query is not None
         powered = self._powered()
         support, query = powered(support), powered(query)

@@ -1,4 +1,4 @@
-"RelationNet beside a fixed support, and in many episodes of the same images"
+"Heads of RelationNet, for a fixed support and for many episodes of the same images"
 from __future__ import annotations
 
 from typing import Any
@@ -20,12 +20,12 @@ AT_ONCE = 512 # Images to convolve at once
 
 @head_for(RelationNet)
 class RelationHead(PrototypeHead):
-    """A relation network, whose batch norms get the statistics of support samples paired with every prototype.
+    """The head of a relation network, which fixes batch norms by pairs of the support samples with every prototype.
 
-    A sample meets the prototype of its class without itself, as a query would; alone in its class, it meets itself.
+    As for a query, the prototype of a sample's own class excludes the sample, unless it is the only one of its class.
     """
     def rehearse(self, f_support: Tensor, member: Tensor) -> None:
-        "Classify the pairs"
+        "Classify pairs of support samples and prototypes"
         n_way = member.shape[1]
         chosen = spread(len(f_support) * n_way, PAIRS).to(member.device)
         sample, way = chosen // n_way, chosen % n_way
@@ -38,10 +38,10 @@ class RelationHead(PrototypeHead):
 
 @head_for(RelationNet)
 class ConvolvedHead(RelationHead):
-    """A relation network whose first convolution runs once per image, not once per pair.
+    """The head of a relation network whose first convolution runs once per image, not once per pair.
 
-    `compact` makes of an image what the convolution makes of it as class member and as query, side by side. Beside fixed
-    statistics the convolved class means are kept. Weights are read when they are first needed.
+    `compact` convolves an image both as support sample and as query and concatenates the results. With fixed statistics the
+    convolved class means are kept. Weights are read when they are first needed.
     """
     steps = 'process', 'classify', 'forward_head'
     together = False # The matrix products of an episode's pairs fill the cores of a CPU by themselves
@@ -54,12 +54,12 @@ class ConvolvedHead(RelationHead):
 
     @classmethod
     def serves(cls, model: nn.Module, method: type, statistics: Statistics) -> bool:
-        "A module that it may take apart"
+        "Is the relation module as it was built, so that its convolution can be split?"
         return as_built(model, method, *cls.steps, relation=RelationModule)
 
     @property
     def apart(self) -> bool:
-        "May it be taken apart now? Hooks may have come since, and an exported graph takes the support as it is"
+        "Can the convolution be split now? Not with hooks added since, nor for an exported graph"
         return self.serves(self.model, RelationNet, 'support') and not torch.compiler.is_compiling()
 
     def _apply(self, *args: Any, **kwargs: Any) -> ConvolvedHead:
@@ -68,7 +68,7 @@ class ConvolvedHead(RelationHead):
 
     @property
     def kernels(self) -> tuple[KeptKernel, KeptKernel, KeptKernel]:
-        "The first convolution of class members and of queries, and the second one, of pairs"
+        "The kernels of the first convolution for support samples and for queries, and of the second convolution"
         if self._kept is None:
             first, second = self.model.relation.layer1.conv, self.model.relation.layer2.conv
             of_support, of_query = first.weight.chunk(2, 1)
@@ -79,7 +79,7 @@ class ConvolvedHead(RelationHead):
     def _is_compact(self, f: Tensor) -> bool: return f.shape[1] == self.model.relation.layer1.conv.in_channels
 
     def compact(self, f: Tensor) -> Tensor:
-        "Both `(n, 2C, H', W')`; maps that the module cannot classify, and those beside fixed statistics, as they are"
+        "Both convolutions `(n, 2C, H', W')`; maps are unchanged if statistics are fixed or the module cannot classify them"
         if self.fixed or self._is_compact(f) or self.model.relation.problem(f): return f
         return torch.cat([torch.cat([side(part) for side in self.kernels[:2]], 1) for part in f.split(AT_ONCE)])
 
@@ -89,7 +89,7 @@ class ConvolvedHead(RelationHead):
         self.convolved = self.kernels[0](self.support)
 
     def scores(self, f_query: Tensor) -> Tensor:
-        "Scores of maps, or of what `compact` made of them"
+        "Scores `(n_query, n_way)` of maps or of their `compact` form"
         if self.fixed:
             if not self.apart or self.model.relation.problem(f_query): return super().scores(f_query)
             support, query = self.convolved, self.kernels[1](f_query)

@@ -1,4 +1,4 @@
-"SimpleShot: nearest prototypes of features that are centred and brought to unit length (Wang et al. 2019)"
+"SimpleShot: nearest prototype of centred features at unit length (Wang et al. 2019)"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ __all__ = ['SimpleShot', 'SupportCentred']
 @register_adaptation('simple_shot')
 @dataclass(kw_only=True)
 class SimpleShot(FeatureMethod):
-    """The prototype nearest to treated features (Wang et al. 2019, section 3).
+    """The nearest prototype of treated features (Wang et al. 2019, section 3).
 
-    Prototypes are means of treated features, not treated again. The paper's best treatment is 'cl2', with the mean feature of the
-    base classes as `centre`. Scores are cosines, as easyfsl has it, or negative distances, as in the authors' code.
+    Prototypes are means of treated features and are not treated again. The best treatment in the paper is 'cl2', with the mean
+    feature of the base classes as `centre`. Scores are cosines as in easyfsl, or negative distances as in the authors' code.
     """
     has_graph = True
     treatment: Treatment = 'l2'
     similarity: Literal['cosine', 'euclidean'] = 'cosine' # 'euclidean': negative distances
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Prototypes are class means"
+        "Take class means as prototypes"
         similarity = cosines if self.similarity == 'cosine' else lambda x, w: -distances(x, w)
         return Nearest(prototypes=means(support, member), similarity=similarity)
 
@@ -33,7 +33,7 @@ class SimpleShot(FeatureMethod):
 @register_adaptation('support_centred')
 @dataclass(kw_only=True)
 class SupportCentred(FeatureMethod):
-    """Unit features, minus the mean of the support, at unit length again; negative squared distances (Zou et al. 2024, FLoR).
+    """Negative squared distances between unit features minus the mean of the support, at unit length (Zou et al. 2024, FLoR).
 
     With one shot the scores are 2·cosine − 2.
     """
@@ -41,7 +41,7 @@ class SupportCentred(FeatureMethod):
     treatment: Treatment = 'l2'
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Prototypes are class means of the centred unit features"
+        "Take class means of the centred unit features as prototypes"
         centre = support.mean(-2, keepdim=True)
         return Nearest(prototypes=means(unit(support - centre), member),
                        similarity=lambda x, w: -squared_distances(unit(x - centre), w))

@@ -1,4 +1,4 @@
-"TIM, transductive information maximisation: confident answers whose classes are balanced (Boudiaf et al. 2020)"
+"TIM, transductive information maximisation: confident and balanced predictions of the queries (Boudiaf et al. 2020)"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,26 +17,26 @@ __all__ = ['TIM', 'TIMADM']
 @register_adaptation('tim')
 @dataclass(kw_only=True)
 class TIM(FeatureMethod):
-    """Prototypes tuned by a·CE(support) − b·H(mean answer) + c·mean H(answers) (Boudiaf et al. 2020, equation (3)).
+    """Prototypes that minimise a·CE(support) − b·H(mean prediction) + c·mean H(predictions) (Boudiaf et al. 2020, equation (3)).
 
-    Defaults are those of easyfsl, on cosines; `TIM.published()` is TIM-GD of the authors' code, on distances.
+    The defaults are easyfsl's, on cosines; `TIM.published()` is TIM-GD of the authors' code, on distances.
     """
     transductive = True
-    steps: int = 50 # Of Adam
-    lr: float = 1e-4 # Its learning rate
+    steps: int = 50 # Steps of Adam
+    lr: float = 1e-4 # Learning rate
     weights: tuple[float, float, float] = (1., 1., 0.1) # a, b, c
     temperature: float = 10. # Factor of the similarity
-    similarity: Literal['cosine', 'euclidean'] = 'cosine' # 'euclidean': half the squared distance, negative
+    similarity: Literal['cosine', 'euclidean'] = 'cosine' # 'euclidean': negative half of the squared distance
     eps: float = 0. # Added to probabilities in the cross entropy
 
     @classmethod
     def published(cls, **kwargs) -> TIM:
-        "TIM-GD as in the authors' code: unit features, distances, cross entropy with weight 0.1, 1000 steps"
+        "The settings of TIM-GD in the authors' code: unit features, distances, cross entropy with weight 0.1, 1000 steps"
         return cls(**dict(dict(steps=1000, weights=(0.1, 1., 0.1), temperature=15., similarity='euclidean', eps=1e-12,
                                treatment='l2'), **kwargs))
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Tune the prototypes; cosines are returned without the temperature"
+        "Tune the prototypes; scores are cosines without the temperature"
         assert query is not None
         (a, b, c), cosine, start = self.weights, self.similarity == 'cosine', means(support, member)
         n, t = support.shape[-2], self.temperature
@@ -59,16 +59,16 @@ class TIM(FeatureMethod):
 @register_adaptation('tim_adm')
 @dataclass(kw_only=True)
 class TIMADM(FeatureMethod):
-    "TIM by alternating direction: assignments and prototypes in closed form, in turn (Boudiaf et al. 2020, Proposition 1)"
+    "TIM by alternating direction: closed forms of assignments and prototypes in turn (Boudiaf et al. 2020, Proposition 1)"
     transductive = True
     steps: int = 150 # Rounds
     weights: tuple[float, float, float] = (0.1, 1., 0.1) # a, b, c as in `TIM`
     temperature: float = 15. # Factor of half the squared distance
-    alpha: float = 1. # How far prototypes move to their new place
+    alpha: float = 1. # Step size of the prototypes
     treatment: Treatment = 'l2'
 
     def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
-        "Equations (5) and (6): Q, then w"
+        "Alternate between assignments Q and prototypes w, equations (5) and (6)"
         assert query is not None
         a, b, c = self.weights
         s, r, labelled = a / (1 + c), support.shape[-2] / query.shape[-2], member.mT @ support

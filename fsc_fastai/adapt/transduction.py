@@ -23,7 +23,7 @@ def scale_candidates(
     n_query: int, # Queries of the episode, all classes together
     candidates: Sequence[int] = CANDIDATES, # Queries that join in each round, for 75 or more queries
 ) -> tuple[int, ...]:
-    """`candidates` for an episode of `n_query` queries: in proportion where there are fewer than the published 75.
+    """`candidates` for an episode of `n_query` queries, reduced in proportion if there are fewer than the published 75.
 
     >>> scale_candidates(15)
     (7, 14)
@@ -34,12 +34,12 @@ def scale_candidates(
 
 def enlarged_support(
     head: Head, # `model.head()` of any method but a GNN
-    f_support: Tensor, # Feature maps `(n_support, C, H, W)`, or as `head.compact` has them
+    f_support: Tensor, # Feature maps `(n_support, C, H, W)`, or their `head.compact` form
     support_y: Tensor, # Labels `(n_support,)`
     f_query: Tensor, # Feature maps `(n_query, C, H, W)`
     candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
 ) -> tuple[Tensor, Tensor]:
-    "The support with each round's most confident queries under their predicted label; rounds accumulate. Labels are one-hot"
+    "The support and its one-hot labels after the most confident queries of each round joined it with their predicted class"
     member = one_hot(support_y, f_query.dtype)
     if member.shape[1] < 2: raise ValueError('self-training: a support of one class leaves nothing to tell apart')
     for n in scale_candidates(f_query.shape[0], candidates):
@@ -52,12 +52,12 @@ def enlarged_support(
 
 def transductive_scores(
     head: Head, # `model.head()` of any method but a GNN
-    f_support: Tensor, # Feature maps `(n_support, C, H, W)`, or as `head.compact` has them
+    f_support: Tensor, # Feature maps `(n_support, C, H, W)`, or their `head.compact` form
     support_y: Tensor, # Labels `(n_support,)`
     f_query: Tensor, # Feature maps `(n_query, C, H, W)`
     candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
 ) -> Tensor:
-    "Scores `(n_query, n_way)` by the enlarged support. Raises `TypeError` for a GNN, whose graphs have a fixed support"
+    "Scores `(n_query, n_way)` with the enlarged support. Raises `TypeError` for a GNN, whose graphs have a fixed support"
     if not head.model.transductive:
         raise TypeError(f'transductive inference changes the size of the support set, which a {type(head.model).__name__} learns '
                         'with: evaluate it with transductive=False')
@@ -65,38 +65,38 @@ def transductive_scores(
 
 
 class SelfTrainedNet(FewShotModel):
-    "A model whose confident queries join the support, then are classified with all others"
+    "A model whose most confident queries join the support before all queries are classified"
     def __init__(self,
-        model: FewShotModel, # That answers
+        model: FewShotModel, # The model that scores the queries
         candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
     ):
         super().__init__(model.encoder, model.n_way, model.n_classes)
         self.base, self.candidates = model, candidates
 
     def encode(self, x: Tensor) -> Tensor:
-        "As the model does"
+        "Encode images as the model does"
         return self.base.encode(x)
 
     def process(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Any:
-        "What the model makes of the enlarged support"
+        "Process with the enlarged support"
         return self.base.process(*enlarged_support(self.base.head(), f_support, support_y, f_query, self.candidates), f_query)
 
     def classify(self, f_p: Any) -> Tensor:
-        "Scores `(n_query, n_way)`, by the model"
+        "Scores `(n_query, n_way)` of the model"
         return self.base.classify(f_p)
 
     def forward_head(self, f_support: Tensor, support_y: Tensor, f_query: Tensor) -> Tensor:
-        "The last pass of the model, over the enlarged support"
+        "Scores `(n_query, n_way)` with the enlarged support"
         return transductive_scores(self.base.head(), f_support, support_y, f_query, self.candidates)
 
 
 @register_adaptation('self_training')
 @dataclass(kw_only=True)
 class SelfTraining(Adaptation):
-    """Confident queries join the support under their predicted label, in two rounds (Hou et al. 2019, section 3.4).
+    """Confident queries join the support with their predicted class, in two rounds (Hou et al. 2019, section 3.4).
 
-    As the paper evaluates transductively (Sun et al. 2020, section IV-B). For any method but a GNN, whose graphs have a fixed
-    support.
+    This is the transductive evaluation of Sun et al. 2020, section IV-B. It works for every method except a GNN, whose graphs
+    have a fixed support.
     """
     on_images = False
     transductive = True
@@ -105,5 +105,5 @@ class SelfTraining(Adaptation):
     def __call__(self,
         model: FewShotModel, support_x: Tensor | None = None, support_y: Tensor | None = None, query_x: Tensor | None = None,
     ) -> SelfTrainedNet:
-        "A model around this one; the images may be left out"
+        "A `SelfTrainedNet` around the model; the images may be left out"
         return SelfTrainedNet(model, self.candidates).train(model.training)

@@ -1,4 +1,4 @@
-"TSA, task-specific adapters: small matrices beside the convolutions of a frozen encoder (Li et al. 2022)"
+"TSA, task-specific adapters: small matrices added to the convolutions of a frozen encoder (Li et al. 2022)"
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ Place = Literal['parallel', 'serial', 'no']
 
 
 class Adapter(nn.Module):
-    "Beside a convolution: y + A·x with the same stride; behind it (serial): A·y + b. A is a 1×1 matrix or a factor per channel"
+    "Turns a convolution's output y of input x into y + A·x (parallel) or A·y + b (serial); A is a matrix or a factor per channel"
     def __init__(self,
         conv: nn.Conv2d, # The convolution
-        serial: bool = False, # Behind it, from the identity; else beside it, from 1e-4 times the identity
-        vector: bool = False, # A factor per channel where in- and output have as many
+        serial: bool = False, # Serial, starting from the identity; False: parallel, starting from 1e-4 times the identity
+        vector: bool = False, # A factor per channel, if input and output have equally many
     ):
         super().__init__()
         n_in, n_out = conv.out_channels if serial else conv.in_channels, conv.out_channels
@@ -38,7 +38,7 @@ class Adapter(nn.Module):
         self.bias = nn.Parameter(like.new_zeros(1, n_out, 1, 1)) if serial else None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        "The adapted output, from the convolution's input and output"
+        "The adapted output, from input and output of the convolution"
         if self.bias is not None: return self._times(y) + self.bias
         return y + self._times(x)
 
@@ -46,7 +46,7 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def merge(self, conv: nn.Conv2d) -> None:
-        "Make the convolution compute what both together do: A lies in the middle of its kernel"
+        "Change the convolution so that it computes the adapted output; a parallel A is added to the middle of its kernel"
         A = torch.diag_embed(self.alpha.flatten()) if self.vector else self.alpha[..., 0, 0]
         if self.bias is None: conv.weight[:, :, 1, 1] += A
         else:
@@ -56,9 +56,9 @@ class Adapter(nn.Module):
 
 
 def adapted_convolutions(encoder: nn.Module) -> dict[str, nn.Conv2d]:
-    """The 3×3 convolutions behind the first convolution, by name: those of the residual blocks of a ResNet.
+    """The 3×3 convolutions after the first convolution, by name: those in the residual blocks of a ResNet.
 
-    Raises `ValueError` where there is none, as in transformers.
+    Raises `ValueError` if there are none, as in transformers.
     """
     convs = {name: m for name, m in encoder.named_modules() if isinstance(m, nn.Conv2d)}
     found = {name: m for name, m in list(convs.items())[1:]
@@ -72,25 +72,25 @@ def adapted_convolutions(encoder: nn.Module) -> dict[str, nn.Conv2d]:
 @register_adaptation('tsa')
 @dataclass(kw_only=True)
 class TSA(Adaptation):
-    """Adapters of the 3×3 convolutions and a linear alignment of the features, learned on the support (Li et al. 2022, URL).
+    """Learn adapters of the 3×3 convolutions and a linear alignment of the features on the support (Li et al. 2022, URL).
 
-    The encoder stays frozen, its batch norms in eval mode. Loss and scores are those of `PA`; one Adadelta. The learning rates
-    are those for unseen domains; in seen ones URL takes 0.05 and 0.1. In the end adapters are merged into the convolutions, so
-    that the adapted model is as fast as the encoder.
+    The encoder is frozen, with batch norms in eval mode. Loss and scores are those of `PA`. The default learning rates are for
+    unseen domains; for seen ones URL takes 0.05 and 0.1. In the end the adapters are merged into the convolutions, so the
+    adapted model is as fast as the encoder.
     """
-    steps: int = 40 # Of Adadelta
-    lr: float = 0.5 # Of the adapters
-    lr_beta: float = 1. # Of the alignment
-    adapters: Place = 'parallel' # 'serial': behind the convolutions, URL with lr 0.01; 'no': the alignment alone, as in `PA`
-    vector: bool = False # A factor per channel in the place of a matrix, URL with lr 1
+    steps: int = 40 # Steps of Adadelta
+    lr: float = 0.5 # Learning rate of the adapters
+    lr_beta: float = 1. # Learning rate of the alignment
+    adapters: Place = 'parallel' # 'serial': after the convolutions (URL with lr 0.01); 'no': only the alignment, as in `PA`
+    vector: bool = False # A factor per channel instead of a matrix (URL with lr 1)
     align: bool = True # Learn the alignment
     similarity: Literal['cosine', 'euclidean'] = 'cosine' # 'euclidean': negative squared distances, without `scale`
-    scale: float = 10. # Of the cosine
+    scale: float = 10. # Factor of the cosine
 
     def __call__(self,
         model: FewShotModel, support_x: Tensor, support_y: Tensor, query_x: Tensor | None = None,
     ) -> AlignedProtoNet:
-        "An `AlignedProtoNet` around the encoder with the adapters merged into it"
+        "An `AlignedProtoNet` whose encoder has the adapters merged into it"
         y, x = checked_support(self, support_y), plain(support_x)
         with seeded(0, x.device):
             encoder = trainable_copy(model.encoder).requires_grad_(False)
@@ -101,7 +101,7 @@ class TSA(Adaptation):
         return adapted.eval().requires_grad_(False)
 
     def start(self, encoder: nn.Module) -> dict[str, Adapter]:
-        "The adapters of an encoder before the first step, by the name of the convolution"
+        "The untrained adapters of an encoder, by the name of the convolution"
         if self.adapters == 'no': return {}
         return {name: Adapter(conv, self.adapters == 'serial', self.vector)
                 for name, conv in adapted_convolutions(encoder).items()}
@@ -112,7 +112,7 @@ class TSA(Adaptation):
         x: Tensor, # Images `(n_support, channels, height, width)`
         y: Tensor, # Labels `(n_support,)`
     ) -> Tensor:
-        "The loss of every step"
+        "Learn adapters and alignment; returns the loss of every step `(steps,)`"
         model.align.requires_grad_(self.align)
         groups: list[dict[str, Any]] = []
         if adapters: groups.append(dict(params=[p for a in adapters.values() for p in a.parameters()], lr=self.lr))
@@ -131,10 +131,10 @@ class TSA(Adaptation):
 
 @contextmanager
 def attached(
-    encoder: nn.Module, # Whose convolutions are adapted in the block
-    adapters: dict[str, Adapter], # By the name of the convolution
+    encoder: nn.Module, # The encoder with the convolutions
+    adapters: dict[str, Adapter], # Adapters by the name of the convolution
 ) -> Iterator[None]:
-    "Adapters at work"
+    "Apply the adapters inside the block"
     hooks = [encoder.get_submodule(name).register_forward_hook(lambda conv, args, out, a=adapter: a(args[0], out))
              for name, adapter in adapters.items()]
     try: yield

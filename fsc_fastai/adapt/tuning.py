@@ -1,4 +1,4 @@
-"Gradient descent on a few numbers, for many episodes together: each has its own loss, and none waits for another"
+"Gradient descent on small tensors for many episodes at once, each with its own loss"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from .features import distances, unit
 __all__ = ['Adam', 'Adadelta', 'Slope', 'tune', 'by_autograd', 'through_softmax', 'CosineTo', 'HalfSquareTo', 'DistanceTo']
 
 Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
-"Weights `(…, *shape)` to a loss for each episode `(…)` and its gradient"
+"A function from weights `(…, *shape)` to the loss of each episode `(…)` and its gradient"
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Adam:
     eps: float = 1e-8
 
     def start(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        "Both moments, at 0"
+        "Both moments, which start at 0"
         return torch.zeros_like(w), torch.zeros_like(w)
 
     def step(self, w: Tensor, g: Tensor, state: tuple[Tensor, Tensor], t: int) -> None:
-        "Move w, and the moments, by step t (from 1)"
+        "Update w and the moments in place; t counts steps from 1"
         (b1, b2), (m, v) = self.betas, state
         m.lerp_(g, 1 - b1)
         v.mul_(b2).addcmul_(g, g, value=1 - b2)
@@ -36,17 +36,17 @@ class Adam:
 
 @dataclass(frozen=True)
 class Adadelta:
-    "Adadelta (Zeiler 2012, Algorithm 1) with a learning rate in front"
+    "Adadelta (Zeiler 2012, Algorithm 1), times a learning rate"
     lr: float
     rho: float = 0.9
     eps: float = 1e-6
 
     def start(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        "Mean squares of gradients and of steps, at 0"
+        "Mean squares of gradients and of steps, which start at 0"
         return torch.zeros_like(w), torch.zeros_like(w)
 
     def step(self, w: Tensor, g: Tensor, state: tuple[Tensor, Tensor], t: int) -> None:
-        "Move w, and the mean squares"
+        "Update w and the mean squares in place"
         of_g, of_steps = state
         of_g.mul_(self.rho).addcmul_(g, g, value=1 - self.rho)
         delta = (of_steps + self.eps).div_(of_g + self.eps).sqrt_().mul_(g)
@@ -55,13 +55,13 @@ class Adadelta:
 
 
 def tune(
-    slope: Slope, # What is descended
-    w: Tensor, # Where to start
-    optimizer: Adam | Adadelta, # The rule of a step
-    steps: int, # How many
+    slope: Slope, # Loss and gradient
+    w: Tensor, # Initial weights
+    optimizer: Adam | Adadelta, # The optimizer
+    steps: int, # Number of steps
 ) -> tuple[Tensor, Tensor]:
-    "The weights after `steps` steps, and the losses before each `(steps, …)`"
-    # an explanation that traces what runs around this takes the weights for constants
+    "The weights after all steps, and the losses before each step `(steps, …)`"
+    # an explanation that traces the caller takes the weights as constants
     with torch._C.DisableTorchFunction(), torch.no_grad():
         w = w.detach().clone(memory_format=torch.contiguous_format)
         state, losses = optimizer.start(w), []
@@ -73,9 +73,9 @@ def tune(
 
 
 def by_autograd(
-    loss: Callable[[Tensor], Tensor], # Of weights to a loss for each episode
+    loss: Callable[[Tensor], Tensor], # Maps weights to the loss of each episode
 ) -> Slope:
-    "The slope of a loss whose gradient nobody wrote out"
+    "The `Slope` of a loss, with its gradient by autograd"
     def slope(w: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = w.detach().requires_grad_()
@@ -87,64 +87,64 @@ def by_autograd(
 
 def through_softmax(
     p: Tensor, # Probabilities `(…, n, n_way)`
-    g: Tensor, # Gradient by them
+    g: Tensor, # Gradient with respect to them
 ) -> Tensor:
-    "The gradient by the logits"
+    "The gradient with respect to the logits"
     return p * (g - (p * g).sum(-1, keepdim=True))
 
 
-# Scores of features against prototypes that are tuned, and the way back: from a gradient by the scores to one by the prototypes
+# Each class computes scores of features and prototypes, and turns a gradient of the scores into one of the prototypes
 
 class CosineTo:
-    "Cosines"
+    "Cosines of features and prototypes"
     def __init__(self,
         x: Tensor, # Features `(…, n, d)`
-        start: Tensor, # Prototypes before the first step `(…, n_way, d)`
+        start: Tensor, # Initial prototypes `(…, n_way, d)`
     ):
         self.x = unit(x)
 
     def scores(self, w: Tensor) -> Tensor:
-        "`(…, n, n_way)`"
+        "Scores `(…, n, n_way)` for prototypes w"
         self.length = w.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
         self.w = w / self.length
         self.found = (self.w @ self.x.mT).mT
         return self.found
 
     def back(self, g: Tensor) -> Tensor:
-        "Σ g (x̂ − cos·ŵ) / ‖w‖, of the last scores"
+        "The gradient Σ g (x̂ − cos·ŵ) / ‖w‖ at the last scores"
         return (g.mT @ self.x - (g * self.found).sum(-2)[..., None] * self.w) / self.length
 
 
 class HalfSquareTo:
-    "Negative halves of squared distances, seen from the mean of the first prototypes: nearer to 0 fewer digits are lost"
+    "Negative halves of squared distances, computed relative to the mean of the initial prototypes to lose fewer digits"
     def __init__(self, x: Tensor, start: Tensor):
         self.centre = start.mean(-2, keepdim=True)
         self.x = x - self.centre
         self.squares = self.x.norm(dim=-1, keepdim=True).square()
 
     def scores(self, w: Tensor) -> Tensor:
-        "`(…, n, n_way)`"
+        "Scores `(…, n, n_way)` for prototypes w"
         self.w = w = w - self.centre
         return (w @ self.x.mT).mT - (self.squares + w.norm(dim=-1).square()[..., None, :]) / 2
 
     def back(self, g: Tensor) -> Tensor:
-        "Σ g (x − w)"
+        "The gradient Σ g (x − w) at the last scores"
         return g.mT @ self.x - g.sum(-2)[..., None] * self.w
 
 
 class DistanceTo:
-    "Negative distances, told from those to the start: a prototype that starts as a sample has distance and gradient 0 there"
+    "Negative distances, updated from the initial ones, so that a prototype equal to a sample has distance and gradient 0"
     def __init__(self, x: Tensor, start: Tensor):
         self.x, self.start, self.squares = x, start, distances(x, start).square()
 
     def scores(self, w: Tensor) -> Tensor:
-        "‖x − w‖² = ‖x − w₀‖² − 2(x − w₀)·δ + ‖δ‖² with δ = w − w₀, `(…, n, n_way)`"
+        "Scores `(…, n, n_way)` from ‖x − w‖² = ‖x − w₀‖² − 2(x − w₀)·δ + ‖δ‖², where δ = w − w₀"
         self.w, moved = w, w - self.start
         along = (moved @ self.x.mT - (moved * self.start).sum(-1)[..., None]).mT
         self.found = (self.squares - 2 * along + moved.square().sum(-1)[..., None, :]).clamp_(min=0).sqrt_()
         return -self.found
 
     def back(self, g: Tensor) -> Tensor:
-        "Σ g (x − w) / ‖x − w‖"
+        "The gradient Σ g (x − w) / ‖x − w‖ at the last scores"
         h = torch.where(self.found > 0, g / self.found, 0.)
         return h.mT @ self.x - h.sum(-2)[..., None] * self.w
