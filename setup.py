@@ -27,7 +27,7 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in
-                    ('dev', 'docs', 'bench', 'onnx', 'serve', 'distributed')},
+                    ('dev', 'docs', 'bench', 'onnx', 'serve', 'distributed', 'lora')},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     zip_safe=False,
 )

@@ -2,11 +2,11 @@
 
     python -m benchmarks.photographs --data PHOTOS --encoder WEIGHTS --out FOLDER [--arch resnet10] [--size 48]
 
-PHOTOS has a folder a domain: `mini_imagenet` with `base` and `val`, the others with `novel` classes or class folders alone.
-Each image is encoded once; features are kept in FOLDER, cells are added to FOLDER/cells.json, and a run that was killed goes
-on. Every cell has the first of the same episodes, 600 or as many as fit into `--seconds`, 10 at least; differences to ProtoNet
-are paired. With `--images` adaptations of the encoder are tested, in the place of those on features. Distribution calibration
-is left out: an episode of it takes seconds. The table is printed.
+PHOTOS has a folder a domain: `mini_imagenet` with `base`, `val` and `novel`, the others with `novel` classes or class folders
+alone. Each image is encoded once; features are kept in FOLDER, cells are added to FOLDER/cells.json, and a run that was killed
+goes on. Every cell has the first of the same episodes, 600 or as many as fit into `--seconds`, 10 at least; differences to
+ProtoNet are paired. `--domains` and `--methods` choose some. With `--images` adaptations of the encoder are tested, in the
+place of those on features. Distribution calibration is left out: an episode of it takes seconds. The table is printed.
 """
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ from fsc_fastai.learner.metrics import ci95, episode_accuracy
 from fsc_fastai.methods import ProtoNet
 
 SEEN, BASE, FIRST = 'mini_imagenet', 'base', 'ProtoNet'
+OF_SEEN = 'val', 'novel'
 LEAST = 10 # Episodes of a cell, however long they take
 Adapt = Callable[[Any], Any]
 
@@ -78,9 +79,10 @@ ON_IMAGES = {FIRST: None, 'finetune': FineTune(), 'finetune, frozen': FineTune(f
 
 
 def domains_of(dls: EpisodeDataLoaders, data: Path) -> dict[str, EpisodicDL]:
-    "A loader a domain, `val` of the seen one first"
+    "A loader a domain, `val` and `novel` of the seen one first"
     others = {p.name: p for p in sorted(data.iterdir()) if p.is_dir() and p.name != SEEN}
-    sources = {'val': data/SEEN/'val'} | {name: p/'novel' if (p/'novel').exists() else p for name, p in others.items()}
+    sources = {part: data/SEEN/part for part in OF_SEEN}
+    sources |= {name: p/'novel' if (p/'novel').exists() else p for name, p in others.items()}
     return dls.as_domains(sources, verify=False, n_way=2, n_shot=1, n_query=1)
 
 
@@ -148,7 +150,8 @@ def main() -> None:
     args = options(__doc__, None, data=path, encoder=path, out=path,
                    arch=dict(default='resnet10'), size=dict(type=int, default=48),
                    shots=dict(type=int, nargs='*', default=[1, 5, 20]), episodes=dict(type=int, default=600),
-                   seconds=dict(type=float, default=60., help='of a cell'), images=dict(action='store_true'))
+                   seconds=dict(type=float, default=60., help='of a cell'), images=dict(action='store_true'),
+                   domains=dict(nargs='*', help='these alone'), methods=dict(nargs='*', help='these alone'))
     one: dict[str, Any] = dict(verify=False, n_way=2, n_shot=1, n_query=1)
     dls = EpisodeDataLoaders.from_folder(args.data/SEEN, size=args.size, device='cpu', **one)
     learn = fsc_learner(dls, args.arch, ProtoNet, pretrained=args.encoder)
@@ -161,12 +164,14 @@ def main() -> None:
     cells = Cells(args.out/('images.json' if args.images else 'cells.json'))
     for shot in args.shots:
         for name, dl in loaders.items():
+            if args.domains and name not in args.domains: continue
             x, y = known[name]
             try: sampler = EpisodeSampler(y.numpy(), 5, shot, 15, drop_small=True, name=name)
             except ValueError as e:
                 print(f'left out: {e}')
                 continue
             for row, method in methods.items():
+                if args.methods and row not in args.methods: continue
                 def accuracies(method=method, x=x, dl=dl, sampler=sampler):
                     if args.images and method: return adapted_episodes(learn, dl, sampler, range(args.episodes), method)
                     model = method(learn.model) if method else learn.model

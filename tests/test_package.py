@@ -139,7 +139,8 @@ def distributions(key):
     return {re.match(r'[\w-]+', o)[0].lower() for o in parser['DEFAULT'][key].split()}
 
 
-OF_EXTRAS = {'commands/serve/': 'serve', 'deploy/onnx.py': 'onnx', 'light.py': 'onnx', 'callback/rank_trainer.py': 'distributed'}
+OF_EXTRAS = {'commands/serve/': 'serve', 'deploy/onnx.py': 'onnx', 'light.py': 'onnx', 'callback/rank_trainer.py': 'distributed',
+             'adapt/lora.py': 'lora'}
 "Files and folders that import what an extra installs"
 
 
@@ -166,6 +167,7 @@ def test_a_missing_extra_is_named(extra):
                & (distributions(f'{extra}_requirements') - distributions('requirements'))}
     assert missing
     use = dict(serve='import fsc_fastai.commands.serve', distributed='fsc_fastai.learner.FSCLearner.to_distributed(None)',
+               lora='fsc_fastai.adapt.LoRA().trainable(None)',
                onnx='toys.classifier().fit(*toys.examples()).to_onnx("nowhere")')[extra]
     code = f"""if True:
         import sys

@@ -11,6 +11,7 @@ from .label_propagation import LabelPropagation
 from .laplacian_shot import LaplacianShot
 from .linear import LDAHead, LogisticHead, RidgeHead
 from .linear_head import LinearHead
+from .lora import LoRA
 from .pa import PA
 from .pmf import PMF
 from .prototypes import TransductiveTuning, TunedPrototypes
@@ -24,7 +25,7 @@ from .tsa import TSA
 
 __all__ = [
     'Adaptation', 'BDCSPN', 'DistributionCalibration', 'EpisodeTune', 'FeatureMethod', 'FeatureNet', 'FineTune', 'GraphHead',
-    'LDAHead', 'LabelPropagation', 'LaplacianShot', 'LinearHead', 'LogisticHead', 'PA', 'PMF', 'PTMAP', 'RelationHead',
+    'LDAHead', 'LabelPropagation', 'LaplacianShot', 'LinearHead', 'LoRA', 'LogisticHead', 'PA', 'PMF', 'PTMAP', 'RelationHead',
     'RidgeHead', 'SelfTraining', 'SimpleShot', 'SupportCentred', 'TIM', 'TIMADM', 'TSA', 'TipAdapter', 'TransductiveTuning',
     'TunedPrototypes', 'get_adaptation', 'list_adaptations', 'register_adaptation',
 ]

@@ -36,11 +36,13 @@ class PA(FeatureMethod):
         cosine = self.similarity == 'cosine'
         score = lambda x, w: self.scale * cosines(x, w) if cosine else -squared_distances(x, w)
 
-        def loss(W: Tensor) -> Tensor:
-            z = support @ W.mT
-            return cross_entropy(score(z, means(z, member)), member)
+        by_z = by_autograd(lambda z: cross_entropy(score(z, means(z, member)), member))
+
+        def slope(W: Tensor) -> tuple[Tensor, Tensor]:
+            loss, g = by_z(support @ W.mT)
+            return loss, g.mT @ support
 
         d = support.shape[-1]
         start = torch.eye(d, dtype=support.dtype, device=support.device).expand(*support.shape[:-2], d, d)
-        W, losses = tune(by_autograd(loss), start, Adadelta(self.lr), self.steps)
+        W, losses = tune(slope, start, Adadelta(self.lr), self.steps)
         return Nearest(prototypes=means(support @ W.mT, member), similarity=score, transform=W, details={'losses': losses})

@@ -39,11 +39,19 @@ class PMF(Adaptation):
         "A `ProtoNet` with cosine scores and the tuned encoder"
         y, x = checked_support(self, support_y), plain(support_x)
         with seeded(self.seed, x.device):
-            encoder, lr = trainable_copy(model.encoder), self.lr
+            encoder, lr = self.trainable(model.encoder), self.lr
             if lr is None: lr, _ = self.choose_lr(model.encoder, x, y)
             self.tune(encoder, x, y, self._views(x, self.steps), lr)
-        return adapted_model(ProtoNet, encoder, int(y.max()) + 1, distance='cosine', scale=self.scale,
+        return adapted_model(ProtoNet, self.finished(encoder), int(y.max()) + 1, distance='cosine', scale=self.scale,
                              bias=self.bias).eval().requires_grad_(False)
+
+    def trainable(self, encoder: nn.Module) -> nn.Module:
+        "A copy in eval mode, of which what takes a gradient is tuned"
+        return trainable_copy(encoder)
+
+    def finished(self, encoder: nn.Module) -> nn.Module:
+        "The tuned copy, as it is to be used"
+        return encoder
 
     def _views(self, x: Tensor, steps: int) -> Iterable[Tensor]:
         return (pmf_augment(x) if self.augment else x for _ in range(steps))
@@ -86,7 +94,7 @@ class PMF(Adaptation):
         if not others.any(): return 0., []
         chosen, found = 0., []
         for lr in (0., *self.lrs):
-            tuned = trainable_copy(encoder)
+            tuned = self.trainable(encoder)
             self.tune(tuned, x[first], y[first], self._views(x[first], self.search_steps), lr)
             with torch.no_grad(): f = pool_vectors(tuned(torch.cat([x[first], x[others]])))
             right = self.scores(f[:len(first)], f[len(first):]).argmax(1) == y[others]

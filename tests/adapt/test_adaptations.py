@@ -10,6 +10,7 @@ from fsc_fastai.methods import create_fsc_model
 
 QUICK = {'finetune': dict(steps=3), 'episode_tune': dict(steps=2, n_pseudo=12), 'tsa': dict(steps=2),
          'pmf': dict(steps=2, search_steps=1, lrs=(1e-3,)), 'pa': dict(steps=3), 'tim': dict(steps=3), 'tim_adm': dict(steps=3),
+         'lora': dict(steps=2, search_steps=1, lrs=(1e-3,), rank=2, targets=('conv', '0.0', '1.0')),
          'label_propagation': dict(k=3), 'tuned_prototypes': dict(steps=3), 'transductive_tuning': dict(steps=3)}
 BASE = torch.rand(4, 20, 64, generator=torch.Generator().manual_seed(0))
 QUICK['distribution_calibration'] = dict(base_means=BASE.mean(1), base_covariances=torch.stack([b.T.cov() for b in BASE]),
