@@ -5,6 +5,7 @@ from pathlib import Path
 from fastcore.script import call_parse
 
 from ..reproduce.cells import METHODS, PRESETS
+from ..reproduce.pack import pack_images
 from ..reproduce.table import run_table
 from ..reproduce.table_data import folder_data
 from .common import plain_errors, told
@@ -15,7 +16,7 @@ __all__ = ['fsc_reproduce']
 @call_parse
 def fsc_reproduce(
     table: str, # table2, table3, table4, figure3, controls of what relevance does, or later ways of training
-    preset: str = 'small', # small, paper, demo, tiny for a trial; with --data: photos, or photos_short of PN alone
+    preset: str = 'small', # small, paper, demo, tiny for a trial; with --data photos, photos_84 on a GPU, photos_short of PN
     domains: str = 'glyphs', # `glyphs`; with --data the folders to test on, separated by commas, or `all`
     data: Path | None = None, # Folder with a folder per domain, as `prepare_domain` fills them; None: the embedded glyphs
     seen: str = 'mini_imagenet', # Folder in --data to train on
@@ -24,6 +25,8 @@ def fsc_reproduce(
     shots: str = '5,1', # Shots, separated by commas
     methods: str = ','.join(METHODS), # Only the models of these, separated by commas
     finished: bool = False, # Train nothing: report the models that are finished
+    jobs: int = 1, # Models that are trained at a time, each in a process of its own: several share a large GPU
+    pack: Path | None = None, # Train nothing: write the images of the table, at its size, as this .tar for another machine
 ) -> None:
     """Train and test every model of a table of the paper, and write the report with the paper's numbers beside ours.
 
@@ -41,8 +44,14 @@ def fsc_reproduce(
         if data: command += f' --data {data.name} --seen {seen}' + (f' --domains {domains}' if named else '')
         if methods != ','.join(METHODS): command += f' --methods {methods}'
         source = folder_data(data, seen, named or known, PRESETS[preset].left_out) if data else None
+        if pack:
+            if not source: raise ValueError('--pack needs --data: the embedded glyphs are everywhere')
+            archive = pack_images(source, PRESETS[preset], pack, learned_from=table == 'table4')
+            print(f'wrote {archive} ({archive.stat().st_size / 2**20:.1f} MiB). Elsewhere: tar xf {archive.name}, then the same '
+                  f'command with --data {archive.stem} and without --pack')
+            return
         with told():
             report = run_table(table, PRESETS[preset], source, out, seeds, [int(shot) for shot in shots.split(',')], command,
-                               methods.split(','), train=not finished)
+                               methods.split(','), not finished, jobs)
         print(f'wrote {report}')
     plain_errors(reproduce)

@@ -110,6 +110,7 @@ _PHOTOS = Recipe('resnet10', 48, pretrain_epochs=60, pretrain_lr=1e-3, pretrain_
                  encoder_lr=.1, schedule='flat', lr_steps=((7, 1e-4),), val_episodes=100)
 _PHOTOS_GNN = replace(_PHOTOS, lr=1e-2, encoder_lr=.03, lr_steps=((7, 1e-3),))    # else at chance for hundreds of episodes
 _PHOTOS_SHORT = replace(_PHOTOS, epochs=4, n_episodes=25, lr_steps=(), val_episodes=25)
+_PHOTOS_84 = replace(_PHOTOS, size=84, epochs=25, n_episodes=400, lr_steps=((18, 1e-4),))
 _TARGETS = ('cub', 'cars', 'places', 'flowers', 'aerial', 'textures', 'traffic_signs')
 _DIFFERS = ('The paper trains at 224 px, on all 600 images of a class, for 400 epochs of pre-training and 40,000 episodes; here '
             'it is {} px, 200 images a class and {} episodes. Flowers stand for Plantae, and the birds are those of CUB-200-2010.'
@@ -121,6 +122,9 @@ PRESETS = {p.name: p for p in (
     Preset('paper', {'RN': _FWT, 'GNN': _FWT, 'PN': _FWT, 'CAN': _CAN}),
     Preset('photos', {'RN': _PHOTOS, 'CAN': _PHOTOS, 'PN': _PHOTOS, 'GNN': _PHOTOS_GNN}, test_val=True, targets=_TARGETS,
            left_out=('cub', 'cars', 'places', 'flowers'), note=_DIFFERS.format(48, 2000)),
+    # for a GPU
+    Preset('photos_84', {'RN': _PHOTOS_84, 'GNN': replace(_PHOTOS_84, lr=1e-2, encoder_lr=.03, lr_steps=((18, 1e-3),))},
+           test_val=True, targets=_TARGETS, note=_DIFFERS.format(84, '10,000')),
     # without GNN, which is at chance after so few, and RN and CAN, whose heads have not levelled off
     Preset('photos_short', {'PN': _PHOTOS_SHORT}, test_val=True, targets=_TARGETS, test_episodes=600,
            note=_DIFFERS.format(48, 100)),

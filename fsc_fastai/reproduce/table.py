@@ -7,8 +7,9 @@ from pathlib import Path
 from .cells import METHODS, Cell, Preset, guided_best, table_cells
 from .curves import training_frame
 from .figure import write_figure
+from .jobs import run_cells
 from .report import write_report
-from .run import result_file, results_frame, run_cell, statistics_frame
+from .run import result_file, results_frame, statistics_frame
 from .table_data import Data, glyph_data
 
 __all__ = ['run_table']
@@ -24,6 +25,7 @@ def run_table(
     command: str = '', # The command line, printed in the report
     methods: Sequence[str] = tuple(METHODS), # Only the cells of these methods
     train: bool = True, # Train what is missing; False: only report the cells that are finished
+    jobs: int = 1, # Cells that are trained at a time, each in a process of its own
 ) -> Path:
     """Train, test and report a table; returns the Markdown report. Finished cells are read, a cell that was cut off goes on.
 
@@ -38,11 +40,11 @@ def run_table(
     def at_hand(cells: Sequence[Cell]) -> list[Cell]: return [c for c in cells if train or result_file(c, folder).exists()]
     cells = at_hand(wanted)
     if not cells: raise ValueError(f'{table} has no {"" if train else "finished "}cells of {", ".join(methods)} in {folder}')
-    results = [run_cell(cell, preset, data, folder) for cell in cells]
+    results = run_cells(cells, preset, data, folder, jobs)
     if table == 'later' and len(cells) == len(wanted):
         guided = guided_best(results)
         wanted, cells = wanted + guided, cells + at_hand(guided)
-        results += [run_cell(cell, preset, data, folder) for cell in at_hand(guided)]
+        results += run_cells(at_hand(guided), preset, data, folder, jobs)
     if table == 'figure3': return write_figure(statistics_frame(results), folder, command)
     frame = results_frame(results)
     if table == 'table4': frame = frame[~frame.transductive].copy()  # as in the paper

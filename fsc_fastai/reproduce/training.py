@@ -39,7 +39,8 @@ from ..learner.pretrain import classification_learner
 from .cells import Cell, Recipe
 from .table_data import Data
 
-__all__ = ['KeepBest', 'LevelsOff', 'train_cell', 'training_curves', 'optimizer_of', 'callbacks_of', 'stepwise']
+__all__ = ['KeepBest', 'LevelsOff', 'encoder_file', 'pretrain_cell', 'train_cell', 'training_curves', 'optimizer_of',
+           'callbacks_of', 'stepwise']
 
 # what the pre-training of an encoder takes from a recipe
 PRETRAINING = ('arch', 'size', 'pretrain_epochs', 'pretrain_bs', 'optimizer', 'schedule', 'pretrain_lr', 'pretrain_patience')
@@ -154,7 +155,22 @@ def train_cell(
     return learn
 
 
-def _encoder_file(recipe: Recipe, seed: int, data: Data, folder: Path) -> tuple[Path, dict[str, Any]]:
+def pretrain_cell(
+    cell: Cell, # Whose seed
+    recipe: Recipe, # How to train it
+    data: Data, # The domains to train and test on
+    folder: Path, # Of the table
+) -> None:
+    "Pre-train the encoder that a cell begins with, unless it is there or the recipe has none"
+    if recipe.pretrain_epochs: _pretrained(data.loaders(cell, recipe), recipe, cell.seed, data, folder)
+
+
+def encoder_file(
+    recipe: Recipe, # How to train it
+    seed: int, # Of a cell
+    data: Data, # The domains to train and test on
+    folder: Path, # Of the table
+) -> tuple[Path, dict[str, Any]]:
     "Weights of a pre-trained encoder, and what they are of: cells of a seed share them where their recipes agree on it"
     made = dict(seed=seed, recipe={k: getattr(recipe, k) for k in PRETRAINING}, data=data.made(()))
     name = sha256(json.dumps(made).encode()).hexdigest()[:8]
@@ -163,7 +179,7 @@ def _encoder_file(recipe: Recipe, seed: int, data: Data, folder: Path) -> tuple[
 
 def _pretrained(dls: EpisodeDataLoaders, recipe: Recipe, seed: int, data: Data, folder: Path) -> dict[str, torch.Tensor]:
     "Weights of the encoder after its pre-training"
-    weights, made = _encoder_file(recipe, seed, data, folder)
+    weights, made = encoder_file(recipe, seed, data, folder)
     if not weights.exists():
         weights.parent.mkdir(parents=True, exist_ok=True)
         set_seed(seed, reproducible=True)
@@ -192,7 +208,7 @@ def training_curves(
     folder: Path, # Of the table
 ) -> dict[str, list[float]]:
     "The accuracy of every epoch, by which the best was chosen: in pre-training, and on validation episodes"
-    weights = dict(pretraining=_encoder_file(recipe, cell.seed, data, folder)[0],
+    weights = dict(pretraining=encoder_file(recipe, cell.seed, data, folder)[0],
                    validation=folder/'cells'/cell.key/'model.safetensors')
     curves = {name: file.with_suffix('.json') for name, file in weights.items()}
     return {name: json.loads(file.read_text()) for name, file in curves.items() if file.exists()}

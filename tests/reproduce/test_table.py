@@ -1,5 +1,6 @@
 "Tables as resumable runs, on few and small images"
 import json
+import multiprocessing
 from dataclasses import asdict, replace
 from hashlib import sha256
 
@@ -9,6 +10,7 @@ import pytest
 
 from fsc_fastai.explain.baselines import GradientXInput
 from fsc_fastai.learner.core import FSCLearner
+from fsc_fastai.reproduce import jobs
 from fsc_fastai.reproduce import run as runs
 from fsc_fastai.reproduce import table as tables
 from fsc_fastai.reproduce import training as train
@@ -22,6 +24,7 @@ from fsc_fastai.reproduce.table_data import folder_data
 from tests.reproduce.small import small_glyphs
 
 TINY = PRESETS['tiny']
+FORK = multiprocessing.get_context('fork')  # children with the imports of this process
 
 
 @pytest.fixture(scope='module')
@@ -42,6 +45,27 @@ def test_a_table_is_trained_once_and_reported(glyphs, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, 'train_cell', lambda *args: pytest.fail('trained twice'))
     assert run().read_text() == text
     assert {p: p.read_text() for p in folder.glob('cells/*/result.json')} == results
+
+
+def test_side_by_side_a_table_has_the_same_numbers(glyphs, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, 'PROCESSES', FORK)
+    preset = replace(TINY, recipes={'RN': replace(TINY.recipes['RN'], epochs=1)})
+    alone, together = (run_table('table2', preset, glyphs, tmp_path/str(n), 1, [1], 'a command', jobs=n) for n in (1, 2))
+    assert together.read_text() == alone.read_text()
+    files = [[p.name for p in sorted(report.parent.rglob('*')) if p.is_file()] for report in (alone, together)]
+    assert files[0] == files[1] and sum('conv4' in name for name in files[0]) == 1
+    with pytest.raises(ValueError, match='jobs=0: at least 1'): run_table('table2', preset, glyphs, tmp_path, 1, [1], jobs=0)
+
+
+def test_one_cell_that_fails_costs_no_other(glyphs, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, 'PROCESSES', FORK)
+    preset = replace(TINY, recipes={'RN': replace(TINY.recipes['RN'], epochs=1)})
+    cells = table_cells('table2', 1, [], [1])[:2]
+    broken, whole = (runs.result_file(cell, tmp_path) for cell in cells)
+    broken.parent.mkdir(parents=True)
+    broken.with_name('model.safetensors').write_text('nothing')
+    with pytest.raises(ValueError, match='model.safetensors is broken'): jobs.run_cells(cells, preset, glyphs, tmp_path, 2)
+    assert whole.exists() and not broken.exists()
 
 
 def test_a_lost_result_is_computed_again_to_the_same_numbers(glyphs, tmp_path):
