@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 DOCS_READY  := $(VENV)/.ready-docs
 
-.PHONY: demo test test-slow test-all test-gpu lint tour notebooks notebooks-quick docs mutants attack bench dist clean
+.PHONY: ready demo test test-slow test-all test-gpu lint tour notebooks notebooks-quick docs mutants attack bench dist clean
 
 $(READY): settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,6 +20,8 @@ $(BENCH_READY): $(READY)
 $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
+
+ready: $(DOCS_READY)    ## all that the targets need, in .venv
 
 demo: $(READY)          ## train on Latin glyphs, test on scripts never seen; figures in demo_out/
 	$(BIN)/fsc_demo
@@ -48,8 +50,8 @@ tour: $(READY)          ## the first hour: README and recipes as a new user foll
 notebooks: $(READY)     ## every notebook, top to bottom
 	$(BIN)/python -m nbs.run
 
-notebooks-quick: $(READY) ## those that train little or nothing
-	$(BIN)/python -m nbs.run 00 01 04
+notebooks-quick: $(READY) ## the first alone
+	$(BIN)/python -m nbs.run 01
 
 docs: $(DOCS_READY)     ## the site in build/docs; broken links fail
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --conf-dir docs --quiet . build/docs

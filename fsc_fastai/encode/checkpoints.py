@@ -210,7 +210,7 @@ def _whole(encoder: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, T
         lacks = f'it lacks {len(report.missing)} tensors of the encoder, such as {_some(report.missing)}'
         if not report.unexpected: raise ValueError(lacks)
         raise ValueError(f'{lacks}; there is no place for {_some(report.unexpected)}. If they are the same tensors under other '
-                         'names, remap=True matches them by position')
+                         'names, remap=True (--remap) matches them by position')
     if larger := _of_a_larger_one(encoder, report.unexpected):
         raise ValueError(f'it is of another backbone, with parts that this one has not: {_some(larger)}')
     return placed, report

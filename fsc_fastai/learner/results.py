@@ -41,14 +41,12 @@ def _chance(way: Count) -> float:
 
 def format_table(
     table: pd.DataFrame, # From `learn.evaluate`
-    **columns: list, # Other accuracies between 0 and 1 to show beside it, by name: one for each domain
 ) -> str:
-    "The table for a terminal: percentages, chance level, and other `columns` beside it"
+    "The table for a terminal: percentages, and the chance level"
     shown = table[['domain', *(['adapt'] if 'adapt' in table else []), 'way', 'shot', 'n_episodes', 'n_query', 'protocol']].copy()
     shown['accuracy %'] = [f'{100*acc:.2f} ± {100*ci:.2f}' for acc, ci in zip(table.accuracy, table.ci95)]
     shown['chance %'] = [f'{_chance(way):.0f}' for way in table.way]
     for name in ('way', 'shot', 'n_query'): shown[name] = table[name].map(count_text)
-    for name, accuracies in columns.items(): shown[f'{name.replace("_", " ")} %'] = [f'{100*acc:.2f}' for acc in accuracies]
     return shown.to_string(index=False)
 
 
