@@ -1,6 +1,5 @@
 "Transforms of the images of an episode"
 # No `from __future__ import annotations`: fastai dispatches on the annotation of `encodes`.
-import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision.augment import AffineCoordTfm, LightingTfm, RandTransform, Resize, aug_transforms
@@ -18,19 +17,19 @@ __all__ = ['as_grey', 'BytesToFloat', 'CenterCrop', 'InplaceNormalize', 'MiddleR
 
 
 class _OfImages(Transform):
-    """Leaves labels as they are by a method of its own.
+    """A transform of images with a method for labels, which it returns unchanged.
 
-    Else fastai looks for one in vain, and the error that tells it so holds the batch in a cycle until Python's collector comes.
+    Without such a method fastai raises and catches an error that keeps the batch in memory until Python's garbage collection.
     """
     def encodes(self, x: TensorCategory): return x
 
 
 class CenterCrop(_OfImages):
-    "The middle `size`×`size` pixels of each image, outside training. Raises `ValueError` for smaller images"
+    "Crop the middle `size`×`size` pixels of each image in validation. Raises `ValueError` for smaller images"
     order, split_idx = 5, 1
 
     def __init__(self,
-        size: Size, # Side of the result, or (height, width)
+        size: Size, # Side of the crop, or (height, width)
     ):
         super().__init__()
         self.size = as_size('size', size)
@@ -45,19 +44,19 @@ class CenterCrop(_OfImages):
 
 
 class MiddleResize(Resize):
-    "fastai's `Resize`, whose cut is the middle of an image in training too: what comes out can be kept"
+    "fastai's `Resize`, which crops the middle of an image in training too, so that the result can be cached"
     def before_call(self, b, split_idx): super().before_call(b, 1)
 
 
 class _OnlyInTraining(_OfImages, RandTransform):
-    "A random transform that in validation does nothing, without drawing numbers or sampling every pixel from where it is"
+    "A random transform that does nothing in validation, where fastai's would draw random numbers or resample every pixel"
     def before_call(self, b, split_idx):
         if split_idx: self.do = False
         else: super().before_call(b, split_idx)
 
 
 class RandomView(_OnlyInTraining, AffineCoordTfm):
-    "Affine transforms of training; fastai's, which look at the grid of pixels on the host, only where they have to"
+    "fastai's affine transforms in training, without waiting for the device as fastai does, unless an image shrinks by half"
     def encodes(self, x: TensorImage):
         size = tuple(x.shape[-2:]) if self.size is None else self.cp_size
         shrinks = all(before > 2 * after for before, after in zip(x.shape[-2:], size, strict=True))  # fastai smooths first
@@ -67,39 +66,26 @@ class RandomView(_OnlyInTraining, AffineCoordTfm):
 
 
 class RandomLight(_OnlyInTraining, LightingTfm):
-    "Changes of brightness and contrast of training"
+    "fastai's changes of brightness and contrast, in training"
 
 
 def as_grey(im: PILImage) -> PILImageBW:
-    "An image in grey"
+    "Convert an image to grey"
     return PILImageBW(im.convert('L'))
 
 
-def _few(x: Tensor) -> int:
-    "How many images stay in the cache of a CPU from one operation to the next"
-    return max(1, 2**19 // x.shape[1:].numel())
-
-
 class BytesToFloat(_OfImages, IntToFloatTensor):
-    "fastai's `IntToFloatTensor`, on a CPU a few images at a time, so that they are in its cache for the division"
-    def encodes(self, x: TensorImage):
-        if not x.is_cpu: return x.float().div_(self.div)
-        bytes_ = x.as_subclass(Tensor)
-        batch, few = torch.empty(bytes_.shape), _few(bytes_)
-        for part, of_bytes in zip(batch.split(few), bytes_.split(few), strict=True): part.copy_(of_bytes).div_(self.div)
-        return batch.as_subclass(type(x))
+    "fastai's `IntToFloatTensor`, which turns bytes into numbers from 0 to 1, for the images of an episode"
 
 
 class InplaceNormalize(_OfImages, Normalize):
-    "fastai's `Normalize` in place, on the copy that `BytesToFloat` has made"
+    "fastai's `Normalize`, in place and on whatever device the images are on"
     mean: Tensor
     std: Tensor
 
     def encodes(self, x: TensorImage):
-        batch = x.as_subclass(Tensor)
-        if self.mean.device != batch.device: self.mean, self.std = self.mean.to(batch.device), self.std.to(batch.device)
-        scale, shift = 1/self.std, -self.mean/self.std
-        for part in batch.split(_few(batch) if batch.is_cpu else len(batch)): part.mul_(scale).add_(shift)
+        if self.mean.device != x.device: self.mean, self.std = self.mean.to(x.device), self.std.to(x.device)
+        x.as_subclass(Tensor).mul_(1/self.std).add_(-self.mean/self.std)
         return x
 
 
@@ -110,10 +96,10 @@ def _only_in_training(t: RandTransform) -> RandTransform:
 
 
 def resized(
-    images: ImageConfig, # What the weights of a backbone were trained on
-    size: Size | None = None, # Side of the result, or (height, width); None: with the margin that is cut off later
+    images: ImageConfig, # The images that the weights of a backbone were trained on
+    size: Size | None = None, # Side of the result, or (height, width); None: with the margin that is cropped later
 ) -> MiddleResize:
-    "Images in the shape and by the interpolation that the backbone was trained with"
+    "A `Resize` to the shape, and by the interpolation, that the backbone was trained with"
     height, width = sides(images.resize if size is None else size)
     filters = resampling(images.interpolation), Image.Resampling.NEAREST
     return MiddleResize((height, width), method=images.fit, resamples=filters)
@@ -123,13 +109,12 @@ def episode_transforms(
     size: Size | None = None, # Side of the images that the model sees, or (height, width); None: 84, or as `images` says
     do_flip: bool = True, # Mirror half of the training images; False where left and right matter, as in writing
     stats: tuple | None = None, # Means and standard deviations of the channels; None: ImageNet's, or as `images` says
-    images: ImageConfig | None = None, # What the weights of the backbone were trained on, `ImageConfig.of(arch)`
+    images: ImageConfig | None = None, # The images that the weights of the backbone were trained on: `ImageConfig.of(arch)`
 ) -> tuple[Resize, list[Transform]]:
-    """The transforms of an item and of a batch that the field uses.
+    """The item transform and the batch transforms that are usual in the field (Chen et al. 2019).
 
-    All images are resized to 1.15·size squares (once: this is what the cache keeps), or to what `images` says. Validation and
-    test see the middle; training sees a random part of each at a random zoom, with changes of brightness and contrast (Chen et
-    al. 2019).
+    Images are resized once to squares of 1.15·size, or as `images` says; this is what the cache keeps. Validation and test see
+    the middle of each. Training sees a random part at a random zoom, with random brightness and contrast.
     """
     size = as_size('size', size or (images.size if images else 84))
     if stats is None: stats = (images.mean, images.std) if images else imagenet_stats
