@@ -42,24 +42,26 @@ def write_figure(
     frame: pd.DataFrame, # From `statistics_frame`
     folder: Path, # Where the report goes
     command: str, # The command line that made it, printed in the report
+    description: str, # Protocol and preset in a sentence
 ) -> Path:
     "Write `figure3.md`, `.csv`, `_effects.csv` and `.png`; returns the Markdown file"
     means = frame.drop(columns=['shot', 'seed']).groupby(['model', 'domain'], sort=False, as_index=False).mean()
     effects = statistics_effects(frame)
     shown = effects.assign(change=[f'{r.change:+.1f} %' for r in effects.itertuples()],
-                           interval=[f'{r.ci95_low:+.1f} … {r.ci95_high:+.1f} %' for r in effects.itertuples()])
+                           interval=[f'{r.ci95_low:+.1f} … {r.ci95_high:+.1f} %' if r.seeds > 1 else '–'
+                                     for r in effects.itertuples()])
     figure = plot_feature_statistics(dict(list(means.groupby('model', sort=False))))
     with atomic_write(folder/'figure3.png') as part: figure.savefig(part, dpi=110, format='png')
     plt.close(figure)
     with atomic_write(folder/'figure3.csv') as part: means.to_csv(part, index=False)
     with atomic_write(folder/'figure3_effects.csv') as part: effects.to_csv(part, index=False)
-    parts = ['# figure3: variance and quantile difference over the channels', f'Made by `{command}`.',
+    parts = ['# figure3: variance and quantile difference over the channels', f'Made by `{command}`. {description}',
              'The 95 % quantile over the positions of each channel, then the variance over the channels and their 95 % − 45 % '
              'quantile difference; mean over the images of a domain, bars: standard deviation over the images. The paper reports '
              'that both fall with explanation-guided training, in every domain and model.',
              '![variance and quantile difference](figure3.png)',
              '## What explanations change',
-             'Paired by seed, 95 % interval over the seeds. An interval that holds 0 shows no effect.',
+             'Paired by seed, 95 % interval over the seeds. An interval that holds 0 shows no effect; a single seed has none.',
              markdown(shown.drop(columns=['ci95_low', 'ci95_high']))]
     with atomic_write(folder/'figure3.md') as part: part.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return folder/'figure3.md'

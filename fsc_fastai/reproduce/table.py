@@ -45,11 +45,11 @@ def run_table(
         guided = guided_best(results)
         wanted, cells = wanted + guided, cells + at_hand(guided)
         results += run_cells(at_hand(guided), preset, data, folder, jobs)
-    if table == 'figure3': return write_figure(statistics_frame(results), folder, command)
+    description = _unfinished(cells, wanted) + _describe(preset, cells[0].base, data)
+    if table == 'figure3': return write_figure(statistics_frame(results), folder, command, description)
     frame = results_frame(results)
     if table == 'table4': frame = frame[~frame.transductive].copy()  # as in the paper
     frame.attrs['seen'] = ('novel', 'val')
-    description = _unfinished(cells, wanted) + _describe(preset, cells[0].base, data)
     return write_report(frame, table, folder, command, description, training_frame(results))
 
 

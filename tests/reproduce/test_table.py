@@ -258,6 +258,13 @@ def test_what_is_finished_is_reported_and_nothing_trained(glyphs, tmp_path, monk
     assert '| RN | 1 | False | ' in text and '| CAN | 1 | False | –' not in text
 
 
+def test_a_figure_of_what_is_finished_says_so(glyphs, tmp_path):
+    for lrp in (False, True): runs.run_cell(Cell('RN', 5, 0, lrp), TINY, glyphs, tmp_path/'glyphs'/'tiny')
+    text = run_table('figure3', TINY, glyphs, tmp_path, 1, [5], 'fsc_reproduce figure3', train=False).read_text()
+    assert '**Not finished: 2 of 6 cells are there: rn_5shot_seed0, lrp-rn_5shot_seed0.**' in text
+    assert '| RN | LRP-RN | novel |' in text and '% | – |' in text and 'nan' not in text
+
+
 def test_a_result_of_a_version_with_fewer_fields_is_read(glyphs, tmp_path, monkeypatch):
     cell = Cell('RN', 1, 0)
     first = runs.run_cell(cell, TINY, glyphs, tmp_path)
