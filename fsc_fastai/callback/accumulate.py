@@ -10,7 +10,7 @@ __all__ = ['EpisodeAccumulation']
 class EpisodeAccumulation(GradientAccumulation):
     """Update the weights once every `n_acc` episodes, with the mean of their losses.
 
-    fastai's `GradientAccumulation` counts the rows of `yb`: the queries of an episode, not the episode.
+    fastai's `GradientAccumulation` counts the rows of `yb`, which are the queries of an episode.
     """
     captured = 'n_acc',
 

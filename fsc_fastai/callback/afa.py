@@ -1,8 +1,8 @@
-"""Adversarial feature augmentation (Hu and Ma 2022, AFA): the transformations of FT, learned to make features that differ.
+"""Adversarial feature augmentation (Hu and Ma 2022, AFA): the transformations of FT, trained to change the features.
 
-Two streams run through the encoder: a plain one, and one with a transformation after the last norm of every block. The few-shot
-loss is that of the second. A domain classifier, whose gradient is reversed for the encoder, tells them apart; their Gram matrices
-are drawn together. Where the gradient of the transformations is reversed too, they ascend what the encoder descends.
+Two streams run through the encoder: a plain one, and one with a transformation after the last norm of every block, which has the
+few-shot loss. A domain classifier tells the streams apart, and its gradient is reversed for the encoder; a Gram loss draws them
+together. Once the gradient of the transformations is reversed as well, they increase the loss that the encoder decreases.
 """
 from __future__ import annotations
 
@@ -23,38 +23,39 @@ from .parts.two_streams import domain_classifier, domain_loss, gram_loss, streng
 __all__ = ['AFACallback']
 
 LEARNED, REVERSED, EPOCHS = 150, 250, 400
-"Epochs of the published training from which γ, β are learned, from which their gradient is reversed, and all"
+"In the published training: the first epoch that trains γ and β, the first that reverses their gradient, the number of epochs"
 
 
 class AFACallback(FTCallback):
     """Train with L(augmented) + L(domains) + λ·L(Gram), λ = 2/(1 + exp(−epoch/400)) − 1 (Hu and Ma 2022).
 
-    γ, β stand still at first, descend the loss from epoch 150 and ascend it from 250. Transformations, domain classifier and
-    optimizers outlast a fit, and are in `state_dict`; `losses` has those of the last step. For convolutional backbones. Does
-    nothing under `lr_find`. Raises `ValueError` for a compiled model and beside another callback with transformations.
+    γ and β are constant at first, descend the loss from epoch 150 on and ascend it from 250 on. Transformations, domain
+    classifier and optimizers are kept between fits and are in `state_dict`; `losses` has those of the last step. For convolutional
+    backbones. Does nothing under `lr_find`. Raises `ValueError` for a compiled model and beside another callback with
+    transformations.
     """
     _stateattrs = (*FTCallback._stateattrs, 'discriminator', 'opts', 'losses', '_saved', '_maps', '_scale')
     discriminator: Any = None # The domain classifier, made on the first batch
     opts: list[Any] = [] # One for each half of the training: without γ, β and with them
     losses: Mapping[str, Tensor] = {}
     _saved: Mapping[str, Any] | None = None
-    _maps: list[Tensor] = [] # Of the augmented stream, block by block
-    _scale: Any = 1. # Of the gradients in this step
+    _maps: list[Tensor] = [] # Maps of the augmented stream, block by block
+    _scale: Any = 1. # Loss scale of this step
 
     def __init__(self,
-        lr: float = 1e-3, # Of its own Adam
-        of_epochs: int | None = EPOCHS, # Epochs that 150 and 250 are shares of, 400 as published; None: those of the fit
-        twice: bool = True, # Step the encoder by an Adam of its own as well, as published; False: by the learner's alone
-        blocks: Sequence[str] | None = None, # Modules of the model whose Gram matrices count, besides the last map; None: stages
-        seed: int = 0, # Of the domain classifier
-        **kwargs: Any, # `gamma`, `beta`, `names` of `FTCallback`
+        lr: float = 1e-3, # Learning rate of the callback's own Adam
+        of_epochs: int | None = EPOCHS, # Length of the training in which 150 and 250 are counted; None: the epochs of the fit
+        twice: bool = True, # Also step the encoder by the callback's Adam, as published; False: by the learner's optimizer only
+        blocks: Sequence[str] | None = None, # Modules of the model with a Gram loss, besides the last map; None: the stages
+        seed: int = 0, # Seed of the domain classifier
+        **kwargs: Any, # `gamma`, `beta` and `names` of `FTCallback`
     ):
         super().__init__(**kwargs)
         self.lr, self.of_epochs, self.twice, self.blocks, self.seed = lr, of_epochs, twice, blocks, seed
 
     @property
     def published_epoch(self) -> float:
-        "Where in the published training this epoch is"
+        "The epoch of the published training that corresponds to this one"
         return self.epoch * EPOCHS / (self.of_epochs or self.n_epoch)
 
     def before_train(self):
@@ -106,13 +107,13 @@ class AFACallback(FTCallback):
         for p in own: p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        "γ, β, the domain classifier and both optimizers"
+        "The state of γ, β, the domain classifier and both optimizers"
         if not self.opts: return dict(self._saved or {})
         return dict(transformations=self._transformations_state(), classifier=self.discriminator.state_dict(),
                     opts=[opt.state_dict() for opt in self.opts])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        "Go on from what `state_dict` returned; `ValueError` if it is of other transformations"
+        "Restore a state. Raises `ValueError` if it belongs to other transformations"
         self._saved = None if self.opts else state  # until they are made
         if not self.opts or not state: return
         self._load_transformations(state['transformations'])

@@ -1,4 +1,4 @@
-"ATA: training on the hardest images around those of an episode (Wang and Deng 2021)"
+"ATA, adversarial task augmentation: training on images that are changed to raise the loss (Wang and Deng 2021)"
 from __future__ import annotations
 
 import random
@@ -17,19 +17,19 @@ __all__ = ['ATACallback', 'random_kernel', 'ascended']
 
 def random_kernel(
     size: int, # Side of the kernel, odd
-    like: Tensor, # Images, whose channels, device and type it has
+    like: Tensor, # Images with the same channels, device and dtype
 ) -> Tensor:
-    "Weights `(C, C, size, size)` of a convolution that keeps the size of images, Xavier's normal start"
+    "A random kernel `(C, C, size, size)` by Xavier's normal initialisation"
     return torch.nn.init.xavier_normal_(like.new_empty(like.shape[1], like.shape[1], size, size))
 
 
 def ascended(
     x: Tensor, # Images
-    loss: Callable[[Tensor], Tensor], # Of images, to be increased
-    lr: float, # Length of a step in gradients
-    steps: int, # How many
+    loss: Callable[[Tensor], Tensor], # The loss of images, which is increased
+    lr: float, # Step size
+    steps: int, # Number of steps
 ) -> Tensor:
-    "The images after plain gradient ascent on their pixels: no sign, no projection, no clamp"
+    "The images after plain gradient ascent on their pixels, without sign, projection or clamp"
     for _ in range(steps):
         x = x.detach().requires_grad_()
         x = x + lr * torch.autograd.grad(loss(x), x)[0]
@@ -37,23 +37,22 @@ def ascended(
 
 
 class ATACallback(ModelCallback):
-    """Train on images that are made harder: adversarial task augmentation.
+    """Train on images that are changed to raise the loss of their episode (Wang and Deng 2021).
 
-    Before each step all images of the episode, support and queries, go through one random convolution (unless drawn plain); then
-    their pixels ascend the episode's own loss, with the model in eval mode. The step then trains on these images as usual, so
-    explanations, feature-wise transformations and everything else apply to it. The attack always runs in single precision.
+    Before each step all images of the episode pass through one random convolution, unless it is skipped; then their pixels
+    ascend the loss of the episode, with the model in eval mode. The step trains on these images as usual, so explanations,
+    feature-wise transformations and other callbacks apply. The attack always runs in single precision.
 
-    The published step length, 80 for GNN at 224 px, belongs to gradients of a mean over the pixels; the default keeps it in
-    proportion to their number. Methods with other scores may need another: 20 was published for TPN. Raises `ValueError` for
-    kernels of even size, which would move the images.
+    The published step size is 80 for a GNN at 224 px; the default is in proportion to the number of pixels. Methods with other
+    scores may need another: 20 was published for TPN. Raises `ValueError` for kernels of even size, which would shift the images.
     """
     order = ADDED
 
     def __init__(self,
-        lr: float | None = None, # Length of a step of the attack; None: 80 · pixels/224²
-        steps: int = 5, # Of the attack
-        p_plain: float = .5, # Probability that the convolution is left out; TPN was trained with 0.6
-        sizes: Sequence[int] = (1, 3, 5, 7, 11, 15), # Of the kernel: each step draws one
+        lr: float | None = None, # Step size of the attack; None: 80 · pixels/224²
+        steps: int = 5, # Steps of the attack
+        p_plain: float = .5, # Probability of skipping the convolution; TPN was trained with 0.6
+        sizes: Sequence[int] = (1, 3, 5, 7, 11, 15), # Sides of the kernel, of which each step draws one
     ):
         if any(size % 2 == 0 for size in sizes): raise ValueError(f'ATACallback(sizes={sizes}): kernels need odd sizes')
         self.lr, self.steps, self.p_plain, self.sizes = lr, steps, p_plain, sizes
@@ -70,10 +69,10 @@ class ATACallback(ModelCallback):
         self.learn.xb = (x[:n], support_y, x[n:])
 
     def convolved(self, x: Tensor) -> Tensor:
-        "The images after one random convolution for all, or as they are"
+        "All images after the same random convolution, or unchanged"
         if random.random() <= self.p_plain: return x
         return F.conv2d(x, kernel := self.kernel(x), padding=kernel.shape[-1] // 2)
 
     def kernel(self, x: Tensor) -> Tensor:
-        "The kernel of this step"
+        "A random kernel for this step"
         return random_kernel(random.choice(self.sizes), x)

@@ -1,7 +1,7 @@
-"""Local-global distillation prototypical network (Zhou et al. 2023, LDP-Net): crops of a query are classified as the query is.
+"""Local-global distillation prototypical network (Zhou et al. 2023, LDP-Net): crops should be classified like whole images.
 
-The whole image teaches: what the prototypes make of it is the target for its crops, and for crops of another query of the class.
-The crops are encoded by a copy of the encoder that follows slowly, without gradient, so what learns are prototypes and targets.
+The class probabilities of a query are the target for its crops and for the crops of another query of the class. Crops are encoded
+by a slowly moving copy of the encoder without gradient, so the gradient reaches prototypes and targets only.
 """
 from __future__ import annotations
 
@@ -31,34 +31,35 @@ def prototype_scores(
 
 
 def distillation(
-    scores: Tensor, # Of the queries `(n_query, n_way)`
-    local: Tensor, # Of their crops `(n_crops, n_query, n_way)`
-    by_class: Tensor, # Numbers of the queries of each class `(n_way, n_query / n_way)`
-    pick: Pick, # For each class, the numbers of the query that teaches and of the one whose crops learn
+    scores: Tensor, # Scores of the queries `(n_query, n_way)`
+    local: Tensor, # Scores of their crops `(n_crops, n_query, n_way)`
+    by_class: Tensor, # Positions of the queries of each class `(n_way, n_query / n_way)`
+    pick: Pick, # For each class the number of the query that is the target, and of the one whose crops are compared
 ) -> tuple[Tensor, Tensor]:
-    "Cross entropy of crops under their own image, and under another one of their class; the target is not detached, as published"
+    "Cross entropy of crops with their own image, and with another of their class; targets are not detached, as published"
     p, log_l = scores.softmax(-1), local.log_softmax(-1)
     teacher, pupil = (by_class[:, i] for i in pick)
     return -(p * log_l).sum(-1).mean(), -(p[teacher] * log_l[:, pupil]).sum(-1).mean()
 
 
 class LDPNetCallback(EncodedCallback):
-    """Train with L + `same` · (loss of crops of the same image) + `across` · (of another image of the class) (Zhou et al. 2023).
+    """Train with L + `same` · loss of crops of the same image + `across` · loss of crops of another image (Zhou et al. 2023).
 
-    With ProtoNet as published; for other methods prototypes of averaged features classify the crops beside the method's own loss.
-    The copy is made in the first fit, outlasts it, and is in `state_dict`. Its batch norms see the statistics of the crops.
-    Does nothing under `lr_find`. Raises `ValueError` for a compiled model and for classes of unequal numbers of queries.
+    Published with ProtoNet; with other methods prototypes of pooled features classify the crops, in addition to the method's
+    own loss. The copy of the encoder is made in the first fit, kept between fits and in `state_dict`; its batch norms use the
+    statistics of the crops. Does nothing under `lr_find`. Raises `ValueError` for a compiled model and for classes with
+    different numbers of queries.
     """
     _stateattrs = (*EncodedCallback._stateattrs, 'momentum_encoder')
     momentum_encoder: Any = None # A copy of the model's encoder
 
     def __init__(self,
-        same: float = 1., # Weight of the own image's loss
-        across: float = .15, # Weight of the other image's loss
-        momentum: float = .998, # Share of the old weights in the copy's new ones
+        same: float = 1., # Weight of the loss with the same image
+        across: float = .15, # Weight of the loss with another image of the class
+        momentum: float = .998, # Weight of the copy's old parameters in its new ones
         n_crops: int = 6, # Crops per query
-        crop_size: int | None = None, # Side; None: as 96 is to 224
-        augment: Callable[[Tensor], Tensor] | None = None, # Of the crops, as the published jitter of colours and blur
+        crop_size: int | None = None, # Side of a crop; None: 96/224 of the images' side
+        augment: Callable[[Tensor], Tensor] | None = None, # Changes the crops, like the published colour jitter and blur
     ):
         self.same, self.across, self.momentum = same, across, momentum
         self.n_crops, self.crop_size, self.augment = n_crops, crop_size, augment
@@ -94,11 +95,11 @@ class LDPNetCallback(EncodedCallback):
     def after_step(self): follow(self.momentum_encoder, self.raw_model.encoder, self.momentum)
 
     def state_dict(self) -> dict[str, Any]:
-        "The copy"
+        "The state of the copy of the encoder"
         return {} if self.momentum_encoder is None else dict(momentum_encoder=self.momentum_encoder.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        "Go on from what `state_dict` returned"
+        "Restore a state"
         if not state: return
         if self.momentum_encoder is None: self.momentum_encoder = deepcopy(self.raw_model.encoder).requires_grad_(False)
         self.momentum_encoder.load_state_dict(state['momentum_encoder'])
@@ -106,9 +107,9 @@ class LDPNetCallback(EncodedCallback):
 
 @torch.no_grad()
 def follow(
-    copy: nn.Module, # Changed
-    model: nn.Module, # Of the same parameters
-    momentum: float, # Share of the old ones
+    copy: nn.Module, # Changed in place
+    model: nn.Module, # A module with the same parameters
+    momentum: float, # Weight of the old parameters
 ) -> None:
-    "Move the parameters of a copy a bit nearer to those of a model; buffers stay"
+    "Move the parameters of a copy towards those of a model; buffers do not change"
     for old, new in zip(copy.parameters(), model.parameters(), strict=True): old.lerp_(new, 1 - momentum)

@@ -1,7 +1,7 @@
-"""First-order MAML around a few-shot method (Cai and Shen 2020, meta fine-tuning): train for the fine-tuning to come.
+"""First-order MAML around a few-shot method (Cai and Shen 2020, meta fine-tuning): weights that are good to fine-tune.
 
-Before each step the last block of the encoder is fine-tuned to the support of the episode; the gradient of the episode's loss at
-the fine-tuned weights moves the weights as they were before (first order: not through the fine-tuning).
+Before each step the last block of the encoder is fine-tuned to the support of the episode. The gradient of the episode's loss at
+the fine-tuned weights then updates the original weights; it does not pass through the fine-tuning (first order).
 """
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ['FirstOrderMAML', 'fine_tuned']
 
 
 def fine_tuned(
-    encoder: Any, # Images to feature maps; stays as it is
-    names: Sequence[str], # Of its parameters that are tuned
+    encoder: Any, # Images to feature maps; not changed
+    names: Sequence[str], # Names of its parameters that are tuned
     x: Tensor, # Support images `(n, channels, height, width)`
     y: Tensor, # Their labels `(n,)`
     epochs: int = 15, # Passes over the support
     bs: int = 4, # Images per step
-    lr: float = .01, # Of Adam
-    classifier: bool = False, # Learn a linear classifier along? False, as published: the first averaged features are the scores
+    lr: float = .01, # Learning rate of Adam
+    classifier: bool = False, # Also learn a linear classifier; False: the first pooled features are the scores, as published
 ) -> dict[str, Tensor]:
-    "Those parameters after fine-tuning by cross entropy in the present mode of the encoder. Its buffers do not move"
+    "The parameters after fine-tuning by cross entropy in the current mode of the encoder, whose buffers do not change"
     state = {k: v.detach().clone() for k, v in encoder.state_dict(keep_vars=True).items()}
     fast = {k: state[k].requires_grad_() for k in names}
     n_way = episode_way(y)
@@ -52,21 +52,20 @@ def fine_tuned(
 class FirstOrderMAML(ModelCallback):
     """Train with the loss of each episode at weights that were fine-tuned to its support (Cai and Shen 2020, with GNNNet).
 
-    For any method whose encoder has weights. Defaults are those of the published code, whose inner loss leaves its linear
-    classifier out; there the small batches of the fine-tuning moved the running statistics too, here they do not. A step takes
-    several times as long as a plain one. Does nothing under `lr_find`. Raises `ValueError` for a compiled model, beside
-    `LFTCallback`, and for a backbone that does not say which its last block is.
+    The defaults are those of the published code, whose inner loss has no linear classifier. Unlike there, the small batches of
+    the fine-tuning do not update running statistics. A step takes several times as long as a plain one. Does nothing under
+    `lr_find`. Raises `ValueError` for a compiled model, beside `LFTCallback`, and for a backbone without a known last block.
     """
     order = OTHER_WEIGHTS
     _stateattrs = ('_own',)
-    _own: dict[nn.Parameter, Tensor] = {} # Weights as they are without this episode
+    _own: dict[nn.Parameter, Tensor] = {} # The original weights during a step
 
     def __init__(self,
         layers: Sequence[str] | None = None, # Modules of the encoder's body that are tuned; None: its last stage
         epochs: int = 15, # Passes over the support
         bs: int = 4, # Images per step
-        lr: float = .01, # Of the fine-tuning, by Adam
-        classifier: bool = False, # Fine-tune through a linear classifier, so that features are no scores?
+        lr: float = .01, # Learning rate of the fine-tuning, by Adam
+        classifier: bool = False, # Fine-tune with a linear classifier; False: the first pooled features are the scores
     ):
         self.layers, self.epochs, self.bs, self.lr, self.classifier = layers, epochs, bs, lr, classifier
 

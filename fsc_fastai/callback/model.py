@@ -1,4 +1,4 @@
-"What callbacks share that reach into the model"
+"The base class of callbacks that hook into the model"
 from __future__ import annotations
 
 from typing import Any
@@ -13,21 +13,21 @@ __all__ = ['ModelCallback', 'scores_of', 'single_output']
 
 
 def scores_of(
-    output: Any, # Of a model: scores, or in training a tuple that starts with them
+    output: Any, # Output of a model: scores, or in training a tuple that starts with them
 ) -> Tensor:
-    "The scores, `(n_query, n_way)` or at every position `(n_query, n_way, H, W)`"
+    "The scores `(n_query, n_way)`, or those at every position `(n_query, n_way, H, W)`"
     return output if isinstance(output, Tensor) else output[0]
 
 
 def single_output(
-    output: Any, # Of a model: scores, or in training a tuple that starts with them
+    output: Any, # Output of a model: scores, or in training a tuple that starts with them
 ) -> Any:
-    "The same in single precision at least, which is what mixed precision gives the loss"
+    "The output in single precision at least, as mixed precision gives it to the loss"
     return single(output) if isinstance(output, Tensor) else tuple(single_output(o) for o in output)
 
 
 class ModelCallback(Callback):
-    "A callback of training steps that hooks onto the parts of a model, which therefore must not be compiled"
+    "A callback for training steps that hooks into a model, which therefore must not be compiled"
     run_valid = False
 
     @property
@@ -37,7 +37,7 @@ class ModelCallback(Callback):
 
     @property
     def idle(self) -> bool:
-        "Is this `lr_find`, where nothing is to be learned?"
+        "Is this `lr_find`, where the callback does nothing?"
         return hasattr(self.learn, 'lr_finder')
 
     def add_loss(self,
@@ -48,10 +48,10 @@ class ModelCallback(Callback):
         self.learn.loss = self.learn.loss_grad.clone()
 
     def refuse_compiled(self,
-        why: str, # What a compiled model does to this callback
+        why: str, # What goes wrong with a compiled model, for the message
         spared: str = '', # A part that may be compiled
     ) -> None:
-        "`ValueError` for a compiled model, or one with a compiled part"
+        "Raise `ValueError` for a compiled model or one with a compiled part"
         for name, m in get_model(self.learn.model).named_modules():
             if spared and (name == spared or name.startswith(f'{spared}.')): continue
             if hasattr(m, '_orig_mod') or m._compiled_call_impl is not None:

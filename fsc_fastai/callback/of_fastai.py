@@ -1,4 +1,4 @@
-"fastai's own callbacks among episodes: some would misread one and are refused, some need an episode where they expect an image"
+"fastai's own callbacks with episodes: those that would misread an episode are refused, others are adapted"
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ REFUSED = dict(
     GradientAccumulation='counts the queries of an episode as items: use EpisodeAccumulation(n_acc=episodes)',
     ModelToHalf=HALF, NonNativeMixedPrecision=HALF, ModelResetter=RECURRENT, RNNCallback=RECURRENT, RNNRegularizer=RECURRENT,
     ParallelTrainer=RANKS, DistributedTrainer=RANKS, TensorBoardProjectorCallback=EMBEDDINGS)
-"By name, because some are in modules that need packages of their own: what is wrong with them, and what to use"
+"Refused callbacks by name (some need packages of their own): what is wrong with them, and what to use instead"
 
 RECORDS = {'TrackerCallback', 'CSVLogger', 'ShowGraphCallback', 'TensorBoardBaseCallback', 'WandbCallback', 'CometCallback',
            'AzureMLCallback', 'FetchPredsCallback'}
-"Those that write down a training, load the best of it when it ends, or ask for predictions, which `validate` keeps locked"
+"Callbacks that record a training, load its best weights at the end, or ask for predictions: `validate` removes them"
 
 NOT_EXPORTED = dict(CSVLogger=('file', 'old_logger'), TensorBoardBaseCallback=('writer',),
                     WandbCallback=('valid_dl',))
-"What they hold during a fit and no file can: open files, writers, loaders"
+"Attributes that cannot be exported: open files, writers, loaders"
 
 
 def _kinds(cb: Callback | type[Callback]) -> list[str]:
@@ -40,10 +40,10 @@ def _kinds(cb: Callback | type[Callback]) -> list[str]:
 
 
 def adapted(
-    cb: Callback | type[Callback], # Of fastai, of ours, or of the user
-    learn: Any, # The learner that it is for
+    cb: Callback | type[Callback], # Any callback
+    learn: Any, # The learner that it is added to
 ) -> Callback:
-    "The callback, made ready for episodes. Raises `TypeError` with what to use where it would misread them"
+    "The callback, adapted to episodes. Raises `TypeError` if it would misread them, and says what to use instead"
     for kind in _kinds(cb):
         if kind in REFUSED: raise TypeError(f'{cb.__name__ if isinstance(cb, type) else cb} {REFUSED[kind]}')
     if isinstance(cb, type): cb = cb()
@@ -59,9 +59,9 @@ def adapted(
 
 @contextmanager
 def untracked(
-    learn: Learner, # Any
+    learn: Learner, # Any learner
 ) -> Iterator[None]:
-    "Inside, callbacks that keep the records of a training take no part: they would overwrite them, or load other weights"
+    "Without callbacks that record a training inside the block: they would overwrite their records or load other weights"
     before = L(learn.cbs)
     learn.remove_cbs(removed := [cb for cb in before if RECORDS & {*_kinds(cb)}])
     try: yield

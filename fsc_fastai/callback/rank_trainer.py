@@ -1,4 +1,4 @@
-"Training on several processes: each has its share of the episodes, and all keep one model"
+"Training in several processes, which share the episodes and keep the same model"
 from __future__ import annotations
 
 from datetime import timedelta
@@ -16,13 +16,13 @@ __all__ = ['EpisodeDistributedTrainer']
 
 
 class EpisodeDistributedTrainer(DistributedTrainer):
-    """fastai's `DistributedTrainer` for episodes; `learn.distrib_ctx` adds it.
+    """fastai's `DistributedTrainer` for episodes, which `learn.distrib_ctx` adds.
 
-    A step averages the gradients of one episode a rank. Batch norms see the episode of their own rank, as in one process,
-    unless `sync_bn`; their running statistics are averaged over the ranks after each epoch of training.
+    A step averages the gradients of one episode per rank. Batch norms see the episode of their own rank, unless `sync_bn`;
+    their running statistics are averaged over the ranks after each training epoch.
     """
     def __init__(self,
-        sync_bn: bool = False, # One batch norm over the episodes of all ranks; only on GPUs
+        sync_bn: bool = False, # Batch norms see the episodes of all ranks; only on GPUs
         timeout: float = 1800., # Seconds that a rank waits for the others
         **kwargs: Any, # For accelerate's `Accelerator`; cpu=True to leave GPUs alone
     ):
@@ -43,7 +43,7 @@ class EpisodeDistributedTrainer(DistributedTrainer):
             raise ValueError(f'sync_bn=True needs GPUs, this process trains on {self.accelerator.device}: leave it False')
 
     def again(self) -> EpisodeDistributedTrainer:
-        "Another one with the same settings, for another learner"
+        "A trainer with the same settings for another learner"
         return type(self)(**self.settings)
 
     def before_fit(self):
@@ -70,9 +70,9 @@ class EpisodeDistributedTrainer(DistributedTrainer):
 
 @torch.no_grad()
 def average_buffers(
-    model: nn.Module, # The same one in all processes
+    model: nn.Module, # The same model in all processes
 ) -> None:
-    "Make the running statistics of a model the mean of those in all processes"
+    "Replace the running statistics of a model by their mean over all processes"
     for b in model.buffers():
         if not b.is_floating_point(): continue
         torch.distributed.all_reduce(b)

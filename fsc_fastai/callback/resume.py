@@ -1,4 +1,4 @@
-"Go on with a training that was cut off, as if nothing had happened"
+"Continue an interrupted training as if nothing had happened"
 from __future__ import annotations
 
 import json
@@ -39,14 +39,14 @@ _EPISODES = ('n_way', 'n_shot', 'n_query', 'n_episodes', 'seed', 'drop_small', '
 
 
 def rng_state() -> dict[str, Any]:
-    "The state of every random number generator that a training draws from"
+    "The states of all random number generators of a training"
     name, keys, pos, has_gauss, gauss = cast(tuple, np.random.get_state())  # noqa: NPY002  fastai draws from it
     return dict(python=random.getstate(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(),
                 numpy=(name, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss))
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    "Put the generators back to what `rng_state` returned"
+    "Restore what `rng_state` returned"
     name, keys, *rest = state['numpy']
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
     random.setstate(state['python'])
@@ -57,7 +57,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 def callbacks_with_state(
     learn: Any, # A fastai `Learner`
 ) -> dict[str, Any]:
-    "The callbacks that have a state to keep, by `state_dict` and `load_state_dict`, by name"
+    "Callbacks with `state_dict` and `load_state_dict`, by name"
     # of their class: an attribute that a callback lacks is looked up in the learner, and then in the model
     return {cb.name: cb for cb in learn.cbs if hasattr(type(cb), 'load_state_dict')}
 
@@ -90,23 +90,25 @@ def _described(cb: Callback) -> str:
 
 
 class ResumeFit(Callback):
-    """Save the state of the training after each epoch. If the file is there at the start of a fit, continue from it.
+    """Save the state of the training after each epoch. If the file exists at the start of a fit, continue from it.
 
-    The resumed training ends with the same weights as an unbroken one: bit for bit on a CPU, and on a GPU where its algorithms
-    are deterministic (`set_seed(…, reproducible=True)`). Other callbacks take part by `state_dict` and `load_state_dict`. One
-    file serves several fits of a learner, such as the two of `fine_tune`: those that were finished are not repeated. Several
-    ranks share it. A kill at any moment leaves a whole file. Does nothing in `lr_find`.
+    The resumed training ends with the same weights as an uninterrupted one, bit for bit on a CPU, and on a GPU if its algorithms
+    are deterministic (`set_seed(…, reproducible=True)`). Callbacks with `state_dict` and `load_state_dict` are included. One file
+    serves several fits of a learner, such as the two of `fine_tune`; finished ones are not repeated. Several ranks share the
+    file. It is always whole, even after a kill. Does nothing in `lr_find`.
 
-    Raises `ValueError` that names the file where it is broken or of another training, and says what differs: schedule, epochs,
-    seeds, episodes, model, optimizer, callbacks. It warns of callbacks that may or may not matter. Raises `OSError` where
-    the file cannot be written.
+    Raises `ValueError`, which names the file, if it is broken or belongs to another training, and says what differs: schedule,
+    epochs, seeds, episodes, model, optimizer or callbacks. Warns of callbacks that may matter. Raises `OSError` if the file
+    cannot be written.
+
+        learn.fit_one_cycle(20, cbs=ResumeFit('training.pt'))
     """
     order = RESUME
 
     def __init__(self,
-        file: str | os.PathLike, # Where the state lives
+        file: str | os.PathLike, # File of the state
         every: int = 1, # Epochs from one save to the next
-        of: Any = None, # What else the training depends on, as plain values, such as the data: it must be the same to go on
+        of: Any = None, # Plain values that must be the same to continue, such as a description of the data
     ):
         self.file, self.every, self.of = Path(file), every, of
         self.past: list[dict[str, Any]] = []  # what is known of the fits that are over

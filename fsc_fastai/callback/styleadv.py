@@ -23,23 +23,23 @@ Start = Literal['published', 'gaussian']
 
 
 def attacked(
-    value: Tensor, # A mean or standard deviation `(n, C, 1, 1)`
-    grad: Tensor, # Gradient of the loss by it
-    epsilon: float, # Length of the step
+    value: Tensor, # Means or standard deviations `(n, C, 1, 1)`
+    grad: Tensor, # Gradient of the loss with respect to them
+    epsilon: float, # Step size
     noise: Tensor | None = None, # Random start in units of 16/255; None: 1 everywhere, as published
 ) -> Tensor:
-    "The value after the start and a step along the sign of the gradient"
+    "The value after the random start and a step along the sign of the gradient"
     return value + START * (1 if noise is None else noise) + epsilon * grad.sign()
 
 
 class StyleAdvCallback(ClassifierCallback):
-    """Train on an episode, and on the same with the style of every image attacked after three blocks of the backbone.
+    """Train on each episode twice: as it is, and with attacked styles after three blocks of the backbone (Fu et al. 2023).
 
-    Each step: (1) In eval mode, block after block, means and standard deviations of the channels are attacked by the sign of the
-    gradient of a global classification of all images; blocks before have their attacked styles already. (2) In training mode the
-    model learns from L + L_attacked + KL(P ‖ P_attacked) + L_global, where L may be guided by explanations. The attack runs
-    in single precision: in half precision many of its gradients would be 0. `losses` has those of the last step.
-    Raises `ValueError` for a compiled model, for blocks that have no style (of a ViT, unless `vit_view`), for plain labels.
+    First, in eval mode and block after block, the means and standard deviations of the channels are attacked by the sign of the
+    gradient of a global classification loss; earlier blocks already have their attacked styles. Then, in training mode, the
+    model learns from L + L_attacked + KL(P ‖ P_attacked) + L_global, where L may be guided by explanations. The attack runs in
+    single precision, since many gradients would be 0 in half precision. `losses` has those of the last step. Raises
+    `ValueError` for a compiled model, for blocks without styles (of a ViT, unless `vit_view`), and for plain labels.
     """
     order = ADDED
     _stateattrs = (*ClassifierCallback._stateattrs, 'losses', '_styles', '_clean')
@@ -48,13 +48,13 @@ class StyleAdvCallback(ClassifierCallback):
     _clean: NextMaps | None = None # of the clean pass
 
     def __init__(self,
-        epsilons: Sequence[float] = (.8, .08, .008), # Lengths of the attack: each block draws one in each step
+        epsilons: Sequence[float] = (.8, .08, .008), # Step sizes of the attack, of which each block draws one in each step
         p_skip: float = .4, # Probability that a block keeps its style in the attacked pass
-        start: Start = 'published', # Add 16/255, or noise of this size: the random start that is meant
-        min_std: float | None = None, # Least attacked standard deviation; None, published: any, but a negative one mirrors maps
+        start: Start = 'published', # Random start of the attack: 16/255 added, as published, or noise of this size
+        min_std: float | None = None, # Least attacked standard deviation; None: any, as published, also negative ones
         blocks: Sequence[str] | None = None, # Names of the blocks within the model; None: all stages but stem and last
         n_classes: int | None = None, # Classes of the global classifier; None: those of `dls.vocab`
-        vit_view: bool = False, # Give a ViT styles as published, of channels that mix tokens and dimensions
+        vit_view: bool = False, # Styles for a ViT as published, where a channel mixes tokens and dimensions
     ):
         if start not in get_args(Start): raise ValueError(f'start={start!r}: choose from {get_args(Start)}')
         super().__init__(n_classes)
@@ -76,7 +76,7 @@ class StyleAdvCallback(ClassifierCallback):
         self._clean = NextMaps(self.raw_model)
 
     def draw(self) -> tuple[list[Sequence[float]], list[bool]]:
-        "For each block the lengths of the attack on mean and standard deviation, and whether the attacked pass is restyled there"
+        "The step sizes for mean and standard deviation of each block, and whether the attacked pass is restyled there"
         return [[random.choice(self.epsilons)] * 2 for _ in self.names], [random.random() >= self.p_skip for _ in self.names]
 
     def attack(self, images: Tensor, y: Tensor, epsilons: Sequence[Sequence[float]]) -> dict[str, Style]:
@@ -89,7 +89,7 @@ class StyleAdvCallback(ClassifierCallback):
         return styles
 
     def gradients(self, images: Tensor, y: Tensor, block: str, styles: Mapping[str, Style]) -> tuple[Sequence[Tensor], ...]:
-        "Mean and standard deviation after a block, and the gradient of the global loss by them; earlier blocks have `styles`"
+        "Mean and standard deviation after a block, and the gradient of the global loss, given `styles` of earlier blocks"
         leaves: list[Tensor] = []
         def with_leaves(maps: Tensor) -> Tensor:
             leaves[:] = [s.requires_grad_() for s in style(maps.detach())]

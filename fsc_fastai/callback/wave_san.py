@@ -21,24 +21,24 @@ __all__ = ['WaveSANCallback', 'swapped']
 
 
 def swapped(
-    maps: Tensor, # Of the images of two episodes, one after the other `(2n, C, H, W)`
-    crop: bool = False, # Cut maps of odd sides, which were padded, to their size again
+    maps: Tensor, # Feature maps of two episodes, one after the other `(2n, C, H, W)`
+    crop: bool = False, # Crop maps of odd sides, which are padded, to their original size
 ) -> Tensor:
-    "Each image's low band in the style of its partner's, image by image in order"
+    "Exchange the styles of the low bands of each image of one episode and its counterpart in the other"
     a, b = maps.chunk(2)
     both = torch.cat([restyle_low(a, b), restyle_low(b, a)])
     return both[..., :maps.shape[2], :maps.shape[3]] if crop else both
 
 
 class WaveSANCallback(ModelCallback):
-    """Train on two episodes, and on the same two with their styles swapped in the low band after three blocks of the backbone.
+    """Train on two episodes, as they are and with low-band styles swapped after three blocks of the backbone (Fu et al. 2022).
 
     The loss of a step is (1 − `weight`)·(L_A + L_B)/2 + `weight`·(L_A' + L_B')/2 + (kl_A + kl_B)/2, where A is the episode of
-    the loader and B one of a partner, ' is the pass with swapped styles, and kl is `half_way_kl` of the scores of both passes.
-    All are in training mode. With `LRPGuidedCallback` beside it L_A is the guided loss.
+    the loader and B one of a partner, ' marks the pass with swapped styles, and kl is `half_way_kl` of the scores of both passes.
+    All passes are in training mode. With `LRPGuidedCallback`, L_A is the guided loss.
 
-    The losses of the last step are in `losses`; the place in the partner's episodes goes into `state_dict`. Raises `ValueError`
-    for a compiled model, for a backbone whose blocks have no style (a ViT), and for a partner of episodes of another shape.
+    `losses` has those of the last step; `state_dict` holds the position in the partner's episodes. Raises `ValueError` for a
+    compiled model, for a backbone whose blocks have no style (a ViT), and for a partner whose episodes have another shape.
     """
     order = ADDED
     _stateattrs = ('partner', 'partners', 'losses', '_saved')
@@ -48,10 +48,10 @@ class WaveSANCallback(ModelCallback):
     _saved: Mapping[str, Any] = {}
 
     def __init__(self,
-        partner: Any = None, # `DataLoaders` or loaders of the episodes B; None: others of the domain that is trained on
-        weight: float = .8, # Of the losses with swapped styles
-        p_swap: float = 1., # Probability that a block swaps; published: always, so that no step has the swap of one block alone
-        crop: bool = False, # Cut odd maps to size after a swap; published: they stay padded, so that later maps are larger
+        partner: Any = None, # `DataLoaders` or loaders of the episodes B; None: other episodes of the training domain
+        weight: float = .8, # Weight of the losses with swapped styles
+        p_swap: float = 1., # Probability that a block swaps styles; published: 1
+        crop: bool = False, # Crop odd maps to size after a swap; published: they stay padded, so later maps are larger
         blocks: Sequence[str] | None = None, # Names of the blocks within the model; None: all stages but stem and last
     ):
         self.partner, self.own, self.weight, self.p_swap = partner, partner is None, weight, p_swap
@@ -101,10 +101,10 @@ class WaveSANCallback(ModelCallback):
         return [model.forward_head(f[:xb[0].shape[0]], xb[1], f[xb[0].shape[0]:]) for f, xb in zip(maps, episodes, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        "Which of the partner's episodes are next"
+        "The position in the partner's episodes"
         return dict(self._saved) if self.partners is None else self.partners.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        "Go on from what `state_dict` returned"
+        "Restore a state"
         if self.partners is None: self._saved = state
         elif state: self.partners.load_state_dict(state)

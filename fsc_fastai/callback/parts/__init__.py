@@ -1,1 +1,1 @@
-"What several training methods are made of"
+"Parts that several training methods share"

@@ -1,4 +1,4 @@
-"The blocks of a backbone, where a training method changes feature maps on their way"
+"The blocks of a backbone, after which training methods read or change feature maps"
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +17,13 @@ Change = Callable[[Tensor], Tensor]
 
 
 def style_blocks(
-    model: Any, # A few-shot model, whose `encoder` is looked at
-    names: Sequence[str] | None = None, # Modules of the model that give feature maps; None: as below
+    model: Any, # A few-shot model
+    names: Sequence[str] | None = None, # Names of modules to take instead; None: as described below
 ) -> list[str]:
-    """Names, within the model, of the three blocks after which styles are changed: all stages of the backbone but stem and last.
+    """Names of the blocks after which styles are changed: all stages of the backbone except stem and last.
 
-    Stages are those that timm states (`feature_info`); the residual blocks 1 to 3 of ResNet10. A net of more than six, as a ViT,
-    is cut into four. Raises `ValueError` for a backbone without stages, and for names that are not in the model.
+    Stages are those of timm's `feature_info`, such as the residual blocks 1 to 3 of ResNet10. A network of more than six stages,
+    such as a ViT, is divided into four. Raises `ValueError` for a backbone without stages, and for unknown names.
     """
     if names is None: names = _stages(model.encoder)
     modules = dict(model.named_modules())
@@ -48,13 +48,13 @@ def _stages(encoder: nn.Module) -> list[str]:
 @contextmanager
 def changed(
     model: Any, # A few-shot model
-    changes: Mapping[str, Change], # By name of the block, from maps `(n, C, H, W)` to such maps
-    vit_view: bool = False, # Give a ViT's tokens to `changes` in the form of `viewed_tokens`
+    changes: Mapping[str, Change], # For each block by name a function of its maps `(n, C, H, W)`
+    vit_view: bool = False, # Pass the tokens of a ViT as `viewed_tokens`
 ) -> Iterator[None]:
-    """Inside, what each named block gives is changed before it goes on. Afterwards nothing of it is left on the model.
+    """Change the output of the named blocks inside the block; afterwards the model is as before.
 
-    Maps of nets that work channels-last are permuted there and back. Raises `ValueError` for a block that gives tokens, unless
-    `vit_view`: a channel of a ViT has no place in the image whose statistics were a style.
+    Maps of networks that compute channels-last are permuted and permuted back. Raises `ValueError` for a block that returns
+    tokens, unless `vit_view`: the channels of a ViT are no maps, so their statistics are no style.
     """
     last = getattr(model.encoder, 'channels_last', False)
     prefix: int = getattr(getattr(model.encoder, 'body', None), 'num_prefix_tokens', 0)
@@ -72,9 +72,9 @@ def changed(
 @contextmanager
 def kept_maps(
     model: Any, # A few-shot model
-    names: Sequence[str] | None = None, # As in `style_blocks`
+    names: Sequence[str] | None = None, # Names of blocks, see `style_blocks`
 ) -> Iterator[list[Tensor]]:
-    "Inside, the maps of the blocks and the encoder's own come into a list in every pass in training mode"
+    "A list that collects the maps of the blocks and of the encoder in every training pass inside the block"
     maps: list[Tensor] = []
     def keep(x: Tensor) -> Tensor:
         if model.training: maps.append(x)
@@ -87,12 +87,12 @@ def kept_maps(
 
 @contextmanager
 def apart(
-    model: nn.Module, # Runs within the block on several batches in one, of the same size each
-    parts: int = 2, # How many they are
+    model: nn.Module, # A model that runs inside the block on concatenated batches of equal size
+    parts: int = 2, # Number of batches
 ) -> Iterator[None]:
-    """Inside, a pass over several batches in one is as a pass for each: batch norms see one after the other, in order.
+    """Let batch norms treat concatenated batches one after the other inside the block, as separate passes would.
 
-    So the streams meet between two blocks, where one can be changed by the other.
+    A function between two blocks can thus use the maps of one batch to change those of another.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [vars(m).get('forward') for m in norms]
@@ -106,7 +106,7 @@ def apart(
 
 
 class NextMaps:
-    "The encoder's feature maps in the next training pass of a model, after which nothing is left on it, however the pass ends"
+    "Collects the encoder's feature maps in the next training pass, then removes its hooks, also after an error"
     def __init__(self,
         model: Any, # A few-shot model
     ):
@@ -119,5 +119,5 @@ class NextMaps:
         self.hooks.callback(model.register_forward_hook(passed, always_call=True).remove)
 
     def close(self) -> None:
-        "Take the hooks off the model"
+        "Remove the hooks from the model"
         self.hooks.close()

@@ -12,9 +12,9 @@ def local_crops(
     images: Tensor, # `(n, channels, height, width)`
     n_crops: int, # Crops per image
     size: int, # Side of a crop
-    area: tuple[float, float] = (.05, .14), # Lowest and highest share of the image that a crop shows
+    area: tuple[float, float] = (.05, .14), # Smallest and largest share of the image in a crop
 ) -> Tensor:
-    "Random crops of random shape, half of them mirrored, `(n_crops · n, channels, size, size)`: all first ones, then all second"
+    "Random crops, half of them mirrored, `(n_crops · n, channels, size, size)`: the first of every image, then the second, …"
     images = images.repeat(n_crops, 1, 1, 1)
     uniform = lambda low, high: torch.empty(images.shape[0], device=images.device).uniform_(low, high)
     share, ratio = uniform(*area), (uniform(-1, 1) * .2877).exp()  # from 3:4 to 4:3

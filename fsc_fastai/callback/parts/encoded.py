@@ -1,4 +1,4 @@
-"What callbacks share that add a loss on the feature maps of a training step"
+"The base class of callbacks that add a loss on feature maps"
 from __future__ import annotations
 
 from typing import Any
@@ -13,14 +13,14 @@ __all__ = ['EncodedCallback']
 
 
 class EncodedCallback(ModelCallback):
-    """A callback with a loss on what the encoder gave for the images of a training step, added to the loss that is there.
+    """A callback that adds a loss on the feature maps of a training step.
 
-    For whatever model has an `encoder`: few-shot models, and the classifier of the pre-training. Its hook is on the model during
-    a step alone.
+    Works for any model with an `encoder`: few-shot models and the classifier of the pre-training. Its hook is on the model only
+    during a step.
     """
     order = ADDED
     _stateattrs: tuple[str, ...] = ('maps', '_hook')
-    maps: Any = None # Of the first pass in training mode `(n, C, H, W)`, in an episode the support before the queries
+    maps: Any = None # Maps of the first training pass `(n, C, H, W)`; in an episode the support comes first
     _hook: Any = None
 
     def before_fit(self):
@@ -35,7 +35,7 @@ class EncodedCallback(ModelCallback):
         self._hook = self.raw_model.encoder.register_forward_hook(keep)
 
     def vectors(self) -> Tensor:
-        "The features `(n, C)`, averaged over the positions, in single precision at least"
+        "The pooled features `(n, C)`, in single precision at least"
         return single(pool_vectors(plain(self.maps)))
 
     def after_cancel_batch(self): self._leave()

@@ -1,4 +1,4 @@
-"Classification of an episode's images among all classes of the training domain, beside the model"
+"A classifier of an episode's images among all classes of the training domain, separate from the model"
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ __all__ = ['GlobalClassifier', 'ClassifierCallback', 'class_numbers', 'mean_over
 
 
 def mean_over_ranks(
-    tensors: Sequence[Tensor], # Alike in shape in all processes
+    tensors: Sequence[Tensor], # Tensors of the same shapes in all processes
 ) -> list[Tensor]:
-    "The mean of each over the processes that train together"
+    "The mean of each tensor over the processes of a distributed training"
     if world_size() < 2: return list(tensors)
     flat = torch.cat([t.flatten() for t in tensors])
     torch.distributed.all_reduce(flat)
@@ -27,16 +27,16 @@ def mean_over_ranks(
 
 
 class GlobalClassifier:
-    """A linear layer on pooled features of all training classes, with an optimizer of its own (Adam).
+    """A linear classifier of pooled features among all training classes, with an Adam of its own.
 
-    The model learns through it as it is, and it learns of the model's features as they are: neither the model nor its optimizer
-    knows of it. It is alike in every process and draws nothing from the random number generators.
+    Model and classifier learn separately: each treats the other as constant, and the model's optimizer does not include the
+    classifier. It is the same in every process and does not draw from the global random number generators.
     """
     def __init__(self,
-        model: Any, # Few-shot model; its `encoder` has `num_features`
+        model: Any, # A few-shot model whose `encoder` has `num_features`
         n_classes: int, # Classes of the training domain
-        lr: float = 1e-3, # Learning rate, where a step is given none
-        seed: int = 0, # Of the weights at the start, which are torch's usual ones
+        lr: float = 1e-3, # Learning rate of steps that are given none
+        seed: int = 0, # Seed of the initial weights
     ):
         p = next(model.parameters())
         n_features = model.encoder.num_features
@@ -50,23 +50,23 @@ class GlobalClassifier:
         maps: Tensor, # Feature maps `(n, C, H, W)`
         y: Tensor, # Labels `(n,)` within the training domain
     ) -> Tensor:
-        "Cross entropy, for the gradient by the maps alone"
+        "Cross entropy whose gradient reaches only the maps"
         return self._loss(maps, y, self.weight.detach(), self.bias.detach())
 
     def _loss(self, maps: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         with full_precision(maps): return F.cross_entropy(F.linear(single(pool_vectors(plain(maps))), weight, bias), y)
 
     def learn(self, maps: Tensor, y: Tensor) -> None:
-        "Keep the gradient of the cross entropy by the classifier until `step`"
+        "Accumulate the gradient of the cross entropy with respect to the classifier until `step`"
         loss = self._loss(maps.detach(), y, self.weight, self.bias)
         self.kept.append(list(torch.autograd.grad(loss, [self.weight, self.bias])))
 
     def drop(self) -> None:
-        "Forget what was kept: mixed precision found an overflow"
+        "Discard the accumulated gradients, after an overflow in mixed precision"
         self.kept = []
 
     def step(self, lr: float) -> None:
-        "Descend the mean of what was kept since the last step, over all processes"
+        "Update the classifier with the mean of the accumulated gradients over all processes"
         kept, self.kept = self.kept, []
         if not kept: return
         grads = mean_over_ranks([torch.stack(parts).mean(0) for parts in zip(*kept, strict=True)])
@@ -76,17 +76,17 @@ class GlobalClassifier:
         self.opt.zero_grad()
 
     def to(self, device: torch.device) -> None:
-        "Move the weights and the state of the optimizer"
+        "Move weights and optimizer state to a device"
         for p in (self.weight, self.bias): p.data = p.data.to(device)
         self.opt.load_state_dict(self.opt.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        "Weights and optimizer"
+        "The state of weights and optimizer"
         return dict(weight=self.weight.detach(), bias=self.bias.detach(), opt=self.opt.state_dict())
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        "Go on from what `state_dict` returned. Raises `ValueError` for another number of classes or features"
+        "Restore a state. Raises `ValueError` for another number of classes or features"
         if state['weight'].shape != self.weight.shape:
             raise ValueError(f'The saved classifier has the shape {tuple(state["weight"].shape)} (classes, features), this one '
                              f'{tuple(self.weight.shape)}')
@@ -96,12 +96,12 @@ class GlobalClassifier:
 
 
 class ClassifierCallback(ModelCallback):
-    """A callback with a global classifier, which it makes in its first fit, and which outlasts a fit and goes into `state_dict`.
+    """A callback with a global classifier, which is made in the first fit, kept between fits and in `state_dict`.
 
-    The classifier steps when the model does, with the learning rate of the last parameter group.
+    The classifier is updated when the model is, with the learning rate of the last parameter group.
     """
     _stateattrs: tuple[str, ...] = ('global_classifier', '_saved')
-    global_classifier: Any = None # GlobalClassifier; None after an export, too
+    global_classifier: Any = None # A `GlobalClassifier`; None before the first fit and after an export
     _saved: Mapping[str, Any] | None = None
 
     def __init__(self,
@@ -118,7 +118,7 @@ class ClassifierCallback(ModelCallback):
 
     @property
     def class_labels(self) -> Tensor:
-        "Labels of the support and the queries among all classes"
+        "Labels of support and queries among all training classes"
         return torch.cat([class_numbers(y, self.global_classifier.n_classes, type(self).__name__, 'use these')
                           for y in (self.xb[1], self.yb[0])])
 
@@ -127,11 +127,11 @@ class ClassifierCallback(ModelCallback):
     def after_step(self): self.global_classifier.step(self.opt.hypers[-1]['lr'])
 
     def state_dict(self) -> dict[str, Any]:
-        "The classifier and its optimizer"
+        "The state of the classifier and its optimizer"
         return dict(self._saved or {}) if self.global_classifier is None else self.global_classifier.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        "Go on from what `state_dict` returned; `ValueError` if it is of another number of classes or features"
+        "Restore a state. Raises `ValueError` for another number of classes or features"
         self._saved = state or None
         if self.global_classifier is None or not state: return  # until it is made
         self.global_classifier.load_state_dict(state)

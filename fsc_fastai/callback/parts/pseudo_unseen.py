@@ -1,4 +1,4 @@
-"Episodes of pseudo-unseen domains: which domain's turn it is, and its next episode"
+"Episodes of pseudo-unseen domains: which domain is next, and its next episode"
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,19 +13,19 @@ from ...data.sampler import check_whole
 __all__ = ['PseudoUnseen', 'Every']
 
 Every = Literal['epoch', 'step', 'all']
-"When another pseudo-unseen domain is drawn: each epoch, each step, or never because every step uses all"
+"When a pseudo-unseen domain is drawn: each epoch or each step; 'all' uses all domains in every step"
 
 
 class PseudoUnseen:
-    """The pseudo-unseen domains and the episodes that they give, step by step.
+    """The pseudo-unseen domains, and their episodes for each step.
 
-    An epoch's episodes depend on (seed, number of the epoch) alone, so that a resumed training sees the same ones.
-    Raises `TypeError` for something that gives no episodes, `ValueError` for no domain at all.
+    The episodes of an epoch depend only on the seed and the number of the epoch, so a resumed training sees the same ones.
+    Raises `TypeError` for loaders without episodes, and `ValueError` without any domain.
     """
     def __init__(self,
         domains: Any, # `DataLoaders` or loaders of episodes, in a list or in a dict by name
-        every: Every = 'epoch', # Draw the domain each 'epoch' or 'step', or use 'all' in every step
-        seed: int = 0, # Of the choice of domains
+        every: Every = 'epoch', # Draw a domain each 'epoch' or 'step', or use 'all' in every step
+        seed: int = 0, # Seed of the choice of domains
     ):
         check_whole('seed', seed)
         if every not in get_args(Every): raise ValueError(f'every={every!r}: choose from {get_args(Every)}')
@@ -40,7 +40,7 @@ class PseudoUnseen:
         self.epoch, self.running = 0, dict[str, Iterator]()
 
     def check(self, dls: DataLoaders) -> None:
-        "`ValueError` for a domain that is the one trained on (`dls`), or whose episodes cannot be drawn"
+        "Raise `ValueError` for a domain that is the training domain `dls`, or whose episodes cannot be drawn"
         for name, loader in self.loaders.items():
             source = self.sources[name]
             if source is dls or any(source is dl or loader.dataset is getattr(dl, 'dataset', None) for dl in dls.loaders[:1]):
@@ -49,17 +49,17 @@ class PseudoUnseen:
             except ValueError as e: raise ValueError(f'pseudo-unseen domain {name}: {e}') from e
 
     def start_epoch(self) -> None:
-        "Forget what is left of the last epoch's passes"
+        "Discard what is left of the last epoch"
         self.running.clear()
 
     def end_epoch(self) -> None:
-        "Count the epoch: the next one draws anew"
+        "Count the epoch; the next one draws new episodes"
         self.epoch += 1
 
     def episodes(self,
         step: int, # Number of the step in its epoch
     ) -> Iterator[tuple]:
-        "The batches that a step learns from: one of the domain whose turn it is, or one of every domain"
+        "The batches of a step: one of the drawn domain, or one of every domain"
         names = list(self.loaders)
         if self.every != 'all':
             key = [self.seed, self.epoch] + ([step] if self.every == 'step' else [])
@@ -84,17 +84,17 @@ class PseudoUnseen:
         return iter(loader)
 
     def state_dict(self) -> dict[str, Any]:
-        "Where the episodes are, between two epochs"
+        "The position in the episodes, between two epochs"
         return dict(epoch=self.epoch, passes=dict(self.passes))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        "Go on from what `state_dict` returned; domains are told apart by name"
+        "Restore a state; domains are identified by name"
         self.epoch = state['epoch']
         self.passes |= {name: n for name, n in state['passes'].items() if name in self.passes}
 
 
 def world_size() -> int:
-    "Number of processes that train together"
+    "Number of processes of a distributed training"
     return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
 
 

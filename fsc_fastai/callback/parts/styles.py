@@ -1,4 +1,4 @@
-"Styles of feature maps: what a domain looks like, as the mean and standard deviation of every channel of an image"
+"Styles of feature maps: the mean and standard deviation of every channel of an image"
 from __future__ import annotations
 
 import torch
@@ -18,7 +18,7 @@ def style(
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation √(var + 1e-5) of each channel of each image, both `(n, C, 1, 1)`, in single precision at least.
 
-    The variance has the divisor H·W − 1, as in the published code of StyleAdv and wave-SAN. Raises `ValueError` for maps of 1×1.
+    The variance has divisor H·W − 1, as in the published code of StyleAdv and wave-SAN. Raises `ValueError` for maps of 1×1.
     """
     if x.shape[-2] * x.shape[-1] < 2:
         raise ValueError(f'Feature maps of shape {tuple(x.shape)} have one position, and so no style: use larger images, or name '
@@ -31,10 +31,10 @@ def style(
 
 def restyle(
     x: Tensor, # Feature maps `(n, C, H, W)`
-    mean: Tensor, # The new mean `(n, C, 1, 1)`, or of the first images only
-    std: Tensor, # The new standard deviation, of as many
+    mean: Tensor, # New means `(n, C, 1, 1)`, or those of the first images
+    std: Tensor, # New standard deviations, for as many images
 ) -> Tensor:
-    "The maps with another style: (x − m)/s · std + mean, differentiated through their own m and s, too"
+    "The maps with another style: (x − m)/s · std + mean; gradients also pass through their own m and s"
     n = mean.shape[0]
     if n < x.shape[0]: return torch.cat([restyle(x[:n], mean, std), x[n:]])
     with full_precision(x):
@@ -45,15 +45,15 @@ def restyle(
 def low_band(
     x: Tensor, # Maps `(n, C, H, W)` of even sides
 ) -> Tensor:
-    "The low band of the orthonormal Haar transform, `(n, C, H/2, W/2)`: half the sum of each square of 2×2"
+    "The low band of the orthonormal Haar transform `(n, C, H/2, W/2)`: half the sum of each 2×2 square"
     return 2 * F.avg_pool2d(x, 2)
 
 
 def restyle_low(
-    x: Tensor, # Maps `(n, C, H, W)`; odd sides are padded by zeros at the end, and stay so
-    like: Tensor, # Maps of the same shape, whose style is taken as a constant
+    x: Tensor, # Maps `(n, C, H, W)`; odd sides are padded with zeros at the end, also in the result
+    like: Tensor, # Maps of the same shape, whose style is a constant
 ) -> Tensor:
-    "The maps with the style of `like` in their low band, and their own high bands (Fu et al. 2022, wave-SAN)"
+    "The maps with the style of `like` in their low band; high bands are unchanged (Fu et al. 2022, wave-SAN)"
     pad = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
     x, like = F.pad(x, pad), F.pad(like.detach(), pad)
     low = low_band(x)
@@ -66,7 +66,7 @@ def kl(
     p: Tensor, # Scores `(n, n_way)`, or `(n, n_way, H, W)`
     q: Tensor, # Scores of the same shape
 ) -> Tensor:
-    "KL(P ‖ Q) of the softmax over the ways, the mean over queries and positions; the gradient flows into both"
+    "KL(P ‖ Q) of softmax probabilities, averaged over queries and positions; gradients reach both arguments"
     with full_precision(p):
         log_p, log_q = single(p).log_softmax(1), single(q).log_softmax(1)
         return (log_p.exp() * (log_p - log_q)).sum(1).mean()
@@ -85,10 +85,10 @@ def viewed_tokens(
     tokens: Tensor, # `(n, n_prefix + side², d)`
     n_prefix: int = 1, # Class and register tokens, at the start
 ) -> Tensor:
-    """The patches as the maps `(n, d, side, side)` that the ViT version of StyleAdv takes for their styles.
+    """Patch tokens as maps `(n, d, side, side)`, as in the ViT version of StyleAdv.
 
-    They are viewed, not transposed: a channel is side² consecutive numbers of the sequence, a mixture of patches and dimensions.
-    Raises `ValueError` for patches that form no square.
+    Tokens are viewed, not transposed: a channel consists of side² consecutive numbers, which mix patches and dimensions. Raises
+    `ValueError` for patches that form no square.
     """
     n, length, d = tokens.shape
     side = round((length - n_prefix)**.5)
@@ -97,9 +97,9 @@ def viewed_tokens(
 
 
 def viewed_back(
-    maps: Tensor, # Of `viewed_tokens`, changed
-    tokens: Tensor, # The tokens that they were made from
+    maps: Tensor, # Changed maps of `viewed_tokens`
+    tokens: Tensor, # The tokens that they come from
     n_prefix: int = 1, # Class and register tokens, at the start
 ) -> Tensor:
-    "The tokens with the changed patches, and the class token untouched"
+    "Tokens with the changed patches; prefix tokens are unchanged"
     return torch.cat([tokens[:, :n_prefix], maps.reshape(tokens.shape[0], -1, tokens.shape[2])], 1)

@@ -1,4 +1,4 @@
-"What tells two streams of features apart, and what draws them together (Hu and Ma 2022, AFA)"
+"Losses between two streams of features: a domain classifier and Gram matrices (Hu and Ma 2022, AFA)"
 from __future__ import annotations
 
 import math
@@ -14,17 +14,17 @@ __all__ = ['domain_classifier', 'domain_loss', 'gram_loss', 'reversed_gradient',
 
 
 def strength(
-    share: float, # Of the training that is over
+    share: float, # Share of the training that is done
 ) -> float:
     "λ = 2/(1 + exp(−share)) − 1, from 0 to 0.46"
     return 2 / (1 + math.exp(-share)) - 1
 
 
 def reversed_gradient(
-    x: Tensor, # Any
-    weight: float = 1., # By which the gradient is multiplied besides
+    x: Tensor, # Any tensor
+    weight: float = 1., # Factor of the gradient
 ) -> Tensor:
-    "The same values, whose gradient arrives at `x` with the other sign"
+    "The same values, but the gradient with respect to `x` has the opposite sign"
     x = x.view_as(x)
     if x.requires_grad: x.register_hook(lambda g: -weight * g)
     return x
@@ -34,9 +34,9 @@ def gram_loss(
     plain_maps: Tensor, # `(n, C, H, W)`
     augmented: Tensor, # `(n, C, H, W)`
 ) -> Tensor:
-    """√(Σ (G − G')²) / 4S²C², G = F·Fᵀ of the C channels at S positions of an image.
+    """√(Σ (G − G')²) / 4S²C², where G = F·Fᵀ for the C channels at the S positions of an image.
 
-    The sum is over the batch, too, as published. Where the streams are equal the gradient is 0.
+    As published, the sum includes the batch. For equal streams the gradient is 0.
     """
     with full_precision(plain_maps):
         f, g = (single(x).flatten(2) for x in (plain_maps, augmented))
@@ -45,11 +45,11 @@ def gram_loss(
 
 
 def domain_classifier(
-    n_features: int, # Of the encoder
-    seed: int = 0, # Of its weights, which are alike in every process
-    hidden: int = 100, # Features of its hidden layer
+    n_features: int, # Features of the encoder
+    seed: int = 0, # Seed of the weights, which are the same in every process
+    hidden: int = 100, # Features of the hidden layer
 ) -> nn.Sequential:
-    "Features `(n, n_features)` to the scores of the streams `(n, 2)`; nothing is drawn from the generators"
+    "A network from features `(n, n_features)` to scores of the streams `(n, 2)`; it does not draw from global generators"
     first, last = (skip_init(nn.Linear, *shape) for shape in ((n_features, hidden), (hidden, 2)))
     generator = torch.Generator().manual_seed(seed)
     for layer in (first, last):
@@ -62,9 +62,9 @@ def domain_loss(
     classifier: nn.Module, # Features to the scores of the streams
     plain_features: Tensor, # `(n, d)`, domain 0
     augmented: Tensor, # `(n, d)`, domain 1
-    weight: float, # Of the reversed gradient
+    weight: float, # Weight of the reversed gradient
 ) -> Tensor:
-    "Cross entropy of the softmax, of which it takes another softmax, as published"
+    "Cross entropy of the classifier's softmax, to which a second softmax is applied, as published"
     with full_precision(augmented):
         p = classifier(reversed_gradient(torch.cat([plain_features, augmented]), weight)).softmax(1)
         return F.cross_entropy(p, torch.arange(2, device=p.device).repeat_interleave(len(augmented)))
