@@ -30,7 +30,7 @@ class AFACallback(FTCallback):
     """Train with L(augmented) + L(domains) + λ·L(Gram), λ = 2/(1 + exp(−epoch/400)) − 1 (Hu and Ma 2022).
 
     γ and β are constant at first, descend the loss from epoch 150 on and ascend it from 250 on. Transformations, domain
-    classifier and optimizers are kept between fits and are in `state_dict`; `losses` has those of the last step. For convolutional
+    classifier and optimizers are kept between fits and in `state_dict`; `losses` has those of the last step. For convolutional
     backbones. Does nothing under `lr_find`. Raises `ValueError` for a compiled model and beside another callback with
     transformations.
     """
