@@ -1,4 +1,4 @@
-"Explainers without rules, in the place of `LRP`: gradient × input, integrated gradients"
+"Explainers by gradients instead of rules: gradient × input, integrated gradients"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ class GradientXInput(Explainer):
     """
     def __init__(self,
         eps: float = 1e-3, # Keeps the logarithm of equation (2) finite
-        start: Start = 'log-odds', # R_c at the class's own score; 'contrast': the derivatives of its log-odds at all scores
+        start: Start = 'log-odds', # R_c at the class's own score; 'contrast': derivatives of its log-odds at all scores
     ):
         if start not in get_args(Start): raise ValueError(f'start={start!r}: choose from {get_args(Start)}')
         self.eps, self.start = eps, start
@@ -78,20 +78,20 @@ class GradientXInput(Explainer):
         return relevance_start(scores, self.eps)
 
     def start_of_output(self, out: Tensor) -> Tensor:
-        "1: its gradient is the flow"
+        "Ones, in the shape of the output"
         return torch.ones_like(out)
 
     def starts(self, scores: Tensor) -> Tensor:
-        "What starts at each score to explain each class, `(n_query, n_way explained, n_way)`"
+        "The start at each score for each explained class `(n_query, n_way explained, n_way)`"
         return contrast(scores) if self.start == 'contrast' else super().starts(scores)
 
     def trace(self,
         net: Callable[..., Tensor], # A module, or any function of tensors
-        *inputs: Tensor, # What relevance is wanted of
+        *inputs: Tensor, # Inputs whose relevance is wanted
         model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
-        deep: bool = False, # The same for deep networks
+        deep: bool = False, # Has no effect
     ) -> Traced:
-        "Run `net`, so that gradients can be passed back through it"
+        "Run `net` so that gradients can be passed back through it"
         if model is None and isinstance(net, nn.Module): model = net
         with undisturbed(inputs[0].device, model):
             leaves = tuple(leaf(x) for x in inputs)
@@ -103,9 +103,9 @@ class GradientXInput(Explainer):
 
 
 class IntegratedGradients(GradientXInput):
-    "Integrated gradients (Sundararajan et al. 2017) from zero, by the midpoint rule: the mean gradient on the way, × input"
+    "Integrated gradients (Sundararajan et al. 2017): input × mean gradient on the path from zero, by the midpoint rule"
     def __init__(self,
-        steps: int = 8, # Gradients on the way
+        steps: int = 8, # Points on the path from zero
         eps: float = 1e-3, # Keeps the logarithm of equation (2) finite
         start: Start = 'log-odds', # See `GradientXInput`
     ):

@@ -1,6 +1,6 @@
-"""Relevance passes written out for the classifiers of this library, layer by layer on the trace of the first pass.
+"""Closed forms of relevance propagation for the classifiers of this library, computed from the trace of the forward pass.
 
-Each equals what the engine finds on the same classifier, several times faster. `head(cls)` registers such a pass.
+Each gives the same result as the engine, several times faster. `head(cls)` registers such a pass.
 """
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Pass = Callable[[Any, Any, Tensor, Any, float], Tensor | None]
 
 
 class Head(NamedTuple):
-    "The relevance pass of a classifier, on the trace of its first pass: it runs no module, and so changes no buffer"
-    relevance: Pass # `(model, f_p, scores, trace, eps)` to the relevance of `f_p.features`, or None where it does not fit
-    has_layers: bool # Does the classifier have layers, whose rules may be chosen?
-    parts: dict[str, type] # What it stands for besides `classify`: parts of the model, by attribute
+    "The closed form of a classifier, computed from its trace; it runs no module and so changes no buffer"
+    relevance: Pass # `(model, f_p, scores, trace, eps)` to the relevance of `f_p.features`, or None if it does not apply
+    has_layers: bool # The classifier has layers, whose rules may be chosen
+    parts: dict[str, type] # Parts of the model that it replaces besides `classify`, by attribute
 
 
 _HEADS: dict[type, Head] = {}
@@ -42,10 +42,10 @@ _HEADS: dict[type, Head] = {}
 
 def head(
     cls: type, # Class of the model
-    has_layers: bool = False, # Does the classifier have layers, whose rules may be chosen?
-    **parts: type, # Parts of the model that the pass stands for, by attribute
+    has_layers: bool = False, # The classifier has layers, whose rules may be chosen
+    **parts: type, # Parts of the model that the pass replaces, by attribute
 ) -> Callable[[Pass], Pass]:
-    "Decorator: the function is the relevance pass of the classifier of `cls` (see `Head`)"
+    "Register a function as the closed form of the classifier of `cls` (see `Head`): a decorator"
     def add(f: Pass) -> Pass:
         _HEADS[cls] = Head(f, has_layers, parts)
         return f
@@ -53,7 +53,7 @@ def head(
 
 
 def head_of(model: nn.Module) -> Head | None:
-    "The relevance pass written for this very class, if the model is as it was built; a subclass may classify in another way"
+    "The closed form for exactly this class, if the model is as it was built; subclasses may classify in another way"
     cls = type(model)
     found, steps = _HEADS.get(cls), [step for step in ('classify', 'classify_with_trace') if hasattr(cls, step)]
     return found if found is not None and as_built(model, cls, *steps, **found.parts) else None

@@ -1,4 +1,4 @@
-"Which rule for which layer"
+"Composites: which rule applies to which layer"
 from __future__ import annotations
 
 import copy
@@ -17,17 +17,17 @@ Selector = str | type | int # A layer's name (with * and ?), its class, or its p
 
 
 class Composite:
-    """Chooses the rule of a layer by name, by position or by class, in this order; the last entry that matches wins.
+    """Chooses the rule of a layer by name, else by position, else by class; among several matches the last entry wins.
 
         Composite({nn.Linear: Epsilon(1e-3), 'relation.layer1.*': Gamma(.25), 0: ZBox(-2., 2.)})
 
     Names are those of `model.named_modules()` and may hold `*` and `?`; positions count the layers in the order
-    in which they run, from 0 or backwards from -1. Raises `TypeError` for another kind of selector, and where it is used
-    `ValueError` for one that selects no layer of the model.
+    in which they run, from 0 or backwards from -1. Raises `TypeError` for another kind of selector and, when it is used,
+    `ValueError` for a selector that matches no layer of the model.
     """
     def __init__(self,
         rules: Mapping[Selector, Rule], # Selector to rule
-        base: Composite | None = None, # Asked for the layers that no entry selects
+        base: Composite | None = None, # Rules of layers that no entry matches
     ):
         for s in rules:
             if not isinstance(s, (str, type, int)):
@@ -35,24 +35,24 @@ class Composite:
         self.rules, self.base = dict(rules), base
 
     def __call__(self, layer: Layer, n_layers: int) -> Rule | None:
-        "The rule of `layer` among `n_layers`, or None"
+        "The rule of `layer`, one of `n_layers`, or None"
         for matches in (self._by_name, self._by_position, self._by_class):
             found = [rule for s, rule in self.rules.items() if matches(s, layer, n_layers)]
             if found: return found[-1]
         return self.base(layer, n_layers) if self.base is not None else None
 
     def on(self,
-        base: Composite, # Asked for the layers that no entry selects
+        base: Composite, # Rules of layers that no entry matches
     ) -> Composite:
-        "The same rules with a base"
+        "The same rules on top of a base"
         made = copy.copy(self)
         made.base = base
         return made
 
     def check(self,
-        layers: Collection[tuple[str, type | None]], # Name and class of every layer that there is
+        layers: Collection[tuple[str, type | None]], # Name and class of every layer of the model
     ) -> None:
-        "`ValueError` naming a selector, of this composite or of its base, that selects none of these layers"
+        "Raise `ValueError` for a selector, of this composite or its base, that matches none of these layers"
         for s in self.rules:
             if isinstance(s, int): found = -len(layers) <= s < len(layers)
             elif isinstance(s, str): found = any(fnmatchcase(name, s) for name, _ in layers)
@@ -108,7 +108,7 @@ class GammaByDepth(_OfAnyModel):
     "The γ-rule with a γ that falls from the pixels to the features in equal steps, to 0 at the last layer (Montavon et al. 2019)"
     def __init__(self,
         gamma: float = .25, # γ of the layer at the pixels
-        rules: Mapping[Selector, Rule] | None = None, # Rules of some layers that differ
+        rules: Mapping[Selector, Rule] | None = None, # Rules that differ for some layers
     ):
         super().__init__(rules or {})
         self.gamma = gamma

@@ -1,6 +1,6 @@
-"""The relevance engine: a network is run once, and relevance is passed back through it for any number of classes at once.
+"""The relevance engine: it runs a network once and passes relevance back through it for any number of classes at once.
 
-The model is used as it is, and left as it was: its buffers, gradients, modes, hooks and the state of the random numbers.
+The model needs no changes and is left as it was, including its buffers, gradients, modes, hooks and the random state.
 """
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ['Traced', 'trace', 'leaf', 'undisturbed', 'leak_report']
 @contextmanager
 def undisturbed(
     device: torch.device, # Where the computation runs
-    model: nn.Module | None = None, # Its buffers are what they were when the block ends, however it ends
+    model: nn.Module | None = None, # A model whose buffers are restored
 ) -> Iterator[None]:
-    "Full precision, gradients on whatever the caller chose, random numbers and buffers restored"
+    "Inside the block full precision and gradients; random state and buffers are restored afterwards, also after an error"
     buffers = [(b, b._version, b.detach().clone()) for b in model.buffers()] if model is not None else []
     # a graph that is being captured keeps the generator to itself
     cuda = [device] if device.type == 'cuda' and not torch.cuda.is_current_stream_capturing() else []
@@ -40,15 +40,15 @@ def undisturbed(
 
 @dataclass
 class Traced:
-    "A run whose output can send relevance back to its inputs, as often as wanted"
-    out: Tensor # What the network returned
-    inputs: tuple[Tensor, ...] # What it was given
+    "A forward pass that can send relevance back from its output to its inputs"
+    out: Tensor # Output of the network
+    inputs: tuple[Tensor, ...] # Inputs of the network
 
     def relevance(self,
         R: Tensor, # Relevance of the output, in its shape, or with a first dimension for several starts at once
-        keep: bool = False, # Keep the trace for another pass?
+        keep: bool = False, # Keep the trace for another backward pass
     ) -> tuple[Tensor, ...]:
-        "Relevance of every input, with a first dimension where `R` has one; fp32 (fp64 for such inputs) and detached"
+        "Relevance of every input, with a first dimension if `R` has one; detached, in single or double precision"
         R = R.detach().to(self.out.dtype)
         batched = R.ndim > self.out.ndim
         with torch.inference_mode(False), torch.autocast(R.device.type, enabled=False):
@@ -67,15 +67,15 @@ def leaf(x: Tensor) -> Tensor:
 
 def trace(
     net: Callable[..., Tensor], # A module, or any function of tensors
-    *inputs: Tensor, # What relevance is wanted of
-    settings: Settings | None = None, # How relevance is passed back
+    *inputs: Tensor, # Inputs whose relevance is wanted
+    settings: Settings | None = None, # Settings of the propagation
     model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
-    ledger: list | None = None, # Collects the relevance of each layer's output and input
+    ledger: list | None = None, # A list that collects the relevance of the output and input of each layer
 ) -> Traced:
     """Run `net(*inputs)` so that relevance can be passed back through it.
 
-    Raises `NotImplementedError` for a layer that no rule is known for, whose relevance would be made up, and says how to
-    register one; `ValueError` for a selector of the composite that selects no layer.
+    Raises `NotImplementedError` for a layer without a rule, and says how to register one; `ValueError` for a selector of the
+    composite that matches no layer.
     """
     settings = settings or Settings()
     if model is None and isinstance(net, nn.Module): model = net
@@ -95,12 +95,12 @@ def leak_report(
     net: Callable[..., Tensor], # A module, or any function of tensors
     *inputs: Tensor, # Its inputs
     R: Tensor | None = None, # Relevance of the output; default: the output
-    settings: Settings | None = None, # How relevance is passed back
+    settings: Settings | None = None, # Settings of the propagation
     model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
 ) -> pd.DataFrame:
-    """How much relevance each layer lost: to stabilisers and biases (`lost`), of which units without any contribution (`dead`).
+    """A table of the relevance that each layer lost to stabilisers and biases (`lost`), of which at outputs of 0 (`dead`).
 
-    One row a layer, in the order of the backward pass; the last row, `(total)`, compares start and inputs.
+    One row per layer in the order of the backward pass; the last row, `(total)`, compares start and inputs.
     """
     ledger: list[Any] = []
     run = trace(net, *inputs, settings=settings, model=model, ledger=ledger)

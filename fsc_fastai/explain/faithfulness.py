@@ -1,4 +1,4 @@
-"""Is a heatmap true? What becomes of the score when pixels are removed in the order of their relevance.
+"""Is a heatmap faithful? How the score changes when pixels are removed in the order of their relevance.
 
 Pure functions: of images `(n, channels, height, width)`, their heatmaps `(n, height, width)` and a function that scores images.
 Where a row is a set of images, such as the support images of a class, both have one more dimension: `(n, m, channels, height,
@@ -24,12 +24,12 @@ AT_ONCE = 64 # Images to score at once
 class Curves(NamedTuple):
     """Scores `(n, steps + 1)` while patches are removed, from none of them to all.
 
-    Insertion, where the most relevant patches are put back first, is `reverse` read from its end: the images are the same, and
-    so is the area under the curve.
+    Insertion, which puts back the most relevant patches first, is `reverse` read from its end: the images and the area under the
+    curve are the same.
     """
     forward: Tensor # The most relevant patch first
     reverse: Tensor # The least relevant one first
-    random: Tensor # In an order that knows nothing
+    random: Tensor # A random order
 
     @property
     def insertion(self) -> Tensor:
@@ -49,19 +49,19 @@ def area(
 
 
 def random_ranks(
-    shape: tuple[int, ...], # Of patches `(n, ...)`
-    seed: int = 0, # Of the order
+    shape: tuple[int, ...], # Shape of the patches `(n, ...)`
+    seed: int = 0, # Seed of the order
 ) -> Tensor:
-    "An order of removal for each row that depends on nothing but the seed"
+    "A random order of removal for each row, in the given shape"
     return removal_ranks(torch.rand(shape, generator=torch.Generator().manual_seed(seed)))
 
 
 @torch.no_grad()
 def removal_curve(
-    score: Score, # Asked for all rows, and for several steps at once
+    score: Score, # Called with all rows, and several steps at once
     x: Tensor, # Images
-    ranks: Tensor, # When each patch is removed `(n, ..., rows, columns)`, as of `removal_ranks`
-    filler: Tensor, # What takes the place of removed pixels, in the shape of `x`
+    ranks: Tensor, # Order of removal `(n, ..., rows, columns)`, see `removal_ranks`
+    filler: Tensor, # Values of removed pixels, in the shape of `x`
     patch: int, # Side of the patches
     steps: int = 10, # Equal steps from no patch to all
 ) -> Tensor:
@@ -82,12 +82,12 @@ def removal_curves(
     steps: int = 10, # Equal steps from no patch to all
     replace: Replace = 'mean', # By each image's mean colour, by 'blur' or 'noise'
     seed: int = 0, # Of the random order, and of noise
-    random: Tensor | None = None, # The curve in random order, where it is known from another explainer
+    random: Tensor | None = None, # The curve in random order, if it is known already
 ) -> Curves:
-    """What becomes of scores when patches are removed in the order of their relevance (Samek et al. 2017; Petsiuk et al. 2018).
+    """Scores while patches are removed in the order of their relevance (Samek et al. 2017; Petsiuk et al. 2018).
 
-    A true map makes `forward` fall at once and keeps `reverse` high: the area between them does not depend on how many patches
-    matter, and both are compared with `random`.
+    With a faithful map `forward` falls at once and `reverse` stays high. The area between them does not depend on how many
+    patches matter; `random` is the reference for both.
     """
     filler, patches = replacement(x, replace, seed), patch_relevance(heat, patch)
     def in_order(ranks: Tensor) -> Tensor: return removal_curve(score, x, ranks, filler, patch, steps)

@@ -1,8 +1,8 @@
-"""How relevance flows back through autograd: the functions whose backward pass carries it.
+"""Autograd functions whose backward pass carries relevance.
 
-Two forms. In the R-form the backward pass carries relevance itself. In the g-form it carries g with R = x·g, so that
-sums, pools, concatenations and padding are plain gradients, and only layers need a rule. What the functions return is no view, so
-that whoever writes to a part of it finds it as the base of that part.
+There are two forms. In the R-form the backward pass carries relevance. In the g-form it carries g, where R = x·g, so sums, pools,
+concatenations and padding are plain gradients, and only layers need a rule. The functions never return views, so a write to
+a part of their result finds it as the base of that part.
 """
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def from_relevance(
 
 
 def scaled(
-    x: Tensor, # Where the backward pass goes
+    x: Tensor, # The tensor that the backward pass goes to
     y: Tensor, # The value, of the same shape
     k: Tensor | float | None = None, # Factor of the backward pass; None: unchanged
 ) -> Tensor:
@@ -91,10 +91,10 @@ def layer_rule(
     x: Tensor, # Where the relevance of the layer's input goes
     y: Tensor, # Output, of a batch norm behind the layer if the two count as one
     layer: Layer, # The run
-    rule: Callable[[], Rule], # Asked in the backward pass, when all layers have run
-    g_in: bool, # Is x sent g, or relevance?
-    g_out: bool, # Does y receive g, or relevance?
-    ledger: list | None = None, # Collects (layer, rule, relevance of the output, relevance of the input)
+    rule: Callable[[], Rule], # Called in the backward pass, after all layers have run
+    g_in: bool, # Send g to x instead of relevance
+    g_out: bool, # Receive g from y instead of relevance
+    ledger: list | None = None, # A list that collects (layer, rule, relevance of the output, relevance of the input)
 ) -> Tensor:
     "y; backward applies the rule of the layer"
     return _LayerRule.apply(x, y.detach(), layer, rule, g_in, g_out, ledger)

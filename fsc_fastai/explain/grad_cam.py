@@ -1,4 +1,4 @@
-"Grad-CAM as an explainer: which positions of the last feature map speak for a class"
+"Grad-CAM: the positions of the last feature map that speak for a class"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ __all__ = ['GradCAM']
 
 
 class GradCAM(GradientXInput):
-    """Grad-CAM (Selvaraju et al. 2017): channels of the encoder's last map weighted by their mean gradient; what is positive of
-    their sum, drawn large.
+    """Grad-CAM (Selvaraju et al. 2017): the positive part of a sum of the last feature maps, weighted by their mean gradient.
 
-    The gradient is that of the log-odds of a class. Processed features, which are no map of an image, get gradient × input.
+    The gradient is that of the log-odds of a class, and the map is resized to the image. Processed features, which are no maps of
+    an image, get gradient × input.
     """
     def __init__(self): super().__init__(start='contrast')
 
@@ -26,12 +26,12 @@ class GradCAM(GradientXInput):
         return GradientXInput(self.eps)(model, f_p)
 
     def trace(self, net: Callable[..., Tensor], *inputs: Tensor, model: nn.Module | None = None, deep: bool = False) -> Traced:
-        "Run `net`; a deep one sends its map back to the image, drawn large"
+        "Run `net`; the map of a deep network is resized to the image on its way back"
         run = super().trace(net, *inputs, model=model, deep=deep)
         return _DrawnLarge(run.out.detach(), run.inputs) if deep else run
 
     def finish(self, x: Tensor, flow: Tensor) -> Tensor:
-        "What arrived is relevance already"
+        "The flow, which is relevance already"
         return flow
 
 

@@ -25,11 +25,11 @@ Originals = tuple[Sequence[Original], Sequence[Original]] # Of support images an
 
 def to_heatmaps(
     R: Tensor, # Relevance `(..., channels, height, width)`
-    percentile: float = 99.5, # Of |R|: what is larger is drawn as the largest, so that one hot pixel hides nothing
-    shared: int = 0, # So many of the last leading dimensions, such as the classes, share a scale
-    smooth: float = 0., # σ of a Gaussian blur before that, as a share of the shorter side; the sum of R stays
+    percentile: float = 99.5, # Percentile of |R| at which values are clipped, so that one hot pixel hides nothing
+    shared: int = 0, # Number of last leading dimensions, such as the classes, that share a scale
+    smooth: float = 0., # σ of a Gaussian blur before clipping, relative to the shorter side; keeps the sum of R
 ) -> np.ndarray:
-    """Heatmaps between −1 and 1, `(..., height, width)`: channels summed, 0 stays 0, the same scale on both sides of it.
+    """Heatmaps between −1 and 1 `(..., height, width)`, from the sum over the channels; 0 stays 0.
 
     Raises `ValueError` for a percentile that is not between 0 and 100, and for a negative blur.
 
@@ -101,26 +101,27 @@ def plot_heatmaps(
     query_x: Tensor, # Images `(n_query, 3, height, width)`
     R: Tensor, # Their relevance `(n_query, n_way, channels, height, width)`
     scores: Tensor, # `(n_query, n_way)`
-    support_x: Tensor | None = None, # Images `(n_support, 3, height, width)`: the first of each class is drawn above its column
+    support_x: Tensor | None = None, # Images `(n_support, 3, height, width)`; the first of each class is drawn above its column
     support_y: Tensor | None = None, # Their labels
-    query_y: Tensor | None = None, # True labels: the predicted class is framed green where right, red where wrong
+    query_y: Tensor | None = None, # True labels; the predicted class is framed green if right, red if wrong
     classes: Sequence[Any] | None = None, # Names of the classes
     attention: Tensor | None = None, # `(n_query, n_way, H, W)`, drawn beside each heatmap (Figure 4)
     overlay: bool = False, # Draw smooth heatmaps over the grey image, at its own size, instead of beside it
     shared: bool = False, # One scale for the classes of a query, so that they can be compared
     percentile: float = 99.5, # See `to_heatmaps`
     cmap: str = DIVERGING, # Red speaks for the class, blue against it; 'PuOr_r' or 'RdBu_r' for the colour-blind
-    size: float = 1.6, # Inches of a picture
+    size: float = 1.6, # Side of a picture in inches
     *,
-    against: int | None = None, # The class that all others are compared with, where that is what `R` is of; it has no column
-    originals: Originals | None = None, # Images as they were before they were cut and resized, for `overlay`
-    contours: bool = True, # Of the relevance, with `overlay`
+    against: int | None = None, # The class that `R` compares all others with, if any; it has no column
+    originals: Originals | None = None, # Images before they were cropped and resized, for `overlay`
+    contours: bool = True, # Contours of the relevance, with `overlay`
     smooth: float | None = None, # See `to_heatmaps`; None: 1/32 with `overlay`, else 0
     save: str | Path | None = None, # File to write; the ending says the format: svg, pdf, png, …
 ) -> Figure:
-    """Queries by classes, each with the relevance of the query for that class (Sun et al. 2020, Figures 1 and 4).
+    """A figure with a row per query and a column per class, which show the relevance of the query for that class.
 
-    Titles have the class and its probability. Raises `ValueError` for shapes or names that do not fit.
+    Titles give the class and its probability, as in Figures 1 and 4 of Sun et al. 2020. Raises `ValueError` for shapes or names
+    that do not fit.
     """
     n_query, n_way = scores.shape
     if R.shape[:2] != scores.shape or len(query_x) != n_query:
@@ -157,15 +158,15 @@ def plot_support_heatmaps(
     overlay: bool = False, # Draw smooth heatmaps over the grey image, at its own size, instead of beside it
     percentile: float = 99.5, # See `to_heatmaps`; all maps share a scale
     cmap: str = DIVERGING, # Red speaks for the class, blue against it; 'PuOr_r' or 'RdBu_r' for the colour-blind
-    size: float = 1.6, # Inches of a picture
+    size: float = 1.6, # Side of a picture in inches
     *,
     against: int | None = None, # As in `plot_heatmaps`
     originals: Originals | None = None, # As in `plot_heatmaps`
-    contours: bool = True, # Of the relevance, with `overlay`
+    contours: bool = True, # Contours of the relevance, with `overlay`
     smooth: float | None = None, # See `to_heatmaps`; None: 1/32 with `overlay`, else 0
     save: str | Path | None = None, # File to write; the ending says the format: svg, pdf, png, …
 ) -> Figure:
-    "Support images by classes: what in each of them speaks for, or against, the query being of that class"
+    "A figure of the support images by class: what in each of them speaks for or against the query being of that class"
     names, columns = _names(classes, R.shape[0]), [c for c in range(R.shape[0]) if c != against]
     heat = to_heatmaps(R, percentile, 2, SMOOTH * overlay if smooth is None else smooth)
     images = _originals(support_x, originals and originals[0], overlay)

@@ -1,4 +1,4 @@
-"Layer-wise relevance propagation as an explainer: any model with `classify`, any network"
+"Layer-wise relevance propagation of any model with `classify`, or of any network"
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -30,9 +30,9 @@ def features_of(f_p: Any) -> Tensor:
 
 def with_features(
     f_p: Any, # Processed features, a tensor or a `Processed`
-    features: Tensor, # Takes the place of its features
+    features: Tensor, # The new features
 ) -> Any:
-    "What `classify` accepts in the place of `f_p`"
+    "`f_p` with other features, in a form that `classify` accepts"
     return features if isinstance(f_p, Tensor) else f_p.with_features(features)
 
 
@@ -43,20 +43,19 @@ class LRP(Explainer):
         R = LRP().relevance(net, x)                         # of the input of any network, for its output
         LRP(composite={0: ZBox(-2., 2.), 'head.*': Gamma()})  # other rules for some layers
 
-    The model stays as it is. A layer without a rule raises `NotImplementedError`, for a guess would look
-    like an explanation; the error tells how to add one.
+    The model does not change. A layer without a rule raises `NotImplementedError`, which says how to add a rule.
     """
     def __init__(self,
         eps: float = 1e-3, # ε of linear layers and sums, equation (4), and of the start, equation (2)
         alpha: float = 1., # α of convolutions, equation (5)
         beta: float | None = None, # Default: α − 1
         composite: Composite | Mapping[Selector, Rule] | None = None, # Rules that differ from these
-        start: Start = 'log-odds', # Of equation (2); 'logits': the scores as they are; 'contrast': for images, see `starts`
-        norm: Norm = 'identity', # What norms do: 'identity', 'signed' or 'fold' (see `Settings`)
+        start: Start = 'log-odds', # Equation (2); 'logits': the scores themselves; 'contrast': for images, see `starts`
+        norm: Norm = 'identity', # Treatment of norms: 'identity', 'signed' or 'fold' (see `Settings`)
         form: Form | None = None, # 'R' or 'g' (see `Settings`); default: 'R' for classifiers, 'g' for encoders
-        engine: bool = False, # Run the engine, even where a classifier has a pass of its own
-        encoder: Composite | Mapping[Selector, Rule] | None = None, # Rules that differ in deep networks alone; 0 is at the pixels
-        attention: Attention = 'constant', # What a softmax does: 'constant' or 'attnlrp' (see `Settings`)
+        engine: bool = False, # Use the engine even for classifiers with a closed form
+        encoder: Composite | Mapping[Selector, Rule] | None = None, # Other rules for deep networks only, where 0 is at the pixels
+        attention: Attention = 'constant', # Treatment of softmax: 'constant' or 'attnlrp' (see `Settings`)
     ):
         if start not in get_args(Start): raise ValueError(f'start={start!r}: choose from {get_args(Start)}')
         self.eps, self.start, self.engine = eps, start, engine
@@ -74,7 +73,7 @@ class LRP(Explainer):
     def __call__(self,
         model: nn.Module, # Has `classify`
         f_p: Any, # Processed features, a tensor or a `Processed`
-        traced: tuple[Tensor, Any] | None = None, # What `model.classify_with_trace(f_p)` returned, to save that pass
+        traced: tuple[Tensor, Any] | None = None, # Result of `model.classify_with_trace(f_p)`, to save this pass
     ) -> Tensor:
         "Relevance of the processed features for the scores of every class, in the shape of `f_p`'s features; detached"
         head = head_of(model)
@@ -97,20 +96,20 @@ class LRP(Explainer):
         return relevance_start(scores, self.eps) if self.start == 'log-odds' else scores.detach()
 
     def starts(self, scores: Tensor) -> Tensor:
-        """What starts at each score to explain each class, `(n_query, n_way explained, n_way)`.
+        """The start at each score for each explained class `(n_query, n_way explained, n_way)`.
 
-        As published, R_c of equation (2) at the own score. With 'contrast' each score's share in the log-odds of the class, so
-        that what all classes have in common cancels and what speaks for another class counts against this one.
+        As published, R_c of equation (2) at the class's own score. With 'contrast', the contribution of each score to the
+        log-odds of the class: what all classes have in common cancels, and evidence for another class counts against this one.
         """
         return scores.detach().unsqueeze(-2) * contrast(scores) if self.start == 'contrast' else super().starts(scores)
 
     def trace(self,
         net: Callable[..., Tensor], # A module, or any function of tensors
-        *inputs: Tensor, # What relevance is wanted of
+        *inputs: Tensor, # Inputs whose relevance is wanted
         model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
-        deep: bool = False, # A deep network: the g-form, unless another was asked for
+        deep: bool = False, # The network is deep: use the g-form unless `form` says otherwise
     ) -> Traced:
-        "Run `net`, so that relevance can be passed back through it"
+        "Run `net` so that relevance can be passed back through it"
         return trace(net, *inputs, settings=self.deep if deep else self.settings, model=model)
 
     def relevance(self,
@@ -133,9 +132,9 @@ def _on(base: Composite, rules: Composite | Mapping[Selector, Rule] | None) -> C
 def checked_relevance(
     R: Any, # What an explainer returned
     f_p: Any, # Processed features that it explained
-    explainer: Any, # For the error
+    explainer: Any, # The explainer, for the message of an error
 ) -> Tensor:
-    "`R` as it is. Raises `ValueError` unless it is a tensor in the shape of the features, for another would broadcast in silence"
+    "Return `R`. Raises `ValueError` unless it is a tensor in the shape of the features, since others would broadcast silently"
     if isinstance(explainer, LRP): return R
     wanted, found = tuple(features_of(f_p).shape), tuple(R.shape) if isinstance(R, Tensor) else type(R).__name__
     if found != wanted:
@@ -145,10 +144,10 @@ def checked_relevance(
 
 
 def device_of(
-    model: nn.Module, # Asked where `f_p` does not tell
+    model: nn.Module, # The model, whose device counts if `f_p` has none
     f_p: Any, # Processed features
 ) -> torch.device:
-    "Where the classifier runs, without materialising features"
+    "The device of the classifier, found without materialising features"
     parts = [f_p] if isinstance(f_p, Tensor) else list(vars(f_p).values())
     return next(t.device for t in (*parts, *model.parameters()) if isinstance(t, Tensor))
 
@@ -157,7 +156,7 @@ def scores_and_trace(
     model: Any, # Has `classify`, and perhaps `classify_with_trace`
     f_p: Any, # Processed features
 ) -> tuple[Tensor, Any]:
-    "Scores, and the trace of the pass if the model keeps one; in the model's own precision"
+    "Scores, and the trace of the pass or None, in the precision of the model"
     f_p = _as_parameters(model, f_p)
     if hasattr(model, 'classify_with_trace'): return model.classify_with_trace(f_p)
     return model.classify(f_p), None

@@ -1,4 +1,4 @@
-"What can be said of heatmaps alone: the grid of the strides, where they lie, how alike two of them are"
+"Measures of heatmaps: the grid of strides, localisation by masks, similarity of two maps"
 from __future__ import annotations
 
 import torch
@@ -11,13 +11,12 @@ __all__ = ['grid_energy', 'relevance_mass', 'points_at', 'rank_correlation', 'st
 
 def grid_energy(
     heat: Tensor, # Heatmaps `(n, height, width)`
-    period: int = 8, # Of the grid in pixels: a product of strides; its parts (4, 2) are counted with it
+    period: int = 8, # Period of the grid in pixels, a product of strides; periods of 4 and 2 are included
 ) -> Tensor:
-    """The share of a map's energy that is a grid of this period `(n,)`: about 0 for a map without one, 1 for nothing but a grid.
+    """The share of a map's energy in a grid of this period `(n,)`: about 0 without a grid, 1 for a pure grid.
 
-    Along rows and columns: the energy at the frequencies k/period, as far as it rises above that of their neighbours, by the
-    energy at all frequencies but 0. Raises `ValueError` for maps of less than three periods, whose frequencies have no
-    neighbours.
+    It is the energy at frequencies k/period along rows and columns that exceeds that of neighbouring frequencies, divided by the
+    energy at all frequencies except 0. Raises `ValueError` for maps of less than three periods.
     """
     (of_rows, all_rows), (of_columns, all_columns) = _grid_of_rows(heat, period), _grid_of_rows(heat.mT, period)
     return (of_rows + of_columns) / (all_rows + all_columns)
@@ -38,7 +37,7 @@ def _grid_of_rows(heat: Tensor, period: int) -> tuple[Tensor, Tensor]:
 
 def relevance_mass(
     heat: Tensor, # Heatmaps `(n, height, width)`
-    mask: Tensor, # Where the object is, in the same shape, bool
+    mask: Tensor, # True where the object is, in the same shape
 ) -> Tensor:
     """Relevance mass accuracy (Arras et al. 2022): the share of the positive relevance that lies within the mask `(n,)`.
 
@@ -50,7 +49,7 @@ def relevance_mass(
 
 def points_at(
     heat: Tensor, # Heatmaps `(n, height, width)`
-    mask: Tensor, # Where the object is, in the same shape, bool
+    mask: Tensor, # True where the object is, in the same shape
 ) -> Tensor:
     "The pointing game (Zhang et al. 2016): does the largest relevance lie within the mask? 1 or 0 `(n,)`"
     return mask.flatten(1).gather(1, heat.flatten(1).argmax(1, keepdim=True))[:, 0].to(heat.dtype)
@@ -58,9 +57,9 @@ def points_at(
 
 def rank_correlation(
     a: Tensor, # Heatmaps `(n, height, width)`
-    b: Tensor, # Others, in the same shape
+    b: Tensor, # Other heatmaps in the same shape
 ) -> Tensor:
-    "Spearman's rank correlation of each map with the other `(n,)`; nan where one is constant"
+    "Spearman's rank correlation of each pair of maps `(n,)`; nan if one of them is constant"
     a, b = (torch.from_numpy(rankdata(maps.flatten(1).cpu(), axis=1)) for maps in (a, b))
     a, b = (ranks - ranks.mean(1, keepdim=True) for ranks in (a, b))
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
@@ -68,10 +67,10 @@ def rank_correlation(
 
 def structural_similarity(
     a: Tensor, # Heatmaps `(n, height, width)`
-    b: Tensor, # Others, in the same shape
+    b: Tensor, # Other heatmaps in the same shape
     window: int = 7, # Side of the windows, odd
 ) -> Tensor:
-    "SSIM of each map with the other (Wang et al. 2004) `(n,)`, both scaled to between 0 and 1, over uniform windows"
+    "SSIM of each pair of maps `(n,)` (Wang et al. 2004), both scaled to 0–1, with uniform windows"
     a, b = (_scaled(maps.double())[:, None] for maps in (a, b))
     mean = lambda x: F.avg_pool2d(x, window, 1)
     sample = window**2 / (window**2 - 1)

@@ -1,7 +1,7 @@
-"""In-place operations without a write: whoever uses a tensor from then on gets what it has become.
+"""In-place operations are replaced by ones that return a new value, which later uses of the tensor then get.
 
-Nothing of the model changes so, and layers keep the inputs that they had. As in PyTorch a tensor shares its memory with its
-views: what is written to one of them, its base and the other views see too.
+So nothing of the model changes, and layers keep the inputs that they had. As in PyTorch, what is written to a tensor also changes
+its base and its views.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def carries(t: object) -> bool:
 
 
 def is_in_place(
-    name: str, # Of the operation
+    name: str, # Name of the operation
     kwargs: dict, # Its keyword arguments
 ) -> bool:
     "Does an operation write to its first operand?"
@@ -40,14 +40,14 @@ def out_of_place(func: Callable) -> Any:
 
 
 class Memory:
-    "What has become of tensors that a network overwrote"
+    "The values of tensors that a network has overwritten"
     def __init__(self):
         # each with the tensor that it is about, which keeps the key from meaning another one
         self._written: dict[int, tuple[Tensor, Tensor]] = {} # by storage: the tensor that has all of it, and what that is now
         self._reshaped: dict[int, tuple[Tensor, Tensor]] = {} # by tensor: what `unsqueeze_` and its like made of it
 
     def latest(self, t: Tensor) -> Tensor:
-        "The present value of `t`"
+        "The current value of `t`"
         while self._written or self._reshaped:
             if id(t) in self._reshaped: t = self._reshaped[id(t)][1]
             elif (written := self._written.get(_storage(t))) is not None:
@@ -57,18 +57,18 @@ class Memory:
         return t
 
     def reshape(self,
-        t: Tensor, # As it was
-        view: Tensor, # Takes its place, but not that of its views
+        t: Tensor, # The tensor before
+        view: Tensor, # Replaces it, but not its views
     ) -> Tensor:
         "`view`"
         self._reshaped[id(t)] = (t, view)
         return view
 
     def overwrite(self,
-        t: Tensor, # Is written to, with all that shares its memory
-        value: Tensor, # In its shape
+        t: Tensor, # The tensor that is written to, with all that shares its memory
+        value: Tensor, # The new value, in its shape
     ) -> Tensor:
-        "Remember the value that `t` has from now on"
+        "Remember the new value of `t`"
         t = self.latest(t)
         base = t if t._base is None else t._base
         if _storage(value) == _storage(base): value = _marked(value.clone())

@@ -1,4 +1,4 @@
-"Images of which it is known where a class is: its picture among three of other classes"
+"Mosaics, which show where a class is: an image in one quarter, images of other classes in the others"
 from __future__ import annotations
 
 import torch
@@ -10,13 +10,13 @@ __all__ = ['mosaics']
 
 def mosaics(
     x: Tensor, # Images `(n, channels, height, width)`
-    y: Tensor, # Their classes `(n,)`, two at least
-    seed: int = 0, # Of places and neighbours
+    y: Tensor, # Their classes `(n,)`, at least two
+    seed: int = 0, # Seed of places and neighbours
 ) -> tuple[Tensor, Tensor]:
-    """Each image at half its size in one quarter of a picture as large, with images of other classes in the other three.
+    """A mosaic for each image: the image at half size in one quarter, images of other classes in the other three.
 
-    Returns the pictures in the shape of `x`, and where the image itself is `(n, height, width)`, bool: a quarter of the picture,
-    so that a map without knowledge has a quarter of its relevance there. Raises `ValueError` where all are of one class.
+    Returns the mosaics in the shape of `x` and boolean masks of the image itself `(n, height, width)`. A random map has a quarter
+    of its relevance there. Raises `ValueError` if all images are of one class.
     """
     generator = torch.Generator().manual_seed(seed)
     h, w = x.shape[-2:]

@@ -1,4 +1,4 @@
-"Occlusion as an explainer: what the scores say when a patch is covered"
+"Occlusion: how the scores change when a patch of the image is covered"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,15 +21,15 @@ class Occlusion(GradientXInput):
     """
     def __init__(self,
         patch: int = 8, # Side of the patches
-        replace: Replace = 'mean', # By each image's mean colour, by 'blur' or 'noise'
-        start: Start = 'log-odds', # What falls: R_c, which ε bounds; 'contrast': the log-odds, without bounds
+        replace: Replace = 'mean', # Fill patches with the image's 'mean' colour, with 'blur' or 'noise'
+        start: Start = 'log-odds', # What is measured: R_c, which ε bounds; 'contrast': the log-odds, which are unbounded
     ):
         if patch < 1: raise ValueError(f'Occlusion(patch={patch}): at least 1')
         super().__init__(start=start)
         self.patch, self.replace = patch, replace
 
     def start_of(self, scores: Tensor) -> Tensor:
-        "What falls, for every score `(n_query, n_way)`"
+        "The measured quantity of every score `(n_query, n_way)`"
         return log_odds(scores) if self.start == 'contrast' else super().start_of(scores)
 
     def of_images(self,
@@ -37,9 +37,9 @@ class Occlusion(GradientXInput):
         score: Callable[[Tensor, Tensor], Tensor], # Feature maps of support and queries to scores `(n_query, n_way)`
         support_x: Tensor, # Images `(n_support, channels, height, width)`
         query_x: Tensor, # Images `(n_query, channels, height, width)`
-        support: bool, # Explain the support images too?
+        support: bool, # Explain the support images too
     ) -> tuple[Tensor, Tensor | None]:
-        "Relevance of queries and support as in `ImageRelevance`: the same for each pixel of a patch"
+        "Relevance of queries and support as in `ImageRelevance`; all pixels of a patch have the same"
         f_support, f_query = encode(support_x), encode(query_x)
         before = self.start_of(score(f_support, f_query))
         def fall(f_support: Tensor, f_query: Tensor) -> Tensor: return before - self.start_of(score(f_support, f_query))

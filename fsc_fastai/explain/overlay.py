@@ -1,4 +1,4 @@
-"Relevance over the image it is of, at the image's own size: smoothed, brought there, with contours"
+"Overlays: smooth relevance with contours over the original image, at its own size"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from ..data.size import Box
 __all__ = ['DIVERGING', 'Original', 'to_image', 'draw_overlay', 'overlay_image', 'colour_bar']
 
 DIVERGING = 'seismic' # Red speaks for, blue against
-LARGEST = 768 # Pixels of an image that is drawn, at its longer side
-LEVELS = .25, .5, .75 # Of |R|, as shares of the largest
+LARGEST = 768 # Most pixels of the longer side of a drawn image
+LEVELS = .25, .5, .75 # Levels of the contours, relative to the largest |R|
 
 
 def to_image(x: Tensor) -> np.ndarray:
-    "An image `(channels, height, width)` as an array `(height, width, 3)` between 0 and 1; normalised ones are stretched"
+    "An image `(channels, height, width)` as an array `(height, width, 3)` between 0 and 1; normalised images are rescaled"
     image = x.detach().as_subclass(Tensor).float().cpu()
     if image.min() < 0 or image.max() > 1: image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-8)
     return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
@@ -34,17 +34,17 @@ def to_image(x: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Original:
-    "An image as it was before it was cut and resized for the model, at most 768 pixels a side, and where the model looked"
+    "An image before it was cropped and resized, at most 768 pixels a side, and the box that the model saw"
     image: np.ndarray # `(height, width, 3)` between 0 and 1
     box: Box # (left, top, right, bottom) of what the model saw, in pixels of `image`; may reach beyond it
     __repr__ = brief_repr
 
     @classmethod
     def of(cls,
-        im: Image.Image, # As it was opened
-        box: Box, # What the model saw of it, in its pixels
+        im: Image.Image, # The image as it was opened
+        box: Box, # The part that the model saw, in pixels of the image
     ) -> Original:
-        "Reduced where it is too large"
+        "An `Original`, made smaller if it is too large"
         scale = min(1., LARGEST / max(im.size))
         small = im if scale == 1 else im.resize((max(1, round(scale * im.width)), max(1, round(scale * im.height))))
         left, top, right, bottom = box
@@ -53,9 +53,9 @@ class Original:
 
     @classmethod
     def seen(cls,
-        x: Tensor, # What the model saw `(channels, height, width)`
+        x: Tensor, # The input of the model `(channels, height, width)`
     ) -> Original:
-        "The image of the model itself, where there is none before it"
+        "An `Original` of the model's input itself"
         image = to_image(x)
         return cls(image, (0., 0., image.shape[1], image.shape[0]))
 
@@ -77,7 +77,7 @@ def draw_overlay(
     cmap: str = DIVERGING, # Red speaks for, blue against
     contours: bool = True, # Lines at a quarter, a half and three quarters of the largest |R|
 ) -> None:
-    "Relevance over the grey image: the stronger, the less of the image is seen through it"
+    "Draw relevance over the grey image; stronger relevance covers more of it"
     R = _placed(heat, original)
     grey = .25 + .6 * original.image.mean(-1, keepdims=True)
     colours, opacity = plt.get_cmap(cmap)((R + 1) / 2)[..., :3], .8 * np.abs(R)[..., None] ** .5
@@ -90,11 +90,11 @@ def draw_overlay(
 
 def overlay_image(
     heat: np.ndarray, # `(height, width)` as the model saw the image, between −1 and 1
-    original: Original, # The image, in whose size the picture is
+    original: Original, # The image, which sets the size of the picture
     cmap: str = DIVERGING, # Red speaks for, blue against
-    contours: bool = True, # As in `draw_overlay`
+    contours: bool = True, # Lines at a quarter, a half and three quarters of the largest |R|
 ) -> Image.Image:
-    "What `draw_overlay` draws as a picture; needs no window and no other figure, so that threads may call it"
+    "A picture of what `draw_overlay` draws; safe to call from threads"
     height, width = original.image.shape[:2]
     fig = Figure(figsize=(width / 100, height / 100), dpi=100)
     canvas = FigureCanvasAgg(fig)
@@ -107,11 +107,11 @@ def overlay_image(
 
 
 def colour_bar(
-    fig: Figure, # With all its axes
-    cmap: str = DIVERGING, # Of what is drawn
-    against: str = 'against', # Below
-    speaks_for: str = 'for', # Above
+    fig: Figure, # The figure, with all its axes
+    cmap: str = DIVERGING, # Colour map
+    against: str = 'against', # Label of the lower end
+    speaks_for: str = 'for', # Label of the upper end
 ) -> None:
-    "The one colour bar of a figure, beside all axes"
+    "Add a colour bar for all axes of a figure"
     bar = fig.colorbar(ScalarMappable(Normalize(-1, 1), cmap), ax=fig.axes, shrink=.6, aspect=30, pad=.01)
     bar.set_ticks([-1, 0, 1], labels=[against, '0', speaks_for], fontsize=7)

@@ -1,4 +1,4 @@
-"Which part of one image meets which part of another: BiLRP of similarity scores (Eberle et al. 2020)"
+"BiLRP: which parts of two images make them similar (Eberle et al. 2020)"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ __all__ = ['PairExplanation', 'explain_pair']
 
 @dataclass(frozen=True)
 class PairExplanation:
-    "The similarity of two images, shared among all pairs of their parts"
-    relevance: Tensor # `(grid, grid, grid, grid)`: row and column in the first image, row and column in the second
-    similarity: float # What is shared: the product of the vectors that the method compares
-    images: tuple[Original, Original] # What is drawn: both images as the model saw them, or as they were before
+    "The similarity of two images, divided among all pairs of their parts"
+    relevance: Tensor # `(grid, grid, grid, grid)`: row and column in the first image, then in the second
+    similarity: float # The dot product of the vectors that the method compares
+    images: tuple[Original, Original] # Both images as they are drawn
     __repr__ = brief_repr
 
     def strongest(self,
-        n: int = 40, # How many
+        n: int = 40, # Number of pairs
     ) -> list[tuple[tuple[int, int], tuple[int, int], float]]:
         "The pairs of cells with the largest |R|, the largest first: (row, column) in both images, and R"
         values = self.relevance.flatten()
@@ -43,13 +43,13 @@ class PairExplanation:
         return [((a, b), (c, d), R) for (a, b, c, d), R in zip(cells, values[order].tolist()) if R]
 
     def plot(self,
-        n: int = 40, # The strongest connections, so many, are drawn
+        n: int = 40, # Number of strongest connections to draw
         names: tuple[str, str] = ('', ''), # Titles of the images
         cmap: str = DIVERGING, # Red makes the images similar, blue dissimilar; 'PuOr_r' for the colour-blind
         size: float = 3., # Inches of a picture
         save: str | Path | None = None, # File to write; the ending says the format: svg, pdf, png, …
     ) -> Figure:
-        "Both images, and lines between the parts that meet: the wider and the more opaque, the more relevant"
+        "A figure of both images with lines between their parts; wider and more opaque lines are more relevant"
         fig, axes = plt.subplots(1, 2, figsize=(2.2 * size + .8, size * 1.2), layout='constrained')
         for ax, original, name in zip(axes, self.images, names):
             ax.imshow(original.image)
@@ -83,24 +83,23 @@ def explain_pair(
     a: Tensor, # One image `(3, height, width)`, as the encoder takes it
     b: Tensor, # Another one, of the same size
     explainer: Explainer | None = None, # `LRP()` (default), or gradients: then products of two gradients × input
-    grid: int = 8, # Relevance is summed over so many rows and columns of each image
-    n_components: int | None = 64, # Random directions of the features that are passed back; None: every feature, exact
-    centre: Tensor | None = None, # Images `(n, 3, height, width)`, whose mean vector is taken off both vectors
-    seed: int = 0, # Of the random directions
+    grid: int = 8, # Rows and columns of the grid over which relevance is summed
+    n_components: int | None = 64, # Random directions of the features to pass back; None: every feature, which is exact
+    centre: Tensor | None = None, # Images `(n, 3, height, width)` whose mean vector is subtracted from both vectors
+    seed: int = 0, # Seed of the random directions
     chunk: int = 64, # Maps that pass back through the encoder at once
 ) -> PairExplanation:
     """R(p, p') = Σ_k LRP_k(a)_p · LRP_k(b)_p' (Eberle et al. 2020), summed over the cells of a grid.
 
     The similarity is the product Σ_k u_k(a) u_k(b) of the vectors that the method compares: unit vectors for a cosine (ProtoNet,
-    MatchingNet; CrossAttentionNet after both have attended to each other, attention being a constant). A euclidean distance is
-    −‖u − v‖² = 2u·v − ‖u‖² − ‖v‖², of which both images share only the product, here without its factor 2: with `centre` that
-    of u − m and v − m, m the mean of other images, which tells classes apart where all vectors are alike. A feature that is 0
-    all over an image lies below the centre nowhere in particular: that part has no place, and is left out.
+    MatchingNet; CrossAttentionNet after cross attention, which counts as constant). For a Euclidean distance
+    −‖u − v‖² = 2u·v − ‖u‖² − ‖v‖² it is the product u·v. With `centre`, the mean m of other images, it is that of u − m and
+    v − m, which separates classes even if all vectors are similar; features that are 0 everywhere in an image are left out,
+    because their relevance has no position.
 
-    Exact relevance passes every feature back through both sides: as many passes as features. `n_components` random orthogonal
-    directions instead cost as many passes as there are of them, and give R in expectation, since relevance is linear in where it
-    starts; the error falls with their number, and is 0 for as many as there are features. Raises `TypeError` for a method that
-    compares otherwise, `ValueError` in training mode, for images of two sizes, and for numbers below 1.
+    Exact relevance needs one pass per feature through both sides. `n_components` random orthogonal directions need one pass
+    each and give R in expectation, since relevance is linear in its start; the error falls with their number. Raises `TypeError`
+    for a method that compares otherwise, and `ValueError` in training mode, for images of two sizes, and for numbers below 1.
     """
     if model.training: raise ValueError('explain_pair in training mode, where batch norm mixes the images: call model.eval()')
     if a.ndim != 3 or a.shape != b.shape:
@@ -144,11 +143,11 @@ def _flows(model: Any, images: Tensor, rules: Explainer, vectors: Tensor, W: Ten
 
 
 def directions(
-    size: int, # Of the vectors
-    n: int | None, # How many; None: each feature is one
-    seed: int = 0, # Of the random numbers
+    size: int, # Length of the vectors
+    n: int | None, # Number of directions; None: one for each feature
+    seed: int = 0, # Seed of the random numbers
 ) -> Tensor:
-    "W `(n, size)` with E[WᵀW] = 1: orthogonal directions, whose span is random; for as many as features WᵀW = 1"
+    "Random orthogonal directions W `(n, size)` with E[WᵀW] = 1, and WᵀW = 1 if n = size"
     if n is None or n >= size: return torch.eye(size)
     random = torch.randn(size, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return torch.linalg.qr(random).Q.T.float() * (size / n)**.5

@@ -16,13 +16,13 @@ __all__ = ['shuffled_layers', 'randomisation']
 
 @torch.no_grad()
 def shuffled_layers(
-    model: nn.Module, # Stays as it is
-    seed: int = 0, # Of the shuffling
+    model: nn.Module, # The model, which does not change
+    seed: int = 0, # Seed of the shuffling
 ) -> Iterator[tuple[str, Any]]:
-    """The name of a layer, and a copy of the model whose weights are shuffled from the scores down to that layer; one by one.
+    """Yield each layer's name with a copy of the model whose weights are shuffled from the scores down to that layer.
 
-    The weights of a layer change places with each other, so that their sizes stay. Norms are shuffled with the layer before them.
-    The order is the reverse of the one in which the model's parts were registered.
+    Weights are permuted within a layer, which keeps their distribution; norms are shuffled with the layer before them. The order
+    is the reverse of the one in which the parts of the model were registered.
     """
     model, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     for name, module in reversed(list(model.named_modules())):
@@ -32,14 +32,14 @@ def shuffled_layers(
 
 
 def randomisation(
-    model: nn.Module, # Stays as it is
-    explain: Callable[[Any], Tensor], # A model to heatmaps `(n, height, width)` of the same images
-    seed: int = 0, # Of the shuffling
+    model: nn.Module, # The model, which does not change
+    explain: Callable[[Any], Tensor], # Maps a model to heatmaps `(n, height, width)` of the same images
+    seed: int = 0, # Seed of the shuffling
 ) -> pd.DataFrame:
-    """How alike heatmaps are to those of the model, while its weights are shuffled layer by layer from the scores to the pixels.
+    """Similarity of heatmaps to those of the model while its weights are shuffled layer by layer, from the scores to the pixels.
 
-    A row a layer: its name, rank correlation and SSIM of |relevance|, on average over the images; 1 is the same map. A map that
-    stays alike shows the image, not what the model makes of it. The first row, with the name '', is the model itself.
+    One row per layer: its name, and the mean rank correlation and SSIM of |relevance| over the images; 1 is the same map. A map
+    that stays similar shows the image, not what the model has learned. The first row, named '', is the model itself.
     """
     before = explain(model).abs()
     def row(name: str, maps: Tensor) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"What takes the place of pixels that are removed, and which of them come first"
+"Removal of patches of pixels: the order of removal, and the values that replace them"
 from __future__ import annotations
 
 from typing import Literal, get_args
@@ -16,9 +16,9 @@ Replace = Literal['mean', 'blur', 'noise']
 def replacement(
     x: Tensor, # Images `(..., channels, height, width)`
     replace: Replace = 'mean', # By each image's mean colour, by the image blurred, or by noise of its mean and spread
-    seed: int = 0, # Of the noise
+    seed: int = 0, # Seed of the noise
 ) -> Tensor:
-    "What takes the place of every pixel when it is removed, in the shape of `x`; `ValueError` for an unknown `replace`"
+    "The value that replaces each removed pixel, in the shape of `x`. Raises `ValueError` for an unknown `replace`"
     if replace not in get_args(Replace): raise ValueError(f'replace={replace!r}: choose from {get_args(Replace)}')
     mean = x.mean((-2, -1), keepdim=True)
     if replace == 'mean': return mean.expand_as(x)
@@ -34,7 +34,7 @@ def patch_relevance(
     heat: Tensor, # Relevance of pixels `(..., height, width)`
     patch: int = 1, # Side of the patches
 ) -> Tensor:
-    "Relevance of patches `(..., ⌈height/patch⌉, ⌈width/patch⌉)`: sums over pixels; those at the far edges may be smaller"
+    "Relevance of patches `(..., ⌈height/patch⌉, ⌈width/patch⌉)`, summed over their pixels; edge patches may be smaller"
     maps = heat.flatten(0, -3)[:, None]
     return F.avg_pool2d(maps, patch, ceil_mode=True, divisor_override=1).view(*heat.shape[:-2], -(-heat.shape[-2] // patch), -1)
 
@@ -42,15 +42,15 @@ def patch_relevance(
 def removal_ranks(
     heat: Tensor, # Relevance of patches `(n, ...)`
 ) -> Tensor:
-    "When each patch of a row is removed, 0 first: the most relevant one. In the shape of `heat`; equal ones in their order"
+    "The order in which the patches of a row are removed, in the shape of `heat`; 0 is the most relevant patch"
     order = heat.flatten(1).argsort(dim=1, descending=True, stable=True)
     return order.argsort(1).view_as(heat)
 
 
 def removed(
     x: Tensor, # Images `(n, ..., channels, height, width)`
-    filler: Tensor, # What takes the place of removed pixels, in the shape of `x`
-    gone: Tensor, # Which patches are removed `(n, ..., rows, columns)`, bool
+    filler: Tensor, # Values of removed pixels, in the shape of `x`
+    gone: Tensor, # The patches to remove `(n, ..., rows, columns)`, bool
     patch: int, # Side of the patches
 ) -> Tensor:
     "The images without these patches"

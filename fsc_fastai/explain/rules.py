@@ -1,4 +1,4 @@
-"""Relevance rules of layers, each as its formula.
+"""Relevance rules of layers, each written as its formula.
 
 A rule is called as `rule(layer, x, R)`: the layer, its input and the relevance of its output. It returns c with
 R(x_i) = x_i c_i, so that the engine may multiply by x now or later; a rule with `of_input = True` returns R(x_i) itself.
@@ -18,10 +18,10 @@ __all__ = ['Layer', 'Rule', 'divide', 'Epsilon', 'AlphaBeta', 'ZPlus', 'Gamma', 
 
 def divide(
     R: Tensor, # Relevance of the outputs
-    z: Tensor, # The outputs, in whose proportion it is shared
+    z: Tensor, # The outputs, by which it is divided
     eps: float = 0., # ε of equation (4)
 ) -> Tensor:
-    """R / (z + ε·sign(z)), and 0 where z is 0: there every contribution is 0 as well.
+    """R / (z + ε·sign(z)), and 0 where z is 0.
 
     >>> divide(torch.tensor([1., 1., 1.]), torch.tensor([2., -4., 0.]))
     tensor([ 0.5000, -0.2500,  0.0000])
@@ -31,25 +31,25 @@ def divide(
 
 @dataclass
 class Layer:
-    """A linear or convolutional layer in one run: what a rule needs to know of it.
+    """A linear or convolutional layer in one forward pass, as rules need it.
 
-    A batch norm behind the layer may be folded into it: then `weight`, `z` and `bias` are those of the folded layer.
+    If a batch norm after the layer is folded into it, `weight`, `z` and `bias` are those of the folded layer.
     """
     run: Callable[[Tensor, Tensor], Tensor] # (x, weight) to the output without bias
     transpose: Callable[[Tensor, Tensor, Tensor], Tensor] # (s, weight, x) to Σ_j w_ij s_j, in the shape of x
     x: Tensor # Input
     z: Tensor # Output without bias
-    weight: Tensor # Of the layer, or folded
-    bias: Tensor | None = None # Takes part in the denominators; None, as in the published rules: does not
+    weight: Tensor # Weight of the layer, or the folded weight
+    bias: Tensor | None = None # Bias in the denominators; None: no bias there, as in the published rules
     name: str = '' # Name in the model, or of the function
     kind: type | None = None # The module's class
     position: int = 0 # 0 for the first layer that ran
-    narrow: bool = False # So few input channels that twice as many take no longer?
-    signed: bool = True # May the input have negative values? Behind a ReLU it has none, and half the work of most rules is saved
-    dead: list[Tensor] | None = field(default=None, repr=False) # Relevance that met a denominator of 0, if recorded
+    narrow: bool = False # Has so few input channels that twice as many take no longer
+    signed: bool = True # The input may be negative; after a ReLU it is not, which halves the work of most rules
+    dead: list[Tensor] | None = field(default=None, repr=False) # Relevance at denominators of 0, if recorded
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
-        "Output for another input or weight, without bias"
+        "The output for another input or weight, without bias"
         return self.run(x, weight)
 
     def T(self, s: Tensor, weight: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ class Layer:
         R: Tensor, # Relevance of the output
         z: Tensor, # Denominators, in the same shape
         eps: float = 0., # Stabiliser ε
-        bias: Tensor | None = None, # Takes part in the denominators
+        bias: Tensor | None = None, # Bias in the denominators
     ) -> Tensor:
-        "s_j = R_j / z_j, stabilised"
+        "s_j = R_j / z_j, stabilised by ε"
         if bias is not None: z = z + bias
         if self.dead is not None: self.dead.append(torch.where(z == 0, R, 0).sum())
         return divide(R, z, eps)
@@ -179,7 +179,7 @@ class ZBox:
 
 @dataclass(frozen=True)
 class Flat:
-    "The flat rule (Lapuschkin et al. 2019): an output's relevance goes to its inputs in equal parts"
+    "The flat rule (Lapuschkin et al. 2019): the relevance of an output is shared equally among its inputs"
     of_input: ClassVar[bool] = True
 
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class Flat:
 
 @dataclass(frozen=True)
 class WSquare:
-    "The w²-rule (Montavon et al. 2017): an output's relevance goes to its inputs in proportion to w²"
+    "The w²-rule (Montavon et al. 2017): the relevance of an output is shared among its inputs in proportion to w²"
     of_input: ClassVar[bool] = True
 
     def __call__(self, layer: Layer, x: Tensor, R: Tensor) -> Tensor:

@@ -31,20 +31,20 @@ def explain_images(
     support_y: Tensor, # Their labels `(n_support,)`
     query_x: Tensor, # Images `(n_query, 3, height, width)`
     explainer: Any = None, # `LRP()` (default), `GradientXInput()`, `IntegratedGradients()`, or a callable `(model, f_p)`
-    support: bool = True, # Explain the support images too? Their maps are n_query·n_way as many
-    sum_channels: bool = False, # Sum over the colours, for a third of the memory: `channels` is 1
+    support: bool = True, # Explain the support images too, with n_query·n_way maps for each
+    sum_channels: bool = False, # Sum over the channels, which saves memory: `channels` is then 1
     chunk: int = 64, # Maps that pass back through the encoder at once
-    against: int | None = None, # A class: then the relevance of every class is that of its score less the score of this one
-    classes: Tensor | None = None, # Explain these alone, `(n_query, k)`, in the place of all n_way; each costs a pass
+    against: int | None = None, # A class whose score is subtracted from those of all others before they are explained
+    classes: Tensor | None = None, # The classes to explain for each query `(n_query, k)`; None: all. Each costs a pass
 ) -> ImageRelevance:
     """Relevance of the pixels of query and support images, for every (query, class).
 
-    `explainer` explains the classifier; what reaches the feature maps goes on through the encoder by its rules, or by those of
-    `LRP()` where it is another callable. The encoder runs on a few images at a time. The model stays as it is.
-    With `against`, relevance starts at a difference of two scores: what speaks for both classes alike cancels out, and the class
-    itself has no relevance. It needs an `Explainer`, which says how a score is passed back.
-    One class of each query costs about three forward passes of the episode, all five less than one each (ResNet10 at 84 px, by
-    LRP, `benchmarks/explain.py`); the support costs as many passes of its images as there are queries and classes.
+    `explainer` explains the classifier, and its rules (or `LRP()` for other callables) carry relevance from the feature maps
+    through the encoder, a few images at a time. The model does not change. With `against`, relevance starts at a difference of
+    two scores: evidence for both classes cancels, and the class itself has no relevance. This needs an `Explainer`.
+
+    One class per query costs about three forward passes of the episode, all five classes less than one pass each (ResNet10 at
+    84 px, by LRP, `benchmarks/explain.py`). The support costs one pass of its images for every query and class.
     Raises `ValueError` in training mode, where the batch norms of the encoder mix the images, for scores that are not finite, and
     for an `against` that is no class.
     """
@@ -83,7 +83,7 @@ def _check_against(against: int, n_way: int, explainer: Any, starts: bool) -> No
 def encoded(
     model: Any, # A few-shot model
     x: Tensor, # Images `(n, channels, height, width)`
-    chunk: int, # So many at once
+    chunk: int, # Images at once
 ) -> Tensor:
     "Feature maps `(n, C, H, W)`"
     return torch.cat([model.encode(part) for part in x.split(chunk)])
@@ -148,11 +148,11 @@ def _only(R: Tensor, q: int, n_query: int, dim: int) -> Tensor:
 def through_encoder(
     model: Any, # A few-shot model
     x: Tensor, # Images `(n_images, channels, height, width)`
-    flow: Tensor, # What arrived at their maps `(n_starts, n_images, C, H, W)`
-    rules: Explainer, # By which it goes on
+    flow: Tensor, # The flow at their feature maps `(n_starts, n_images, C, H, W)`
+    rules: Explainer, # The explainer that carries it on
     chunk: int, # Maps that pass back at once
 ) -> Tensor:
-    "What arrives at the images `(n_starts, n_images, channels, height, width)`"
+    "The flow at the images `(n_starts, n_images, channels, height, width)`"
     of_images = []
     n_images = max(1, chunk // flow.shape[0])
     for part, R in zip(x.split(n_images), flow.split(n_images, 1), strict=True):
@@ -168,7 +168,7 @@ def attention_of(
     support_y: Tensor, # Their labels `(n_support,)`
     query_x: Tensor, # Images `(n_query, 3, height, width)`
 ) -> tuple[Tensor, Tensor] | None:
-    "The attention of the queries `(n_query, n_way, H, W)`, and of the classes in the same shape; None for a method without"
+    "Attention maps of the queries and of the classes, both `(n_query, n_way, H, W)`; None for a method without attention"
     with undisturbed(query_x.device, model):
         return model.attention_maps(model.encode(plain(support_x)), support_y, model.encode(plain(query_x)))
 

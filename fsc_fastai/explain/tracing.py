@@ -1,8 +1,8 @@
 """The context in which a network runs unmodified while each of its operations gets a backward pass that carries relevance.
 
-A `TorchFunctionMode` sees every operation, functional ones too (residual sums, concatenations), so no module is
-edited, hooked or copied. What an operation is to relevance, its handler (`register_op`) says by one of these verbs, each of which
-returns the operation's result:
+A `TorchFunctionMode` sees every operation, also functional ones such as residual sums and concatenations, so no module is edited,
+hooked or copied. The handler of an operation (`register_op`) says how relevance passes through it by one of these verbs, each of
+which returns the result of the operation:
 
 | verb | the relevance of the result | for example |
 |---|---|---|
@@ -42,13 +42,13 @@ __all__ = ['RelevanceMode']
 class RelevanceMode(TorchFunctionMode):
     """Inside this context every operation on a traced input gets a backward pass that carries relevance.
 
-    The graph that it leaves must not refer to it: Python's collector does not see through autograd's nodes, so that a cycle
-    through them would never be freed.
+    The graph that it leaves must not refer to it: Python's garbage collector does not see autograd's nodes, so a cycle through
+    them would never be freed.
     """
     def __init__(self,
-        settings: Settings, # How relevance is passed back
-        model: nn.Module | None = None, # Names and classes of its layers are known to the composite
-        ledger: list | None = None, # Collects the relevance of each layer's output and input
+        settings: Settings, # Settings of the propagation
+        model: nn.Module | None = None, # The model, whose layers the composite knows by name and class
+        ledger: list | None = None, # A list that collects the relevance of the output and input of each layer
     ):
         super().__init__()
         self.settings, self.eps, self.ledger = settings, settings.eps, ledger
@@ -61,13 +61,13 @@ class RelevanceMode(TorchFunctionMode):
         self.ran: list[tuple[str, type | None]] = [] # Name and class of every layer, in the order in which they ran
 
     def layers(self) -> list[tuple[str, type | None]]:
-        "Name and class of every layer that ran, and then of those that the model has besides"
+        "Name and class of every layer that ran, then of the other layers of the model"
         others = {name: type(m) for name, m in self.owners.values() if any(p.ndim > 1 for p in m.parameters(recurse=False))}
         return [*self.ran, *((name, kind) for name, kind in others.items() if name not in dict(self.ran))]
 
     @property
     def g_form(self) -> bool:
-        "Does the backward pass carry g with R = x·g, not relevance itself?"
+        "Does the backward pass carry g, where R = x·g, instead of relevance itself?"
         return self.settings.form == 'g'
 
     # What tensors are
@@ -76,7 +76,7 @@ class RelevanceMode(TorchFunctionMode):
 
     @staticmethod
     def is_gate(t: Any) -> bool:
-        "Does `t` count as a constant in a product?"
+        "Is `t` a constant in products?"
         return getattr(t, '_is_gate', False)
 
     def as_gate(self, t: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class RelevanceMode(TorchFunctionMode):
         x._leaf = leaf  # type: ignore[attr-defined]
 
     def constant(self, args: Any) -> Any:
-        "`args` with every tensor cut off"
+        "`args` with every tensor detached"
         return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, args)
 
     # Verbs
@@ -100,7 +100,7 @@ class RelevanceMode(TorchFunctionMode):
         args: Any, # Its arguments
         kwargs: Any, # Its keyword arguments
     ) -> Any:
-        "Relevance goes where the values came from, as a gradient does; values are never brought to low precision"
+        "Relevance goes where the values came from, as a gradient does; values keep their precision"
         out = func(*args, **kwargs)
         low = isinstance(out, Tensor) and out.is_floating_point() and out.element_size() < 4
         return args[0].to(out.device, copy=True) if low else out
@@ -130,7 +130,7 @@ class RelevanceMode(TorchFunctionMode):
     def pass_on(self,
         x: Tensor, # Where the relevance goes
         y: Tensor, # The value, in the shape of x
-        k: Tensor | None = None, # Share of x in the relevance, in its shape, where that is not all
+        k: Tensor | None = None, # Share of the relevance that x gets, in its shape; None: all
     ) -> Tensor:
         "An elementwise operation: y gets its relevance from x alone"
         return scaled(x, y, divide(y, x.detach()) if self.g_form else k)
@@ -138,10 +138,10 @@ class RelevanceMode(TorchFunctionMode):
     def layer(self,
         x: Tensor, # Where the relevance of the layer's input goes
         layer: Layer, # The run
-        bias: Tensor | None, # Added to the output; takes no relevance
-        out_dim: int = 0, # Dimension of the weight that counts the outputs
+        bias: Tensor | None, # Added to the output; gets no relevance
+        out_dim: int = 0, # Dimension of the weight that belongs to the outputs
     ) -> Tensor:
-        "The output of a layer, whose rule the composite chooses once all layers have run"
+        "The output of a layer; the composite chooses its rule after all layers have run"
         name, module = self.owner or (self.op, None)
         layer.name, layer.kind = name, type(module) if module is not None else FUNCTION_CLASS.get(self.op)
         layer.signed = not getattr(x, '_never_negative', False)
@@ -158,7 +158,7 @@ class RelevanceMode(TorchFunctionMode):
         func: Callable, # A composition of operations
         *args: Any, # Its arguments
     ) -> Any:
-        "Run what an operation consists of, so that each of its steps has its own handler"
+        "Run the operations that an operation consists of, each with its own handler"
         of_operation = self.owner, self.op
         for t in args:
             if _has_flow(t): t._carries_relevance = True
@@ -167,7 +167,7 @@ class RelevanceMode(TorchFunctionMode):
         return out
 
     def end(self, out: Tensor) -> Tensor:
-        "The output of the network, such that it receives relevance in either form"
+        "The output of the network, in a form that receives relevance"
         out = self.memory.latest(out)
         if not self.g_form or not self.carries(out): return out
         if not hasattr(out, '_layer'): return from_relevance(out)

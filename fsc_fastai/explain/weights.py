@@ -1,4 +1,4 @@
-"Where an explanation starts, the relevance of the scores, and what training makes of it, the weights of the features"
+"The relevance of the scores, where explanations start, and the weights of features that training uses"
 from __future__ import annotations
 
 from typing import Literal, get_args
@@ -20,8 +20,7 @@ def relevance_start(
     """The relevance of every class, R_c = log((K−1)(P_c + ε) / (1 − P_c + ε)) with P the softmax of the scores.
 
     Positive where a class is likelier than chance (Sun et al. 2020, equations (1) and (2)). Same shape as `scores`, detached.
-    An infinite score counts as the largest number; where a score is nan, so is the relevance, and who answers by it must ask.
-    Raises `ValueError` for a single class, which nothing speaks for or against.
+    An infinite score counts as the largest number; a nan stays nan. Raises `ValueError` for a single class.
 
     >>> relevance_start(torch.tensor([[0.7, 0.2, 0.1]]).log(), eps=0.)   # log(2·0.7/0.3), log(2·0.2/0.8), log(2·0.1/0.9)
     tensor([[ 1.5404, -0.6931, -1.5041]])
@@ -38,8 +37,8 @@ def contrast(
 ) -> Tensor:
     """How each class's log-odds log(P_c / (1 − P_c)) change with every score, `(..., n_way explained, n_way)`; detached.
 
-    1 with its own score; less with those of other classes, in the proportion of their probabilities among themselves. The
-    log-odds speak of what tells a class from the others: what all scores share cancels.
+    The derivative is 1 for the class's own score, and negative for those of other classes, in proportion to their
+    probabilities. Terms that all scores share cancel in log-odds.
 
     >>> contrast(torch.tensor([[0.5, 0.3, 0.2]]).log()).round(decimals=2)
     tensor([[[ 1.0000, -0.6000, -0.4000],
@@ -70,7 +69,7 @@ def _others(scores: Tensor) -> Tensor:
 def relevance_weights(
     R: Tensor, # Relevance of features: pairs `(n_query, n_way, C, ...)` or nodes `(n_graphs, n_nodes, C)`
     over: Over = 'channels', # The maximum of |R| is taken at each position over the channels, or over the whole map
-    detach: bool = True, # Constants for the gradient?
+    detach: bool = True, # The weights are constants for the gradient
 ) -> Tensor:
     """LRP weights 1 + R/max|R|, between 0 and 2, in the shape of `R` (Sun et al. 2020, equation (7)).
 
