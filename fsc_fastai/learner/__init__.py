@@ -1,4 +1,4 @@
-"A fastai Learner for episodes, and what is done with one"
+"A fastai Learner for episodes, and its methods"
 from .. import quietly  # noqa: F401, I001  before fastai
 from .core import FSCLearner, encoder_head_splitter, fsc_learner
 

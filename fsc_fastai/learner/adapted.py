@@ -1,4 +1,4 @@
-"Test episodes whose encoder is adapted to each support: one at a time, under a progress bar, and to be gone on with"
+"Evaluation with an encoder that is adapted to each support: one episode at a time, with progress bar, resumable"
 from __future__ import annotations
 
 import json
@@ -24,13 +24,13 @@ from .metrics import episode_accuracy
 
 __all__ = ['as_adaptations', 'adapted_accuracies', 'adapted_episodes', 'KeptEpisodes', 'weights_digest', 'episode_images']
 
-SECONDS = 5 # Between two writings of the file
+SECONDS = 5 # Least time between two writes of the file
 
 
 def as_adaptations(
-    adapt: Any, # None, an adaptation or its name, or a list or dictionary of them
+    adapt: Any, # None, an adaptation or its name, or a list or dictionary of these
 ) -> dict[str, Any]:
-    "Adaptations by what their rows are called; None stands for the model as it is. Raises `ValueError` for two of one name"
+    "Adaptations by the name of their row; None is the model without one. Raises `ValueError` for two of the same name"
     if isinstance(adapt, Mapping): return {str(k): as_adaptation(v) for k, v in adapt.items()}
     found = [as_adaptation(o) for o in (adapt if isinstance(adapt, list | tuple) else [adapt])]
     names = ['none' if o is None else o.name for o in found]
@@ -40,10 +40,10 @@ def as_adaptations(
 
 
 class KeptEpisodes:
-    "Accuracies of episodes in a JSON file, so that a run that was interrupted goes on; None keeps nothing"
+    "Accuracies of episodes in a JSON file, from which an interrupted run continues"
     def __init__(self,
-        path: str | PathLike | None, # Of the file
-        made_with: Mapping[str, Any], # What the accuracies depend on, besides domain and adaptation
+        path: str | PathLike | None, # The file; None: keep nothing
+        made_with: Mapping[str, Any], # Plain values that the accuracies depend on, besides domain and adaptation
     ):
         self.path, self.made_with, self.runs = path and Path(path), dict(made_with), {}
         self.written = monotonic()
@@ -57,18 +57,18 @@ class KeptEpisodes:
     def of(self,
         run: str, # Adaptation and domain
     ) -> list[float]:
-        "The accuracies of a run, from its first episode on"
+        "The accuracies of a run so far, from its first episode on"
         return self.runs.setdefault(run, [])
 
     def write(self, now: bool = True) -> None:
-        "Write the file, or not `now`, if a few seconds have gone by"
+        "Write the file, unless it was written a few seconds ago and `now` is False"
         if not self.path or not now and monotonic() < self.written + SECONDS: return
         with atomic_write(self.path) as part: part.write_text(json.dumps(dict(made_with=self.made_with, runs=self.runs)))
         self.written = monotonic()
 
 
 def weights_digest(model: nn.Module) -> str:
-    "Differs for other weights"
+    "A hash of the weights"
     digest = sha256()
     for t in model.state_dict().values(): digest.update(t.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -86,13 +86,13 @@ def episode_images(dl: EpisodicDL, sampler: EpisodeSampler, k: int) -> tuple[Ten
 
 
 def adapted_episodes(
-    learn: FSCLearner, # Its model is in eval mode, and stays as it is
-    dl: EpisodicDL, # Of the domain
+    learn: FSCLearner, # A learner whose model is in eval mode; it does not change
+    dl: EpisodicDL, # Loader of the domain
     sampler: EpisodeSampler, # Draws the episodes
-    episodes: Iterable[int], # Of them
-    adapt: Adaptation, # On images
+    episodes: Iterable[int], # Numbers of the episodes
+    adapt: Adaptation, # An adaptation on images
 ) -> Iterator[Tensor]:
-    "The accuracy of each episode, after the model was adapted to its support; labels of queries come into play only then"
+    "Yield the accuracy of each episode after adaptation to its support, which does not see labels of queries"
     for k in episodes:
         support_x, support_y, query_x, query_y = episode_images(dl, sampler, k)
         adapted = adapt(learn.model, support_x, support_y, query_x if adapt.transductive else None)
@@ -100,16 +100,16 @@ def adapted_episodes(
 
 
 def adapted_accuracies(
-    learn: FSCLearner, # Its model is in eval mode, and stays as it is
-    dl: EpisodicDL, # Of the domain
+    learn: FSCLearner, # A learner whose model is in eval mode; it does not change
+    dl: EpisodicDL, # Loader of the domain
     sampler: EpisodeSampler, # Draws the episodes
     n_episodes: int, # Episodes 0…n_episodes−1 of the sampler
-    adapt: Adaptation, # On images
-    known: list[float], # Accuracies of the first of them, which are not computed again; grows, unless there are several ranks
-    kept: KeptEpisodes, # Where `known` is from
-    bar: Bar, # Which `n_episodes` steps are of
+    adapt: Adaptation, # An adaptation on images
+    known: list[float], # Accuracies of the first episodes, which are not computed again; grows in a single process
+    kept: KeptEpisodes, # The file that `known` comes from
+    bar: Bar, # Progress bar, which advances by `n_episodes`
 ) -> list[float]:
-    "The accuracy of every episode; ranks share them out"
+    "The accuracy of every episode `(n_episodes,)`; ranks share the work"
     share = share_of(learn)
     if share[1] > 1:
         own = bar.through(range(n_episodes)[own_part(n_episodes, share)], each=share[1], worth=n_episodes)

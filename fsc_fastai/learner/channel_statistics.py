@@ -22,8 +22,8 @@ def channel_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Variance over the channels and 95 % − 45 % quantile difference of each image, each `(n,)`.
 
-    A channel's value is the 95 % quantile over its positions, since what matters fills a small region only. Lower values mean
-    that the features are spread over the channels, not focused on a few. Sun et al. 2020, section IV-D.
+    The value of a channel is the 95 % quantile over its positions, since relevant features fill a small region. Lower statistics
+    mean that features are spread over the channels instead of focused on a few (Sun et al. 2020, section IV-D).
     """
     pooled = f.flatten(2).quantile(0.95, dim=2)
     low, high = pooled.quantile(torch.tensor([0.45, 0.95], device=f.device), dim=1)
@@ -43,7 +43,7 @@ def statistics_row(
 @patch
 def feature_statistics(
     self: FSCLearner,
-    domains: Any = None, # As in `evaluate`
+    domains: Any = None, # Domains as for `evaluate`
 ) -> pd.DataFrame:
     """Mean and standard deviation over the images of each domain: domain, n_images, variance(_std), quantile_difference(_std).
 

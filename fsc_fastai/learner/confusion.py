@@ -1,4 +1,4 @@
-"Which classes of a domain are taken for which, over test episodes"
+"The confusion of a domain's classes over test episodes"
 from __future__ import annotations
 
 from typing import Any
@@ -28,11 +28,11 @@ def confusion(
     n_way: int | None = None, # Classes per episode; None: as in validation
     n_shot: int | None = None, # Support images per class; None: as in validation
     n_query: int = 16, # Queries per class
-    seed: int = 0, # Of the episodes
+    seed: int = 0, # Seed of the episodes
 ) -> pd.DataFrame:
-    """How often a query of one class (row) was taken for another (column), over the episodes where both were to choose from.
+    """How often a query of one class (row) was classified as another (column), among the episodes that had both classes.
 
-    Rows and columns are the domain's classes; the diagonal is the accuracy by class; nan where two classes never met.
+    Rows and columns are the domain's classes. The diagonal is the accuracy per class; nan marks classes that never met.
     Raises `ValueError` for several domains, and for scores that are not finite.
     """
     if isinstance(domain, str) and domain in self.dls.domains: domain = self.dls.domains[domain]
@@ -64,9 +64,9 @@ def confusion(
 @patch
 def accuracy_by_class(
     self: FSCLearner,
-    domain: Any, # As in `confusion`
+    domain: Any, # Domain as for `confusion`
     **kwargs, # For `confusion`: n_episodes, n_way, n_shot, n_query, seed
 ) -> pd.Series:
-    "How often a query of each class was classified right, the worst class first; nan for a class that no episode had"
+    "The accuracy of each class, the lowest first; nan for a class that was in no episode"
     matrix = self.confusion(domain, **kwargs)
     return pd.Series(np.diag(matrix), index=matrix.index, name='accuracy').sort_values()

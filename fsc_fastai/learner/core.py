@@ -21,11 +21,11 @@ __all__ = ['FSCLearner', 'fsc_learner', 'encoder_head_splitter']
 
 
 def encoder_head_splitter(
-    model: FewShotModel, # Has an `encoder`
+    model: FewShotModel, # A model with an `encoder`
 ) -> list[list[nn.Parameter]]:
-    """Two parameter groups, the encoder and the rest, so that `freeze` holds the encoder.
+    """Two parameter groups, the encoder and the rest, so that `freeze` freezes the encoder.
 
-    Feature-wise transformations are in neither: they have an optimizer of their own.
+    Feature-wise transformations are in neither group, since they have an optimizer of their own.
     """
     left_out = {id(p) for p in ft_parameters(model)}
     in_encoder = {id(p) for p in model.encoder.parameters()}
@@ -44,26 +44,29 @@ def _one_way(dls: EpisodeDataLoaders, method: type[FewShotModel] | str) -> Count
 
 
 def fsc_learner(
-    dls: EpisodeDataLoaders, # Episodes to learn from; a `DataBlock`'s loaders will do
-    arch: str | nn.Module = 'resnet10', # Backbone: a name of timm's or of ours, or an encoder
-    method: type[FewShotModel] | str = RelationNet, # How support and query are compared
+    dls: EpisodeDataLoaders, # Training and validation episodes; the loaders of a `DataBlock` work, too
+    arch: str | nn.Module = 'resnet10', # Backbone: any timm name, one of this library, or an encoder
+    method: type[FewShotModel] | str = RelationNet, # The few-shot method, as class or name
     *,
     pretrained: Any = False, # Encoder weights: True for timm's or a module's own, a checkpoint, a state dict, a trained encoder
-    loss_func: Callable | None = None, # Of scores `(n_query, n_way)` and labels `(n_query,)`; default: the loss of the method
-    opt_func: Callable | None = None, # Optimizer; None: fastai's `Adam`, on a GPU computed by torch (`FusedAdam`)
+    loss_func: Callable | None = None, # Takes scores `(n_query, n_way)` and labels `(n_query,)`; None: the loss of the method
+    opt_func: Callable | None = None, # Optimizer; None: fastai's `Adam`, on a GPU its fused form `FusedAdam`
     lr: float = 1e-3, # Default learning rate
     cbs: Any = None, # Callbacks, such as `LRPGuidedCallback()`
-    metrics: Any = None, # Default: accuracy and its 95 % interval
-    splitter: Callable = encoder_head_splitter, # Parameter groups
+    metrics: Any = None, # Metrics; None: accuracy and its 95 % interval
+    splitter: Callable = encoder_head_splitter, # Splits the model into parameter groups
     method_kwargs: dict | None = None, # Arguments of the method, such as `hidden` of `RelationNet`
-    check_images: bool = True, # Refuse images that are not as pretrained weights know them
+    check_images: bool = True, # Refuse images that do not match those of pretrained weights
     **kwargs, # For fastai's `Learner`
 ) -> FSCLearner:
     """Build a few-shot learner from episodes, a backbone and a method.
 
-    Unknown names raise a `ValueError` that offers the nearest ones; so do settings that contradict the loaders, such as another
-    `in_chans` than the images have, or a number of classes that varies for a method that knows one only (GNNNet). Pretrained
-    weights want the statistics of their images: `EpisodeDataLoaders.from_folder(…, arch=…)` normalises by them.
+        learn = fsc_learner(dls, 'resnet10', RelationNet, cbs=LRPGuidedCallback())
+        learn.fine_tune(5)
+
+    Raises `ValueError` for unknown names (and offers the nearest ones) and for settings that contradict the loaders, such as
+    another `in_chans` than the images have, or a varying number of classes for a method with a fixed one (GNNNet). Images must
+    be normalised as those of the pretrained weights were, which `EpisodeDataLoaders.from_folder(…, arch=…)` does.
     """
     dls = EpisodeDataLoaders.from_dls(dls)
     settings = {'in_chans': dls.n_chans} | (method_kwargs or {})

@@ -1,4 +1,4 @@
-"`learn.distrib_ctx`: training and evaluation on several processes"
+"`learn.distrib_ctx`: training and evaluation in several processes"
 # fastai.distributed imports accelerate, which most sessions do without: it is imported when it is asked for.
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _LOST = re.compile('timed? ?out|connection (was )?(closed|reset)|broken pipe', r
 
 
 def share_of(
-    learn: FSCLearner, # Maybe within its `distrib_ctx`
+    learn: FSCLearner, # A learner, inside or outside its `distrib_ctx`
 ) -> tuple[int, int]:
-    "Which share of the work is this process's, and of how many: (rank, ranks), or (0, 1) where nothing is shared"
+    "This process's share of the work, (rank, number of ranks); (0, 1) if nothing is shared"
     shared = num_distrib() > 1 and hasattr(learn, 'episode_distributed_trainer')
     return (rank_distrib(), num_distrib()) if shared else (0, 1)
 
 
 def own_part(
-    n: int, # Things to do
-    share: tuple[int, int], # Of `share_of`
+    n: int, # Number of tasks
+    share: tuple[int, int], # Share of the work, see `share_of`
 ) -> slice:
-    "Those that this process does: consecutive ones, so that the ranks' results in their order are all of them in order"
+    "The consecutive tasks of this process, so that the results of all ranks, concatenated, are in order"
     rank, ranks = share
     return slice(n * rank // ranks, n * (rank + 1) // ranks)
 
 
 def joined(
-    part: Tensor, # Results of this process `(n, …)`, all on one device
-    share: tuple[int, int], # Of `share_of`
+    part: Tensor, # Results of this process `(n, …)`
+    share: tuple[int, int], # Share of the work, see `share_of`
 ) -> Tensor:
-    "The results of all processes, one rank's after the other"
+    "The results of all processes, concatenated by rank"
     if share[1] == 1: return part
     sizes = torch.zeros(share[1], dtype=torch.int64, device=part.device)
     sizes[share[0]] = len(part)
@@ -57,7 +57,7 @@ def joined(
 @patch
 def to_distributed(
     self: FSCLearner,
-    sync_bn: bool = False, # One batch norm over the episodes of all ranks; only on GPUs
+    sync_bn: bool = False, # Batch norms see the episodes of all ranks; only on GPUs
     timeout: float = 1800., # Seconds that a rank waits for the others
     **kwargs: Any, # For accelerate's `Accelerator`, such as `cpu=True`
 ) -> FSCLearner:
@@ -92,26 +92,26 @@ def detach_distributed(self: FSCLearner) -> FSCLearner:
 @contextmanager
 def distrib_ctx(
     self: FSCLearner,
-    sync_bn: bool = False, # One batch norm over the episodes of all ranks; only on GPUs
+    sync_bn: bool = False, # Batch norms see the episodes of all ranks; only on GPUs
     timeout: float = 1800., # Seconds that a rank waits for the others
     **kwargs: Any, # For accelerate's `Accelerator`, such as `cpu=True`
 ) -> Iterator[FSCLearner]:
-    """A context in which training, validation and `evaluate` are shared by all processes; in a single one it changes nothing.
+    """A context in which all processes share training, validation and `evaluate`; in a single process it changes nothing.
 
         with learn.distrib_ctx():
             learn.fine_tune(5)
             table = learn.evaluate()
 
-    Every process runs the whole script, on GPUs or CPUs, on one machine or on each of several:
+    Every process runs the whole script, on GPUs or CPUs, on one machine or several:
 
         torchrun --nproc_per_node 2 train.py
         torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint first_machine:29500 train.py
 
-    On GPUs `accelerate launch train.py` does as well. A step averages the gradients of one episode a rank, so an epoch of
+    On GPUs `accelerate launch train.py` works, too. A step averages the gradients of one episode per rank, so an epoch of
     n_episodes has n_episodes / ranks steps. Only the first rank shows progress and exports.
 
-    A rank waits no longer than `timeout` for one that stands still, from the first context of a process on: `ConnectionError`
-    then says so, and at once where another rank has ended. (On GPUs NCCL ends the process itself after that time.)
+    Raises `ConnectionError` when another rank has ended, or has not answered for `timeout` seconds, which the first context of a
+    process sets. (On GPUs NCCL then ends the process itself.)
     """
     try:
         if num_distrib() > 1: self.to_distributed(sync_bn, timeout, **kwargs)

@@ -1,4 +1,4 @@
-"Scores of test episodes, from feature maps of images that are encoded once"
+"Scores of test episodes from feature maps, for which each image is encoded once"
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,15 +17,15 @@ from .distributed import own_part
 
 __all__ = ['encode_images', 'episode_scores']
 
-AT_ONCE_MB = 128 # Memory for the pairs of maps of the episodes that are classified together, on a CPU
+AT_ONCE_MB = 128 # Memory of the pairs of maps in episodes that a CPU classifies together
 
 
 @torch.no_grad()
 def encode_images(
-    model: FewShotModel, # Its encoder is used in eval mode, and left in the mode that it was in
+    model: FewShotModel, # A model, whose encoder is used in eval mode and then set back to its mode
     images: Iterable, # Batches whose first element is images `(bs, 3, H, W)`, such as `EpisodicDL.images()`
 ) -> Tensor:
-    "Feature maps `(n_images, C, H, W)` of every image, each encoded once"
+    "Feature maps of all images `(n_images, C, H, W)`"
     with evaluating(model): return torch.cat([model.encode(batch[0]).as_subclass(Tensor) for batch in images])
 
 
@@ -36,20 +36,20 @@ def _episode_labels(classes: Sequence[int], n: int, device: torch.device) -> Epi
 
 @torch.no_grad()
 def episode_scores(
-    model: FewShotModel, # In eval mode
+    model: FewShotModel, # A model in eval mode
     features: Tensor, # Feature maps of every image `(n_images, C, H, W)`
     sampler: EpisodeSampler, # Draws the episodes
     n_episodes: int, # Episodes 0…n_episodes−1 of the sampler
     transductive: bool = False, # Let confident queries join the support set
-    candidates: Sequence[int] = CANDIDATES, # How many join in each round
+    candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
     at_once: int | None = None, # Episodes classified together; None: as many as `AT_ONCE_MB` allows
-    share: tuple[int, int] = (0, 1), # Only the part of the episodes that is this rank's, of so many ranks
+    share: tuple[int, int] = (0, 1), # This rank and the number of ranks, which share the episodes
 ) -> Iterator[tuple[EpisodeIndices, Tensor, Tensor]]:
-    """Episode by episode: its indices, the scores of its queries `(n_query, n_way)` and their labels `(n_query,)`.
+    """Yield for each episode its indices, the scores of its queries `(n_query, n_way)` and their labels `(n_query,)`.
 
-    Episodes classified together keep to themselves, batch statistics included: their scores are those that they get one by
-    one. A method that cannot be vectorised, or would score otherwise, is noticed on the first episodes and goes one by one;
-    so do episodes that differ in their numbers of classes or images. Raises `ValueError` in training mode.
+    Several episodes are classified together, with the same scores as one by one, including batch statistics. This is checked on
+    the first episodes; a method that cannot be vectorised is run one by one, and so are episodes of different sizes. Raises
+    `ValueError` in training mode.
     """
     if getattr(model, 'training', False): raise ValueError('episode_scores in training mode: call model.eval() before')
     first = [sampler.episode(k) for k in range(min(2, n_episodes))]

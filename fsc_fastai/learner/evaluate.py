@@ -32,7 +32,7 @@ __all__ = ['Protocol', 'PROTOCOLS', 'worst_domain', 'compare']
 
 @dataclass(frozen=True)
 class Protocol:
-    "How many episodes and queries a table rests on; printed with every table"
+    "Numbers of episodes and queries of an evaluation, printed with every table"
     name: str
     n_episodes: int
     n_query: int
@@ -60,23 +60,25 @@ def evaluate(
     self: FSCLearner,
     domains: Any = None, # {name: folder, loaders or loader}, one of them, or None for `learn.dls.domains`
     *,
-    n_episodes: int | None = None, # Test episodes per domain; None: as the protocol says
+    n_episodes: int | None = None, # Test episodes per domain; None: as in the protocol
     n_way: Count | None = None, # Classes per episode, or a pair (lowest, highest); None: as in validation
     n_shot: Count | None = None, # Support images per class, likewise; None: as in validation
-    n_query: Count | None = None, # Queries per class, likewise; None: as the protocol says
-    protocol: str = 'paper', # A name in `PROTOCOLS`, for what is not given
-    seed: int = 0, # The same seed draws the same episodes for every model, so that differences are paired
+    n_query: Count | None = None, # Queries per class, likewise; None: as in the protocol
+    protocol: str = 'paper', # A name in `PROTOCOLS`, which sets numbers that are not given
+    seed: int = 0, # Seed of the episodes, which are the same for every model
     transductive: bool = False, # Let confident queries join the support set
-    candidates: Sequence[int] = CANDIDATES, # How many join in each round
+    candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
     adapt: Any = None, # An adaptation to each support, or its name; or a list or dictionary of them, one row each
-    resume: str | PathLike | None = None, # File to keep accuracies in, for adaptations on images: it is gone on with
+    resume: str | PathLike | None = None, # File of accuracies with adaptations on images, from which a run continues
 ) -> pd.DataFrame:
     """Accuracy on test episodes of each domain, with its 95 % confidence interval (±1.96·std/√n over the episodes).
 
-    Returns a frame that shows itself in percent, with one row per domain: domain, way, shot, n_episodes, n_query, accuracy, ci95,
-    protocol, images (their hash, `images_hash`), and adapt where it was asked for. The accuracy of every episode is kept in its
-    `attrs['episodes']`, which `compare` pairs. An adaptation on images encodes each episode anew, in all other cases each image
-    is encoded once. Every part of the model is left in its mode. Raises `ValueError` for scores that are not finite.
+    Returns a frame with one row per domain, displayed in percent: domain, way, shot, n_episodes, n_query, accuracy, ci95,
+    protocol, images (a hash, see `images_hash`), and adapt if it is given. `attrs['episodes']` has the accuracy of every episode,
+    which `compare` pairs. Each image is encoded once, except with an adaptation on images. The modes of the model's parts do not
+    change. Raises `ValueError` for scores that are not finite.
+
+        learn.evaluate({'birds': 'birds/test'}, n_shot=1, adapt='ridge')
     """
     if protocol not in PROTOCOLS: raise ValueError(f'protocol={protocol!r}: one of {", ".join(PROTOCOLS)}')
     default = PROTOCOLS[protocol]
@@ -122,20 +124,20 @@ def evaluate(
 
 
 def worst_domain(
-    results: pd.DataFrame, # From `learn.evaluate`
+    results: pd.DataFrame, # A table of `learn.evaluate`
 ) -> pd.Series:
-    "The row of the domain with the lowest accuracy: what a model that is taken somewhere new may come down to"
+    "The row of the domain with the lowest accuracy"
     return results.loc[results.accuracy.idxmin()]
 
 
 def compare(
-    results_a: pd.DataFrame, # From `learn.evaluate`
-    results_b: pd.DataFrame | None = None, # From another `evaluate` on the same domains, seed and episodes; None: see below
+    results_a: pd.DataFrame, # A table of `learn.evaluate`
+    results_b: pd.DataFrame | None = None, # Another table on the same domains and episodes; None: see below
 ) -> pd.DataFrame:
     """The paired difference b − a in each domain, with its 95 % interval over the episodes.
 
-    Both were tested on the same episodes, so the noise of drawing them cancels. A table of several adaptations alone: each of
-    them against the first. Raises `ValueError` when they were tested on other episodes.
+    Both tables are of the same episodes, so the noise of drawing episodes cancels. With one table of several adaptations, each
+    is compared with the first. Raises `ValueError` if the episodes differ.
     """
     if results_b is None:
         first, *others = (_of_adaptation(results_a, row) for row in results_a.get('adapt', pd.Series()).unique())

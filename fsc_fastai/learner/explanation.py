@@ -1,4 +1,4 @@
-"`learn.explain`: which pixels speak for which class; `learn.explain_pair`: which part of an image meets which of another"
+"`learn.explain`: which pixels speak for which class; `learn.explain_pair`: which parts of two images make them similar"
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -27,22 +27,22 @@ __all__ = ['EpisodeExplanation']
 
 @dataclass(frozen=True)
 class EpisodeExplanation:
-    "The relevance of an episode's pixels for every query and class, with what it takes to draw it"
-    query: Tensor               # relevance of the queries `(n_query, n_way, 3, height, width)`
-    support: Tensor | None      # and of the support images `(n_query, n_way, n_support, 3, height, width)`
+    "The relevance of an episode's pixels for every query and class, and what is needed to plot it"
+    query: Tensor               # Relevance of the queries `(n_query, n_way, 3, height, width)`
+    support: Tensor | None      # Relevance of the support images `(n_query, n_way, n_support, 3, height, width)`
     scores: Tensor              # `(n_query, n_way)`
-    images: tuple[Tensor, Tensor, Tensor]   # support images, their labels, query images
-    classes: list[Any]          # names, in the order of the scores
-    query_y: Tensor | None      # true labels, where they are known
-    attention: Tensor | None    # of a cross attention network `(n_query, n_way, H, W)`
-    originals: Originals | None = None # support images and queries as they were, which `overlay=True` draws
-    against: int | None = None  # the class that all others are compared with
+    images: tuple[Tensor, Tensor, Tensor]   # Support images, their labels, query images
+    classes: list[Any]          # Names, in the order of the scores
+    query_y: Tensor | None      # True labels, if they are known
+    attention: Tensor | None    # Attention maps of a cross attention network `(n_query, n_way, H, W)`
+    originals: Originals | None = None # Original support images and queries, which `overlay=True` draws
+    against: int | None = None  # The class that all others are compared with
     __repr__ = brief_repr
 
     def plot(self,
         **kwargs, # For `plot_heatmaps`, such as `overlay`, `shared`, `cmap` and `save`
     ) -> Figure:
-        "Queries by classes beside the support images, as the paper's Figure 1 (Figure 4 with attention); see `plot_heatmaps`"
+        "Plot the relevance of queries for each class and the support images, as in Figures 1 and 4 of the paper"
         support_x, support_y, query_x = self.images
         return plot_heatmaps(query_x, self.query, self.scores, support_x, support_y, self.query_y, self.classes, self.attention,
                              against=self.against, originals=self.originals, **kwargs)
@@ -51,7 +51,7 @@ class EpisodeExplanation:
         query: int = 0, # The query whose classification is explained
         **kwargs, # For `plot_support_heatmaps`
     ) -> Figure:
-        "The relevance of the support images for one query"
+        "Plot the relevance of the support images for one query"
         if self.support is None: raise ValueError('the support was not explained: learn.explain(…, explain_support=True)')
         return plot_support_heatmaps(self.images[0], self.support[query], self.images[1], self.classes, against=self.against,
                                      originals=self.originals, **kwargs)
@@ -88,16 +88,17 @@ def explain(
     query: Any = None, # Images (files, PIL images, arrays, tensors) or one; None: one query per class of a validation episode
     support: Mapping[Any, Sequence[Any]] | None = None, # {class: its images}; None: the support of a validation episode
     *,
-    explainer: Any = None, # Default: `LRP()`; also `GradientXInput()`, `IntegratedGradients()`, or a callable
-    explain_support: bool = False, # Explain the support images too: n_query·n_way maps of each
-    adapt: Any = None, # An adaptation to the support, or its name: the adapted model is explained
-    against: Any = None, # A class: why is it each of the others, and not this one? Relevance of a difference of scores
+    explainer: Any = None, # `LRP()` (default), `GradientXInput()`, `IntegratedGradients()`, or a callable
+    explain_support: bool = False, # Explain the support images too, with n_query·n_way maps for each
+    adapt: Any = None, # An adaptation to the support, or its name; the adapted model is explained
+    against: Any = None, # A class; relevance of the difference between the scores of each other class and this one
 ) -> EpisodeExplanation:
     """Relevance of every pixel for every (query, class), from the scores through the whole model (Sun et al. 2020, IV-E).
 
-    A class costs about as much as a forward pass of the episode, its support several (see `explain_images`); nothing is kept.
-    Raises `ValueError` when only one of `query` and `support` is given or one is empty, for an `against` that is none of the
-    classes, and for scores that are not finite.
+    Each class costs about a forward pass of the episode, the support several (see `explain_images`). Raises `ValueError` if only
+    one of `query` and `support` is given or one is empty, for an unknown class in `against`, and for scores that are not finite.
+
+        learn.explain(['new.jpg'], {'kestrel': kestrels, 'wren': wrens}).plot(overlay=True)
     """
     if (query is None) != (support is None):
         raise ValueError('explain needs both: learn.explain(images, {class: its images}), or neither for a validation episode')
@@ -131,11 +132,11 @@ def explain_pair(
     b: Any, # Another one
     explainer: Explainer | None = None, # `LRP()` (default), `GradientXInput()` or `IntegratedGradients()`
     *,
-    grid: int = 8, # Relevance is summed over so many rows and columns of each image
-    n_components: int | None = 64, # Random directions of the features that are passed back; None: every feature, exact
-    centre: Any = None, # Images whose mean vector is taken off both, for a euclidean distance
+    grid: int = 8, # Rows and columns of the grid over which relevance is summed
+    n_components: int | None = 64, # Random directions of the features to pass back; None: every feature, which is exact
+    centre: Any = None, # Images whose mean vector is subtracted from both, for a Euclidean distance
 ) -> PairExplanation:
-    """Which part of one image meets which part of another: BiLRP of their similarity (see `fsc_fastai.explain.explain_pair`).
+    """Which parts of two images make them similar: BiLRP of their similarity (see `fsc_fastai.explain.explain_pair`).
 
     Raises `TypeError` for a method whose score is no product of two vectors, such as RelationNet and GNNNet.
     """

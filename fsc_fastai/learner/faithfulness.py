@@ -1,4 +1,4 @@
-"`learn.faithfulness`: explainers compared by what becomes of the scores when the pixels that they call relevant are removed"
+"`learn.faithfulness`: explainers compared by how scores change when the pixels that they find relevant are removed"
 from __future__ import annotations
 
 import time
@@ -158,41 +158,41 @@ def faithfulness(
     n_shot: Count | None = None, # Support images per class; None: as in validation
     n_query: Count = 1, # Queries per class
     patches: Sequence[int] = (4, 8), # Sides of the patches that are removed, in pixels; 1: pixels
-    replace: Sequence[Replace] = ('mean', 'blur', 'noise'), # What takes their place
-    steps: int = 8, # From no patch to all
-    support: bool = False, # Remove patches of the support images of the answer, too?
+    replace: Sequence[Replace] = ('mean', 'blur', 'noise'), # Values of removed patches
+    steps: int = 8, # Equal steps from no patch to all
+    support: bool = False, # Also remove patches of the support images of the predicted class
     masks: Masks | Mapping[str, Masks] | None = None, # Where objects are: see below
-    period: int = 8, # Of the grid to look for: a product of the first strides
+    period: int = 8, # Period of the grid to look for, a product of the first strides
     n_randomised: int = 1, # Episodes on which weights are shuffled; 0: none
     reference: str | None = None, # Explainer that the others are compared with; None: the first
-    seed: int = 0, # Of the episodes, random orders and noise: all explainers meet the same
+    seed: int = 0, # Seed of episodes, random orders and noise, which are the same for all explainers
 ) -> pd.DataFrame:
-    """How faithful explanations are to the model, explainer by explainer, on the same episodes and queries.
+    """How faithful explanations are to the model, for several explainers on the same episodes and queries.
 
-    A query is explained for the class that the model answers, whose probability is followed while patches are removed. One row
-    a domain, explainer, side ('query', 'support'), measure, patch and replaced_by, with `value` ± `ci95` over the episodes, and
-    the paired `difference` ± `difference_ci95` to the reference. Measures:
+    A query is explained for its predicted class, whose probability is followed while patches are removed. There is one row per
+    domain, explainer, side ('query', 'support'), measure, patch and replaced_by, with `value` ± `ci95` over the episodes, and the
+    paired `difference` ± `difference_ci95` to the reference. The measures are:
 
     | | |
     |---|---|
     | deletion | area under the curve, the most relevant patch first: lower is better |
     | insertion | the same, the least relevant first, which is insertion read backwards: higher is better |
-    | random | the same in a random order, for comparison |
+    | random | the same in a random order, as a reference |
     | gap | insertion − deletion, the one number to choose by; replaced_by 'all' is the mean of all patches and replacements |
     | mass | localisation on `mosaics`: the share of the positive relevance in the quarter with the class; chance is 0.25 |
-    | pointing | likewise, the share of the maps whose maximum is there |
-    | mask mass, mask pointing | the same of each query as it is, for the answer, within the mask of its object |
-    | mask area | the object's share of the picture, which a map that knows nothing has of both |
+    | pointing | the share of the maps whose maximum is in this quarter |
+    | mask mass, mask pointing | the same for each query itself, within the mask of its object |
+    | mask area | the object's share of the image, the chance level of both |
     | grid | share of the map's energy that is a grid of the strides (`grid_energy`): lower is better |
-    | randomised, ssim | likeness of the map after all weights were shuffled (`randomisation`): lower is better |
+    | randomised, ssim | similarity to the map after all weights were shuffled (`randomisation`): lower is better |
     | passes | time to explain a class, in forward passes of the episode |
 
-    `masks` is a folder that has `class/name.png` for an image `class/name.jpg`, or a function of an image's file to a mask: a
-    file, picture or array in the size of the image; what is not black is the object. {domain: masks} where domains differ.
+    `masks` is a folder with `class/name.png` for an image `class/name.jpg`, or a function that maps the file of an image to a
+    mask: a file, picture or array of the size of the image, where the object is not black. {domain: masks} if domains differ.
 
     `attrs['curves']` has the mean curves, which `plot_removal` draws, `attrs['episodes']` the values of each episode, and
-    `attrs['randomisation']` the likeness layer by layer. Raises `ValueError` without explainers, for an unknown
-    reference, and for masks that do not fit, `FileNotFoundError` where one is missing.
+    `attrs['randomisation']` the similarity layer by layer. Raises `ValueError` without explainers, for an unknown reference, and
+    for masks that do not fit; `FileNotFoundError` for a missing mask.
     """
     if not explainers: raise ValueError('no explainers to compare: give {name: explainer}')
     names = list(explainers)
@@ -241,12 +241,12 @@ def _row(domain: str, name: str, key: tuple, found: list[Measures], other: list[
 
 
 def plot_removal(
-    table: pd.DataFrame, # From `learn.faithfulness`
+    table: pd.DataFrame, # A table of `learn.faithfulness`
     domain: str | None = None, # None: the first
     side: str = 'query', # Or 'support'
-    size: float = 2.6, # Inches of a panel
+    size: float = 2.6, # Side of a panel in inches
 ) -> Figure:
-    """The probability of the answer while patches are removed, a panel for each size of patches and each replacement.
+    """Plot the probability of the predicted class while patches are removed, one panel per patch size and replacement.
 
     Solid: the most relevant first. Dashed: the least relevant first. Grey: in a random order. Raises `ValueError` for a table
     without curves.

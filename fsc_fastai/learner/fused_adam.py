@@ -1,4 +1,4 @@
-"fastai's Adam as torch computes it: all tensors together, in a few kernels"
+"fastai's Adam computed by torch for all tensors together, in a few kernels"
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -14,18 +14,18 @@ __all__ = ['FusedAdam', 'default_optimizer']
 
 
 class FusedAdam(Optimizer):
-    """fastai's `Adam` by torch's fused AdamW, equal within rounding.
+    """fastai's `Adam`, computed by torch's fused AdamW; equal within rounding.
 
-    Hyper-parameters, parameter groups, freezing, and which weights do not decay are fastai's, and so is the state: what one
-    saved, the other loads. fastai goes from one tensor to the next, which on a GPU takes longer than a step of a small network.
-    Gradients are gone after a step, not set to zero: a weight that a step does not use stays as it is.
+    Hyper-parameters, parameter groups, freezing and weights without decay work as in fastai, and each can load the state of the
+    other. fastai updates one tensor after the other, which on a GPU takes longer than a step of a small network. `zero_grad`
+    frees gradients, so that weights which a step does not use do not change.
     """
     def __init__(self,
         params: Tensor | Iterable, # Model parameters, perhaps in groups
         lr: float | slice, # Default learning rate
         mom: float = .9, # Coefficient of the gradient's moving average, β1
         sqr_mom: float = .99, # Coefficient of the moving average of its square, β2
-        eps: float = 1e-5, # Added to the root
+        eps: float = 1e-5, # Added to the square root
         wd: float = .01, # Weight decay
         decouple_wd: bool = True, # True weight decay (AdamW), or L2 regularisation (Adam)
     ):
@@ -34,7 +34,7 @@ class FusedAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        "Move all weights that have a gradient"
+        "Update all weights that have a gradient"
         if closure is not None: raise NotImplementedError("fastai's optimizers do not support a closure")
         for group, hyper in zip(self.param_lists, self.hypers, strict=True):
             used = [p for p in group if p.grad is not None]
@@ -65,13 +65,13 @@ class FusedAdam(Optimizer):
             for p in group: p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        "As fastai's `Adam` has it"
+        "The state in the format of fastai's `Adam`"
         found = super().state_dict()
         return found | dict(state=[s | (dict(step=int(s['step'])) if 'step' in s else {}) for s in found['state']])
 
 
 def default_optimizer(
-    device: torch.device | str | None, # Where is trained
+    device: torch.device | str | None, # Device of the training
 ) -> Callable[..., Optimizer]:
     "`FusedAdam` on a GPU, where it is several times faster; elsewhere fastai's `Adam`"
     return FusedAdam if device is not None and torch.device(device).type == 'cuda' else Adam

@@ -1,4 +1,4 @@
-"Do the loaders give images as the pretrained weights were trained on them?"
+"Check that the loaders' images match those that pretrained weights were trained on"
 from __future__ import annotations
 
 import warnings
@@ -12,13 +12,13 @@ __all__ = ['check_images']
 
 
 def check_images(
-    dls: EpisodeDataLoaders, # What the encoder will see
-    encoder: Encoder, # With `trained_on`, where its weights are pretrained
-    of_timm: bool = False, # Are the weights timm's own, as they were trained?
+    dls: EpisodeDataLoaders, # Loaders of the images
+    encoder: Encoder, # An encoder, with `trained_on` if its weights are pretrained
+    of_timm: bool = False, # The weights are timm's own, so that another size is worth a warning
 ) -> None:
-    """`ValueError`, which names both and the remedy, for other statistics than those of the weights; a warning for another size.
+    """Raise `ValueError`, with the remedy, for images with other statistics than those of the weights; warn of another size.
 
-    Another size is an error, too, where the network has one that is fixed.
+    Another size is an error, too, if the size of the network is fixed.
     """
     wanted, (mean, std) = encoder.trained_on, dls.statistics
     if wanted is None: return

@@ -51,8 +51,8 @@ def first_weights(
 class FSCLearner(Learner):
     """A fastai `Learner` whose batches are episodes.
 
-    What differs: `fine_tune` begins with pre-training an encoder that nobody has trained; predictions keep the order of the
-    episodes; callbacks that would silently do the wrong thing with episodes are refused; a failed `export` loses nothing.
+    It differs from fastai's in four ways. `fine_tune` first pre-trains an encoder that has no training yet. Predictions keep the
+    order of the episodes. Callbacks that would misread episodes are refused. A failed `export` loses nothing.
     """
     _encoder_trained = False
     first_encoder: torch.Tensor | None = None # As `first_weights`, of the encoder alone
@@ -73,16 +73,16 @@ class FSCLearner(Learner):
     opt: Any
 
     def add_cb(self, cb: Callback | type[Callback]) -> FSCLearner:
-        "Add a callback, unless it would silently misread an episode: `TypeError` says what to use"
+        "Add a callback. Raises `TypeError` for one that would misread episodes, and says what to use instead"
         return super().add_cb(adapted(cb, self))
 
     def fit(self,
         n_epoch: int, # Epochs of `dls.train.n_episodes` episodes
         *args, **kwargs, # For fastai's `fit`: lr, wd, cbs, …
     ) -> None:
-        """Train; after an error in mid-batch the learner is as usable as before.
+        """Train. The learner stays usable after an error or interruption in the middle of a batch.
 
-        Raises `ValueError` where there are no training images, as in a learner that was exported and loaded.
+        Raises `ValueError` without training images, as in a learner that was exported and loaded.
         """
         check_any(self.dls.train, 'train on')
         if isinstance(self.model, FewShotModel):  # a loss of the user's own takes scores
@@ -111,7 +111,7 @@ class FSCLearner(Learner):
         return self.first_weights is not None and torch.equal(first_weights(self.model), self.first_weights)
 
     def warn_untrained(self) -> None:
-        "A warning, before an answer is given or kept, that it is about random"
+        "Warn that the answers of an untrained learner are about as good as chance"
         if not self.untrained: return
         head = type(self.model).__name__
         what = f'{head} compares by weights of its own' if own_weights(self.model) else 'its encoder is random'
@@ -121,7 +121,7 @@ class FSCLearner(Learner):
     def lr_find(self,
         *args, **kwargs, # For fastai's `lr_find`
     ) -> Any:
-        "fastai's; the weights, the episodes to come and what `fine_tune` knows of the encoder stay as they were"
+        "fastai's `lr_find`, which leaves the weights, the next episodes and `encoder_trained` as they were"
         check_any(self.dls.train, 'train on')
         trained, epoch = self.encoder_trained, self.dls.train.epoch
         try: return super().lr_find(*args, **kwargs)
@@ -131,10 +131,10 @@ class FSCLearner(Learner):
         file: str | os.PathLike, # Name within `path/model_dir`, without the ending
         **kwargs, # For fastai's `save_model`, such as `with_opt`
     ) -> Path:
-        """Write the weights, and with the optimizer the state of callbacks that have one, such as γ and β of `LFTCallback`.
+        """Write the weights, the optimizer and the state of callbacks, such as γ and β of `LFTCallback`.
 
-        fastai's own `load` reads the file as well, without that state. Raises `ValueError` for weights that are not finite,
-        before an older file is replaced.
+        fastai's own `load` can read the file, without the state of callbacks. Raises `ValueError` for weights that are not
+        finite; an older file then stays.
         """
         check_weights(self.model, 'save')
         path = join_path_file(file, self.path/self.model_dir, ext='.pth')
@@ -144,12 +144,12 @@ class FSCLearner(Learner):
 
     def load(self,
         file: str | os.PathLike, # Name within `path/model_dir`, without the ending
-        device: str | torch.device | None = None, # Where to load to; None: that of the loaders
+        device: str | torch.device | None = None, # Device of the weights; None: that of the loaders
         **kwargs, # For fastai's `load_model`, such as `with_opt` and `strict`
     ) -> FSCLearner:
-        """Load what `save` wrote: the weights, the optimizer, and the state of those callbacks that this learner has too.
+        """Load what `save` wrote: the weights, the optimizer, and the state of callbacks that this learner has too.
 
-        Callbacks of which the file holds nothing stay as they are. Raises `ValueError` for the state of other transformations.
+        Callbacks that are not in the file do not change. Raises `ValueError` for the state of other transformations.
         """
         if self.opt is None: self.create_opt()
         path, saved = join_path_file(file, self.path/self.model_dir, ext='.pth'), OptimizerAndCallbacks(self)
@@ -176,16 +176,16 @@ class FSCLearner(Learner):
 
     def fine_tune(self,
         epochs: int, # Epochs with the whole model unfrozen
-        base_lr: float = 2e-3, # Peak learning rate of the head while the encoder is frozen, twice that of the second phase
+        base_lr: float = 2e-3, # Peak learning rate while the encoder is frozen, twice that of the second phase
         freeze_epochs: int = 1, # Epochs with the encoder frozen
-        lr_mult: float = 10, # The encoder's learning rate is this much smaller
-        pretrain_epochs: int | None = None, # Epochs of encoder pre-training; None: 20 if nobody has trained the encoder yet
+        lr_mult: float = 10, # Factor by which the encoder's learning rate is smaller
+        pretrain_epochs: int | None = None, # Epochs of encoder pre-training; None: 20 if the encoder is untrained, else 0
         **kwargs, # For `fit_one_cycle`
     ) -> None:
-        """Pre-train the encoder if it needs it, train the head with the encoder frozen, then everything.
+        """Pre-train an untrained encoder, train the head with the encoder frozen, then train everything.
 
-        From random weights a RelationNet stays at chance for hundreds of episodes, on a pre-trained encoder it learns at once;
-        so do the published results, which all start from a pre-trained encoder.
+        From random weights a RelationNet stays at chance for hundreds of episodes; with a pre-trained encoder it learns at once.
+        All published results start from a pre-trained encoder, too.
         """
         if pretrain_epochs is None: pretrain_epochs = 0 if self.encoder_trained else 20
         if pretrain_epochs: self.pretrain_encoder(pretrain_epochs)
@@ -194,30 +194,29 @@ class FSCLearner(Learner):
         else: self.fit_one_cycle(freeze_epochs + epochs, base_lr/2, **kwargs)  # no head of its own to train first
 
     def validate(self,
-        ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
-        dl: Any = None, # Another loader of episodes, in the place of these
+        ds_idx: int = 1, # The loader: 0 training, 1 validation
+        dl: Any = None, # Another loader of episodes to use instead
         cbs: Any = None, # Callbacks for this validation
     ) -> Any:
-        """Loss and metrics of a loader of episodes. Callbacks that keep the records of a training take no part.
+        """Loss and metrics of a loader of episodes, without callbacks that record a training.
 
-        Raises `ValueError` where there are no images, as in a learner that was exported and loaded.
+        Raises `ValueError` without images, as in a learner that was exported and loaded.
         """
         if dl is None: check_any(self.dls[ds_idx], 'validate on')
         with untracked(self): return super().validate(ds_idx, dl, cbs)
 
     def get_preds(self,
-        ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
-        dl: Any = None, # Another loader of episodes, in the place of these
+        ds_idx: int = 1, # The loader: 0 training, 1 validation
+        dl: Any = None, # Another loader of episodes to use instead
         *,
-        reorder: bool = True, # Changes nothing: the order is that of the episodes, by whose numbers fastai would index queries
+        reorder: bool = True, # Has no effect: the order is always that of the episodes
         **kwargs, # For fastai's `get_preds`, such as `with_loss` and `with_decoded`
     ) -> tuple:
         """Scores `(n, n_way)` and labels `(n,)` of every query, in the order of the episodes.
 
-        Where episodes differ in their classes, all have the highest `n_way`: probability 0 for classes that an episode has not.
-
-        Losses alone are refused by `TypeError`, because they come from fastai's interpretations, which read an episode's
-        labels as classes of the vocabulary; so are loaders of single images.
+        If the number of classes varies, all rows have the highest `n_way`, with probability 0 for classes that an episode lacks.
+        Raises `TypeError` for a loader of single images, and for losses without predictions: fastai's Interpretation classes ask
+        for them and would read the labels of an episode as classes of the vocabulary.
         """
         if kwargs.get('with_loss') and not kwargs.get('with_preds', True):
             raise TypeError("fastai's Interpretation classes read the labels of an episode as classes of the vocabulary: "
@@ -228,21 +227,21 @@ class FSCLearner(Learner):
         with untracked(self): return super().get_preds(ds_idx, dl, reorder=False, **kwargs)
 
     def tta(self,
-        ds_idx: int = 1, # Which of the loaders: 0 training, 1 validation
-        dl: Any = None, # Another loader of episodes, in the place of these
-        n: int = 4, # Passes over the same episodes, each with other augmentations
-        item_tfms: Any = None, # In the place of those of the loader, before `ToTensor`
-        batch_tfms: Any = None, # In the place of those of the loader, normalisation included
+        ds_idx: int = 1, # The loader: 0 training, 1 validation
+        dl: Any = None, # Another loader of episodes to use instead
+        n: int = 4, # Passes over the same episodes, each with new augmentations
+        item_tfms: Any = None, # Item transforms to use instead of the loader's, before `ToTensor`
+        batch_tfms: Any = None, # Batch transforms to use instead of the loader's, including normalisation
         **kwargs, # For fastai's `tta`: beta, use_max
     ) -> tuple:
-        "Scores and labels as of `get_preds`, averaged over augmented views of support and queries and, by `beta`, the plain ones"
+        "Scores and labels as from `get_preds`, averaged over augmented support and queries and, weighted by `beta`, plain ones"
         new: dict[str, Any] = {} if item_tfms is None else dict(after_item=[*L(item_tfms), ToTensor()])
         if batch_tfms is not None: new['after_batch'] = batch_tfms
         dl = (self.dls[ds_idx] if dl is None else dl).new(shuffle=False, **new)
         with untracked(self): return super().tta(dl=dl, n=n, **kwargs)
 
     def gather_args(self) -> dict[str, Any]:
-        "What `WandbCallback` writes down of a run, as text"
+        "The settings that `WandbCallback` records of a run, as text"
         train = self.dls.train
         settings = dict(method=type(self.model).__name__, encoder=type(self.model.encoder).__name__, loss=self.loss_func,
                         optimizer=self.opt_func, lr=self.lr, n_way=train.n_way, n_shot=train.n_shot, n_query=train.n_query,
@@ -258,15 +257,15 @@ class FSCLearner(Learner):
         super()._split(b)
 
     def export(self,
-        fname: str | os.PathLike = 'export.pkl', # Within `learn.path`, or an absolute path
+        fname: str | os.PathLike = 'export.pkl', # File within `learn.path`, or an absolute path
         *,
-        bundle: str | os.PathLike | None = None, # Folder for the same as plain data, likewise; see `save_bundle`
+        bundle: str | os.PathLike | None = None, # Folder for a bundle of plain data, likewise; see `save_bundle`
         **kwargs, # For fastai's `export`, such as `pickle_protocol`
     ) -> None:
-        """Write the learner without data for `load_learner`; when that fails, the file and the learner stay as they were.
+        """Write the learner without its data for `load_learner`. If that fails, an older file and the learner do not change.
 
-        The file is a pickle: who loads it executes what it holds. A bundle executes nothing. Raises `ValueError` for weights that
-        are not finite.
+        Loading the file, a pickle, executes what it holds; loading a bundle executes nothing. Raises `ValueError` for weights
+        that are not finite.
         """
         check_weights(self.model, 'export')
         if rank_distrib(): return  # the first one writes

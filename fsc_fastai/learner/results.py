@@ -1,4 +1,4 @@
-"The results of `learn.evaluate` for people: a table for the terminal, a figure, a picture file"
+"The results of `learn.evaluate` as a table for the terminal and as a figure"
 from __future__ import annotations
 
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ['Accuracies', 'format_table', 'plot_results', 'save_figure']
 
 
 class Accuracies(pd.DataFrame):
-    """A frame that shows its accuracies in percent, on a terminal and in a notebook; its numbers are those of any frame.
+    """A frame that displays accuracies in percent, on a terminal and in a notebook.
 
     >>> Accuracies([dict(domain='greek', accuracy=.5, ci95=.01, images='3f')])
       domain accuracy    ci95 images
@@ -40,7 +40,7 @@ def _chance(way: Count) -> float:
 
 
 def format_table(
-    table: pd.DataFrame, # From `learn.evaluate`
+    table: pd.DataFrame, # A table of `learn.evaluate`
 ) -> str:
     "The table for a terminal: percentages, and the chance level"
     shown = table[['domain', *(['adapt'] if 'adapt' in table else []), 'way', 'shot', 'n_episodes', 'n_query', 'protocol']].copy()
@@ -52,9 +52,9 @@ def format_table(
 
 def plot_results(
     tables: dict[str, pd.DataFrame], # Tables of `learn.evaluate` by name, over the same domains
-    ax: plt.Axes | None = None, # Where to draw; None: a figure of its own
+    ax: plt.Axes | None = None, # Axes to draw on; None: a new figure
 ) -> plt.Axes:
-    "Accuracy by domain as bars with their 95 % intervals, the chance level dashed. Raises `ValueError` without a table"
+    "Plot accuracies by domain as bars with 95 % intervals; chance is dashed. Raises `ValueError` without a table"
     if not tables: raise ValueError('no tables to plot: give {name: learn.evaluate(...)}')
     ax = ax or plt.subplots(figsize=(9, 4), layout='constrained')[1]
     width, first = 0.8 / len(tables), next(iter(tables.values()))

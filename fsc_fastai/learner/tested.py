@@ -1,4 +1,4 @@
-"The domains that a learner is tested on: their loaders, their episodes, and the feature maps of their images"
+"The domains of an evaluation: loaders, episodes, and feature maps of the images"
 from __future__ import annotations
 
 from functools import partial
@@ -17,12 +17,12 @@ __all__ = ['encode_domain', 'named_domains', 'tested_domains']
 
 
 def encode_domain(
-    learn: FSCLearner, # Whose encoder
-    dl: EpisodicDL, # Of the domain
-    bar: Bar, # Which the images are steps of
+    learn: FSCLearner, # The learner with the encoder
+    dl: EpisodicDL, # Loader of the domain
+    bar: Bar, # Progress bar, which advances by the images
     bs: int = 64, # Images per batch
 ) -> Tensor:
-    "Feature maps of every image of a domain; ranks encode whole batches each, so that they are those of one process"
+    "Feature maps of every image of a domain `(n_images, C, H, W)`; ranks share whole batches"
     share, n = share_of(learn), len(dl.items)
     watched = partial(bar.through, each=bs * share[1], worth=n)
     if share[1] == 1: return encode_images(learn.model, watched(dl.images(bs)))
@@ -33,23 +33,23 @@ def encode_domain(
 
 
 def named_domains(
-    learn: FSCLearner, # Any
-    domains: Any, # As in `learn.evaluate`
+    learn: FSCLearner, # The learner, whose domains are the default
+    domains: Any, # Domains as for `learn.evaluate`
 ) -> dict[str, EpisodicDL]:
-    "`domains` as named loaders: the learner's own, or made from paths and loaders"
+    "Loaders by the name of the domain: those of the learner, or made from paths and loaders"
     if domains is not None: return learn.dls.as_domains(domains)
     if learn.dls.domains: return learn.dls.domains
     raise ValueError('evaluate needs domains to test on: pass {name: folder}, or build the loaders with dls.with_domains(...)')
 
 
 def tested_domains(
-    learn: FSCLearner, # Whose validation says what is not given
-    domains: Any, # As in `learn.evaluate`
+    learn: FSCLearner, # The learner, whose validation sets the defaults
+    domains: Any, # Domains as for `learn.evaluate`
     n_episodes: int, # Episodes per domain
     n_way: Count | None, # Classes per episode; None: as in validation
     n_shot: Count | None, # Support images per class; None: as in validation
     n_query: Count, # Queries per class
-    seed: int, # Of the episodes
+    seed: int, # Seed of the episodes
 ) -> list[tuple[str, EpisodicDL, EpisodeSampler]]:
     "Name, loader and sampler of each domain"
     check_whole('n_episodes', n_episodes, least=1)
