@@ -26,7 +26,7 @@ def fsc_reproduce(
     methods: str = ','.join(METHODS), # Only the models of these, separated by commas
     finished: bool = False, # Train nothing: report the models that are finished
     jobs: int = 1, # Models that are trained at a time, each in a process of its own: several share a large GPU
-    pack: Path | None = None, # Train nothing: write the images of the table, at its size, as this .tar for another machine
+    pack: Path | None = None, # Train nothing: write the images of the table, at its size, as this .tgz for another machine
 ) -> None:
     """Train and test every model of a table of the paper, and write the report with the paper's numbers beside ours.
 

@@ -23,19 +23,19 @@ __all__ = ['pack_images']
 def pack_images(
     data: Data, # The domains to train and test on
     preset: Preset, # Whose size the images get
-    archive: Path, # The .tar file; unpacked it is a folder of its name
+    archive: Path, # The .tgz file; unpacked it is a folder of its name
     learned_from: bool = False, # Take the base classes of the targets as well, for Table IV
-    quality: int = 90, # Of the JPEG files
+    quality: int = 85, # Of the JPEG files
 ) -> Path:
     """Write every image that training and tests look at, resized as they do it, class by class; returns the archive.
 
     Unpacked it is a folder for `folder_data`. Its episodes are those of the originals; pixels differ by what JPEG loses, so that
     results count as those of other data. Raises `ValueError` for another ending, `OSError` for what cannot be written.
     """
-    if archive.suffix != '.tar': raise ValueError(f'{archive} has to end in .tar')
+    if archive.suffix != '.tgz': raise ValueError(f'{archive} has to end in .tgz')
     folders = dict(_folders(data, preset, learned_from))
     bar = Bar(sum(len(dl.labels) for dl in folders.values()), comment='images')
-    with atomic_write(archive) as part, tarfile.open(part, 'w') as tar:
+    with atomic_write(archive) as part, tarfile.open(part, 'w:gz') as tar:
         for folder, dl in folders.items():
             numbers: Counter[int] = Counter()
             for i, label in bar.through(list(enumerate(dl.labels))):
@@ -63,5 +63,5 @@ def _folders(data: Data, preset: Preset, learned_from: bool) -> Iterator[tuple[s
 
 def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
     file = BytesIO()
-    Image.fromarray(pixels).save(file, 'jpeg', quality=quality)
+    Image.fromarray(pixels).save(file, 'jpeg', quality=quality, optimize=True)
     return file.getvalue()

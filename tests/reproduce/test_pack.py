@@ -35,7 +35,7 @@ def unpacked(archive):
 
 @pytest.mark.parametrize('learned_from', [False, True])
 def test_episodes_are_those_of_the_originals(photos, tmp_path, learned_from):
-    packed = unpacked(pack_images(photos, PRESET, tmp_path/'small.tar', learned_from))
+    packed = unpacked(pack_images(photos, PRESET, tmp_path/'small.tgz', learned_from))
     assert packed.name == 'small' and set(packed.targets) == set(photos.targets)
     cell = Cell('RN', 1, 3)
     here, there = (data.loaders(cell, RECIPE) for data in (photos, packed))
@@ -52,10 +52,10 @@ def test_episodes_are_those_of_the_originals(photos, tmp_path, learned_from):
 
 
 def test_a_packed_table_is_trained(photos, tmp_path):
-    packed = unpacked(pack_images(photos, PRESET, tmp_path/'small.tar'))
+    packed = unpacked(pack_images(photos, PRESET, tmp_path/'small.tgz'))
     text = run_table('table2', PRESET, packed, tmp_path/'out', 1, [1], 'fsc_reproduce table2').read_text()
     assert '| LRP-RN | 1 |' in text and (tmp_path/'out'/'small'/'tiny'/'cells'/'rn_1shot_seed0'/'result.json').exists()
 
 
 def test_an_archive_of_another_kind_is_refused(photos, tmp_path):
-    with pytest.raises(ValueError, match=r'small\.zip has to end in \.tar'): pack_images(photos, PRESET, tmp_path/'small.zip')
+    with pytest.raises(ValueError, match=r'small\.zip has to end in \.tgz'): pack_images(photos, PRESET, tmp_path/'small.zip')
