@@ -1,4 +1,4 @@
-"A few-shot model on a pretrained backbone as it is: nothing is trained, a handful of examples of each class will do"
+"A few-shot model on a frozen pretrained backbone, which needs no training"
 from __future__ import annotations
 
 import warnings
@@ -29,17 +29,17 @@ DEFAULT_HEAD = 'ridge' # Chosen on classes of mini-ImageNet's validation, see do
 
 
 def backbone_model(
-    arch: str | nn.Module, # A timm name, or a module from images to maps or vectors
+    arch: str | nn.Module, # A timm name, or a module that maps images to feature maps or vectors
     weights: Weights | None = None, # Checkpoint, state dict, or `hf-hub:owner/name`; None: timm's weights of this name
-    head: Any = DEFAULT_HEAD, # Of `HEADS`, or another method or inductive adaptation of features without weights to train
-    pool: TokenPool | None = 'auto', # As in `Encoder`
-    size: Size | None = None, # Of the images; None: what the weights were trained on
+    head: Any = DEFAULT_HEAD, # A name in `HEADS`, or another method or inductive adaptation without weights to train
+    pool: TokenPool | None = 'auto', # How tokens become features, see `Encoder`
+    size: Size | None = None, # Size of the images; None: the one that the weights were trained on
     remap: bool = False, # Match the tensors of the checkpoint by position
 ) -> tuple[FewShotModel, Preprocess]:
-    """A model on a backbone as it is, and the preprocessing that its weights were trained with.
+    """A model on a pretrained backbone, and the preprocessing that its weights were trained with.
 
-    Warns of a backbone without pretrained weights. Raises `ValueError` for a head that would have to be trained, and as
-    `create_encoder` does.
+    Warns if the backbone has no pretrained weights. Raises `ValueError` for a head that would have to be trained; otherwise
+    raises as `create_encoder` does.
     """
     images = _images(arch).at(size)
     pretrained: Weights = False if weights is None else weights

@@ -1,4 +1,4 @@
-"A classifier as two files of plain data: JSON, and tensors in the safetensors format"
+"A classifier as two files of plain data: JSON and safetensors"
 from __future__ import annotations
 
 import io
@@ -40,25 +40,26 @@ def _model_state(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass
 class Bundle:
-    """What a saved classifier holds. Reading executes nothing that the folder holds, and follows no path that it names.
+    """The content of a saved classifier. Reading executes nothing in the folder and follows no path that its files name.
 
-    The JSON names the tensor file by its SHA-256 and is written last: a `write` that is cut off leaves the old bundle in force.
+    The JSON names the tensor file by its SHA-256 and is written last, so an interrupted `write` leaves the old bundle intact.
     """
-    model: FewShotModel # With the `config` that builds it again
-    preprocess: Preprocess # From an image to what the encoder takes
-    reject: float | None = None # Below this probability an image is none of the classes
-    temperature: float = 1. # Of the probabilities
+    model: FewShotModel # A model with a `config`, from which it is built again
+    preprocess: Preprocess # Turns an image into the input of the encoder
+    reject: float | None = None # An image whose largest probability is lower belongs to none of the classes
+    temperature: float = 1. # Divisor of the scores
     support: Support | None = None # The examples
     keep: float | None = None # Share of images of the classes to answer
-    calibrated: str | None = None # How the temperature was chosen
-    half: bool = False # Matrices in 16 bits?
+    calibrated: str | None = None # What chose the temperature
+    half: bool = False # Matrices are stored in half precision
 
     def write(self,
-        folder: str | os.PathLike, # Made if it is not there
+        folder: str | os.PathLike, # Created if needed
     ) -> Path:
-        """Write both files, after reading them as `read` will: what cannot be read again does not replace what can.
+        """Write both files. They are read back first, so that an older bundle is only replaced by one that can be read.
 
-        Raises `ValueError` for a model that was not built by `create_fsc_model`, and `BundleError` for what `read` would refuse.
+        Raises `ValueError` for a model that was not built by `create_fsc_model`, and `BundleError` for anything that `read` would
+        refuse.
         """
         if not hasattr(self.model, 'config'):
             raise ValueError(f'This {type(self.model).__name__} has no `config` to be built from again: use create_fsc_model')
@@ -106,11 +107,11 @@ class Bundle:
 
     @classmethod
     def read(cls,
-        folder: str | os.PathLike, # As `write` made it
-        arch: nn.Module | None = None, # The backbone, where it was a module of your own
-        method: type[FewShotModel] | None = None, # The method, where it was a class of your own that is not registered
+        folder: str | os.PathLike, # Folder that `write` wrote
+        arch: nn.Module | None = None, # The backbone, if it was a module of your own
+        method: type[FewShotModel] | None = None, # The method, if it was a class of your own that is not registered
     ) -> Bundle:
-        "Raises `FileNotFoundError` where there is no bundle, and `BundleError` for one that cannot be trusted to be whole"
+        "Read a bundle. Raises `FileNotFoundError` where there is none, and `BundleError` for one that is corrupt"
         folder = Path(folder)
         if not (folder/JSON_NAME).is_file(): raise FileNotFoundError(f'no classifier in {folder}: it has no {JSON_NAME}')
         try:

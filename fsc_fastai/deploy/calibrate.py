@@ -1,4 +1,4 @@
-"Probabilities that mean what they say, and a threshold for \"none of these\", from episodes of held-out classes"
+"Calibrated probabilities and a threshold for \"none of these\", from episodes of held-out classes"
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,35 +24,34 @@ __all__ = ['Calibration', 'measured']
 
 @dataclass(frozen=True)
 class Calibration:
-    "What `calibrate` found, over all its episodes"
+    "The result of `calibrate`, over all its episodes"
     temperature: float # Scores are divided by it before they become probabilities
-    threshold: float # Below this probability an image is none of the classes
+    threshold: float # An image whose largest probability is lower belongs to none of the classes
     accepted: float # Share of the images of known classes above the threshold
     refused: float # Share of the images of other classes below it
-    auroc: float # How well the probability tells known from other classes at any threshold; 0.5 is chance
-    accuracy: float # Of the images of known classes, before any is refused
+    auroc: float # Area under the ROC curve of the probability between known and other classes; 0.5 is chance
+    accuracy: float # Accuracy on images of known classes, before any is refused
 
 
 @patch
 @torch.no_grad()
 def calibrate(
     self: FewShotClassifier,
-    items: Any, # Images of classes held out from training, or a folder with a folder of images per class
+    items: Any, # Images of classes held out from training, or a folder with one folder of images per class
     labels: Sequence[Any] | None = None, # The class of each image; None: the names of the folders
     *,
-    keep: float = 0.95, # Share of the images of known classes that the threshold lets pass
+    keep: float = 0.95, # Share of images of known classes above the threshold
     n_episodes: int = 100, # Episodes to draw
-    n_way: int | None = None, # Known classes per episode; None: as many as there are in use
-    n_shot: int | None = None, # Examples per class; None: the median of those in use
-    n_query: int = 5, # Other images of each known and each unknown class
-    seed: int = 0, # Of the episodes
+    n_way: int | None = None, # Known classes per episode; None: as many as the classifier has
+    n_shot: int | None = None, # Examples per class; None: the median of the classifier's
+    n_query: int = 5, # Queries of each known and each unknown class
+    seed: int = 0, # Seed of the episodes
 ) -> Calibration:
-    """Choose `temperature` and `reject` on episodes like the case in use.
+    """Choose `temperature` and `reject` by episodes that resemble the use of the classifier.
 
-    Each episode has `n_way` known classes and up to as many others, whose images should be refused. The temperature minimises
-    the cross entropy of the known ones (Guo et al. 2017, section 4.2).
-    Raises `ValueError` for fewer than `n_way` + 1 classes, for classes with fewer than `n_shot` + `n_query` images, and for
-    scores that are not finite.
+    Each episode has `n_way` known classes and up to as many others, whose images should be rejected. The temperature minimises
+    the cross entropy of the known classes (Guo et al. 2017, section 4.2). Raises `ValueError` for fewer than `n_way` + 1 classes,
+    for classes with fewer than `n_shot` + `n_query` images, and for scores that are not finite.
     """
     if not 0 < keep < 1: raise ValueError(f'keep={keep}: wanted a share between 0 and 1')
     items, named = labelled_items(items, labels)
@@ -93,11 +92,11 @@ def _episode_scores(
 def measured(
     known: Tensor, # Scores of images of known classes `(n, n_way)`
     other: Tensor, # Scores of images of other classes `(m, n_way)`
-    target: Tensor, # The right classes of the known ones `(n,)`
-    temperature: float, # Of the probabilities
-    keep: float, # Share of the known ones that the threshold lets pass
+    target: Tensor, # True classes of the known images `(n,)`
+    temperature: float, # Divisor of the scores
+    keep: float, # Share of images of known classes above the threshold
 ) -> Calibration:
-    "What this temperature, with the threshold that lets pass the share `keep`, does on these scores"
+    "The `Calibration` of these scores with a temperature, and the threshold that keeps a share of known images"
     p_known, p_other = ((scores / temperature).softmax(1).amax(1).numpy() for scores in (known, other))
     threshold = float(np.quantile(p_known, 1 - keep))
     is_known = np.repeat([1, 0], [len(p_known), len(p_other)])

@@ -1,4 +1,4 @@
-"What a saved classifier says of itself to people: a README.md beside its files, which no reader of bundles opens"
+"The model card of a saved classifier: a README.md for people, which no reader of bundles opens"
 from __future__ import annotations
 
 import json
@@ -19,22 +19,22 @@ __all__ = ['ModelCard', 'CARD_NAME', 'is_written', 'write_card']
 CARD_NAME = 'README.md'
 OURS = '<!-- Written by fsc_fastai, which replaces it at the next save: take out this line to keep it as it is. -->'
 COLUMNS = ['domain', 'way', 'shot', 'n_episodes', 'accuracy', 'ci95']
-MAX_LISTED = 100 # Classes
+MAX_LISTED = 100 # Most classes that are listed
 UNSAID = 'Not stated by whoever saved it.'
 
 
 @dataclass
 class ModelCard:
-    "What a classifier's README.md says besides what the classifier itself knows, for `save` and `push_to_hub`"
+    "Texts for the README.md of a classifier that it does not know itself, for `save` and `push_to_hub`"
     trained_on: str = '' # Domains that the model was trained on, and how, as Markdown
-    results: pd.DataFrame | None = None # Accuracies with intervals, from `learn.evaluate`
-    license: str = '' # Of the model, by its short name: `'apache-2.0'`
-    data_license: str = '' # Of the images that it was trained on, as Markdown
+    results: pd.DataFrame | None = None # A table of `learn.evaluate`
+    license: str = '' # Licence of the model by its short name, such as `'apache-2.0'`
+    data_license: str = '' # Licence of the training images, as Markdown
 
     def text(self,
-        bundle: Bundle, # What is saved
+        bundle: Bundle, # The saved classifier
     ) -> str:
-        "The card as Markdown, under a header as the Hugging Face Hub reads it. Raises `ValueError` for results of another kind"
+        "The card as Markdown, with a header for the Hugging Face Hub. Raises `ValueError` for results without the right columns"
         arch = getattr(bundle.model, 'config', {}).get('arch')
         header = dict(library_name='fsc_fastai', pipeline_tag='image-classification', tags=['few-shot-learning'])
         if self.license: header['license'] = self.license
@@ -88,16 +88,16 @@ def _classes(bundle: Bundle) -> list[str]:
 def is_written(
     path: str | os.PathLike, # A README.md
 ) -> bool:
-    "Is it a card that a save wrote, and that nobody made their own?"
+    "Is it a card that `save` wrote and nobody has taken over?"
     if not Path(path).is_file(): return False
     with Path(path).open('rb') as f: return OURS.encode() in f.read(1 << 12)
 
 
 def write_card(
-    folder: Path, # Of a saved classifier
-    text: bytes, # Of its card
+    folder: Path, # Folder of a saved classifier
+    text: bytes, # Text of its card
 ) -> None:
-    "Write the card; a README.md that somebody else wrote stays, with a warning"
+    "Write the card. A README.md that `save` did not write stays, with a warning"
     path = folder/CARD_NAME
     if path.exists() and not is_written(path):
         warnings.warn(f'{path} is no card of fsc_fastai: it stays as it is, without the model card', stacklevel=3)

@@ -1,4 +1,4 @@
-"What is checked of the values of a saved classifier, before anything is built of them"
+"Checks of the values of a saved classifier before anything is built from them"
 from __future__ import annotations
 
 import inspect
@@ -27,7 +27,7 @@ MAX_CLASSES = 1 << 24
 FIELDS: dict[str, Any] = {'format': int, 'libraries': dict, 'model': dict, 'preprocess': dict, 'classes': list, 'labels': list,
           'reject': (float, int, type(None)), 'temperature': (float, int), 'sha256': str,
           'keep': (float, int, type(None)), 'calibrated': (str, type(None)), 'half': bool}
-LATER: dict[str, Any] = {'keep': None, 'calibrated': 'by hand', 'half': False} # What a bundle without them means
+LATER: dict[str, Any] = {'keep': None, 'calibrated': 'by hand', 'half': False} # Values of older bundles, which lack these
 CALIBRATED = ('examples', 'other classes', 'by hand', None)
 ARGUMENTS = {'method', 'arch', 'n_way', 'n_classes', 'img_size', 'in_chans', 'encoder_kwargs'}
 ALWAYS_SAVED = ('size', 'resize', 'fit', 'mean', 'std')
@@ -37,15 +37,15 @@ FORBIDDEN = {*inspect.signature(timm.create_model).parameters, *inspect.signatur
 
 
 class BundleError(ValueError):
-    "A saved classifier is incomplete, corrupt, not what it says, or of a format that this version does not know"
+    "A saved classifier is incomplete, corrupt, contradicts itself, or has a format that this version does not know"
 
 
 def read_json(
-    name: str, # Of the file
+    name: str, # Name of the file
     text: bytes, # Its content
-    method: type[FewShotModel] | None = None, # The method, where it was a class of your own
+    method: type[FewShotModel] | None = None, # The method, if it was a class of your own
 ) -> dict[str, Any]:
-    "The values of a bundle's JSON, each of its type and range. Raises `BundleError`"
+    "The values of a bundle's JSON. Raises `BundleError` for values of a wrong type or range"
     if len(text) > MAX_JSON: raise BundleError(f'{name} is larger than {MAX_JSON >> 20} MB')
     try: values = json.loads(text)
     except (ValueError, RecursionError) as e: raise BundleError(f'{name} is not JSON: {str(e)[:200]}') from e
@@ -96,10 +96,10 @@ def _is_plain(value: Any) -> bool:
 
 
 def method_of(
-    config: Mapping[str, Any], # Of a model
-    own: type[FewShotModel] | None = None, # The method, where it was a class of your own
+    config: Mapping[str, Any], # Configuration of a model
+    own: type[FewShotModel] | None = None, # The method, if it was a class of your own
 ) -> type[FewShotModel]:
-    "The class of a model's method: the registered one of its name, or `own`. Raises `BundleError` where it is neither"
+    "The method class of a model: the registered one of this name, or `own`. Raises `BundleError` if it is neither"
     name = config.get('method')
     if not isinstance(name, str): raise BundleError('model: method is no name')
     if own is not None:
@@ -143,7 +143,7 @@ def _check_way(n_way: Any) -> None:
 
 
 def preprocess_of(values: Mapping[str, Any]) -> Preprocess:
-    "The preprocessing that a bundle's JSON says in full. Raises `BundleError`"
+    "The preprocessing in a bundle's JSON. Raises `BundleError` if values are missing or wrong"
     known = {f.name for f in fields(Preprocess)}
     if wrong := sorted({*ALWAYS_SAVED} - values.keys() | values.keys() - known):
         raise BundleError(f'preprocess: {", ".join(wrong)[:200]} missing or unknown')

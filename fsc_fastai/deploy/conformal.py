@@ -1,4 +1,4 @@
-"Sets of classes that hold the right one as often as is asked: \"either of these\""
+"Prediction sets: sets of classes that hold the true class with a given probability (\"either of these\")"
 from __future__ import annotations
 
 import math
@@ -18,16 +18,16 @@ __all__ = ['PredictionSet', 'proven_coverage']
 
 @dataclass(frozen=True)
 class PredictionSet:
-    """The classes that an image may be of, the likeliest first; none where it is unlike all of them.
+    """The possible classes of an image, the likeliest first; empty if the image is unlike all classes.
 
-    `level` is the share of such sets that hold the right class, as it is measured; `guaranteed` is the share that they hold
-    whatever the images are like, provided that new images are drawn as the examples were.
+    `level` is the share of sets that hold the true class in practice. `guaranteed` is a proven lower bound, for any images
+    that are drawn like the examples.
     """
-    labels: tuple[Label, ...] # Whose p-value is above 1 − `coverage`
-    p_values: dict[Label, float] # Share of held-out examples, and itself, that fit their class no better than the image this one
-    coverage: float # As asked for
-    level: float # `coverage`, or more: so many examples have p-values in steps
-    guaranteed: float # Never more than 2·`coverage` − 1; 1 where every set has all classes
+    labels: tuple[Label, ...] # Classes whose p-value is above 1 − `coverage`
+    p_values: dict[Label, float] # Share of held-out examples, counting the image, that fit their class no better than the image
+    coverage: float # The coverage that was asked for
+    level: float # `coverage` rounded up, since a finite number of examples has p-values in steps
+    guaranteed: float # At most 2·`coverage` − 1; 1 if every set has all classes
 
     def __contains__(self, label: Label) -> bool: return label in self.labels
     def __len__(self) -> int: return len(self.labels)
@@ -37,9 +37,9 @@ class PredictionSet:
 def predict_set(
     self: FewShotClassifier,
     item: Any, # An image
-    coverage: float = .9, # Share of the sets that should hold the right class
+    coverage: float = .9, # Share of the sets that should hold the true class
 ) -> PredictionSet:
-    "The classes that one image may be of, see `predict_sets`. Raises `TypeError` for several images"
+    "The `PredictionSet` of one image, see `predict_sets`. Raises `TypeError` for several images"
     if not is_single(item): raise TypeError(f'predict_set takes one image, found a {type(item).__name__}: use predict_sets')
     return self.predict_sets([item], coverage)[0]  # type: ignore[attr-defined]
 
@@ -48,15 +48,16 @@ def predict_set(
 @torch.no_grad()
 def predict_sets(
     self: FewShotClassifier,
-    items: Any, # Images, as in `predict_batch`
-    coverage: float = .9, # Share of the sets that should hold the right class
+    items: Any, # Images, as for `predict_batch`
+    coverage: float = .9, # Share of the sets that should hold the true class
 ) -> list[PredictionSet]:
-    """Cross-conformal sets (Vovk 2015) by the examples alone, in the order of the images.
+    """Cross-conformal prediction sets (Vovk 2015) from the examples alone, one per image in order.
 
-    A head that has not seen a fold of the examples, one of each class, compares how likely it takes their class with how likely
-    it takes each class for the image. Sets hold the right class with a share of `level` where classes are as frequent as among
-    the examples; proven is `guaranteed`, less than that. Warns, and gives all classes, where there are too few examples: fewer
-    than 1/(1 − coverage) − 1 that have another of their class. Raises `ValueError` for a coverage that is no share.
+    Each fold of the examples is held out in turn. A head fitted to the others compares the probability of their class with the
+    probability of each class for the image. A share `level` of the sets holds the true class if classes are as frequent as
+    among the examples; `guaranteed` is the lower share that is proven. With too few examples, fewer than
+    1/(1 − coverage) − 1 that can be held out, all sets have all classes, and a warning says so. Raises `ValueError` for a
+    coverage that is not between 0 and 1.
     """
     if not 0 < coverage < 1: raise ValueError(f'coverage={coverage}: wanted a share between 0 and 1')
     classes, alpha = self.support.classes, 1 - coverage
@@ -91,13 +92,13 @@ def _fitting_no_better(held_out: Tensor, label: Tensor, query: Tensor) -> Tensor
 
 
 def proven_coverage(
-    sizes: list[int], # Of the folds that are held out in turn
-    alpha: float, # One minus the coverage that is asked for
+    sizes: list[int], # Sizes of the folds that are held out in turn
+    alpha: float, # One minus the coverage
 ) -> float:
-    """The coverage that is proven for folds of these sizes.
+    """The proven coverage for folds of these sizes.
 
-    The p-value is near an average of one for each fold, twice which is a p-value again (Vovk and Wang 2020). For folds of one
-    size the bound of Romano et al. (2020, theorem 3) may be better.
+    The p-value is nearly an average of p-values of the folds, and twice an average is a p-value (Vovk and Wang 2020). For folds
+    of equal size the bound of Romano et al. (2020, theorem 3) may be better.
     """
     n, k = sum(sizes), len(sizes)
     excess = 2 * (1 - alpha) * (k - 1) / (n + k)

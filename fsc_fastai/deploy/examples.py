@@ -1,4 +1,4 @@
-"What each example does to the answers: its influence on one, and the examples that their own class would do better without"
+"The influence of each example on an answer, and examples that harm their own class"
 from __future__ import annotations
 
 from typing import Any
@@ -21,12 +21,12 @@ def influence(
     item: Any, # An image
     label: Label | None = None, # Its class; None: the likeliest
 ) -> pd.DataFrame:
-    """How much each example speaks for an answer: the log-odds of the class, log P / (1 − P), less what they are without it.
+    """The influence of each example on an answer: the log-odds of the class, log P / (1 − P), minus those without the example.
 
-    A row an example, in the order in which they were given, with its `label` and `influence`, below 0 where it speaks against the
-    class; nan where it is the only one of its class. Leaving one out is exact: in one pass for ProtoNet and CrossAttentionNet,
-    whose prototypes only lose a summand, by as many fits as there are examples for the others. The temperature, and an encoder
-    that was adapted to the examples, stay as they are. Raises as `predict` does, and `KeyError` for an unknown class.
+    Returns one row per example, in the order in which they were given, with `label` and `influence`: below 0 if the example
+    speaks against the class, nan for the only example of a class. The result is exact. ProtoNet and CrossAttentionNet need one
+    pass, since only a summand of a prototype changes; other methods need one fit per example. The temperature and an adapted
+    encoder stay the same. Raises as `predict` does, and `KeyError` for an unknown class.
     """
     if not is_single(item): raise TypeError(f'influence takes one image, found a {type(item).__name__}: call it for each')
     answer, support = self.predict(item), self.support
@@ -41,16 +41,16 @@ def influence(
 @patch
 @torch.no_grad()
 def check_examples(self: FewShotClassifier) -> pd.DataFrame:
-    """The examples that their own class would do better without, the least likely first: look before you trust their labels.
+    """A table of examples that harm their own class, whose labels are worth a look; the least likely comes first.
 
-    A class does as well as its examples are told by all others: the mean log-odds of their label, each held out in turn. `gain`
-    is how much this mean rises when the example is not there, neither among those that are told nor among those that tell: above
-    0 in every row. Beside it are the probability that the held-out example has of its own label (`own`), by which the rows are
-    sorted, and the class that is `likeliest` for it. The index is the example's place in the order in which they were given.
-    A fifth to a quarter of good examples have a gain, too; one with a wrong label has a small `own`, and often its true class
-    as the likeliest. Classes of one or two examples cannot be checked, and have no rows.
+    Each example is held out in turn and classified by all others; a class is as good as the mean log-odds of its held-out
+    examples. `gain`, above 0 in every row, is how much this mean rises once the example is removed altogether. `own` is the
+    probability of its own label when the example is held out, by which rows are sorted, and `likeliest` its likeliest class. The
+    index is the position of the example in the order in which they were given. A fifth to a quarter of good examples also have a
+    gain; an example with a wrong label has a small `own` and often its true class as `likeliest`. Classes of one or two examples
+    cannot be checked and have no rows.
 
-    Costs for n examples a fit, and n passes or fits more in a class of n (see `influence`). Raises as `predict` does.
+    Each example costs a fit, and one more pass or fit per example of its class (see `influence`). Raises as `predict` does.
     """
     support, n = self.support, len(self.support.labels)
     if not self.fitted: raise ValueError(self.head.problem(len(support.classes)))

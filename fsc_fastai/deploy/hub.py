@@ -1,4 +1,4 @@
-"Classifiers on the Hugging Face Hub: the two files of a bundle are read, nothing else; a card for people is beside them"
+"Classifiers on the Hugging Face Hub: only the two files of a bundle are read; a model card is beside them"
 from __future__ import annotations
 
 import os
@@ -21,9 +21,9 @@ FILES = [JSON_NAME, 'tensors-*.safetensors']
 def upload(
     folder: Path, # A saved classifier
     repo_id: str, # `owner/name`, or `hf://owner/name`
-    **kwargs: Any, # For `HfApi.create_repo`
+    **kwargs: Any, # Further arguments of `HfApi.create_repo`
 ) -> str:
-    "Replace the classifier of a repository, which is made if it is not there; returns the address of the commit"
+    "Upload a classifier to a repository, which is created if needed. Returns the address of the commit"
     repo_id = repo_id.removeprefix(HUB)
     api = HfApi(token=kwargs.pop('token', None))
     api.create_repo(repo_id, exist_ok=True, **kwargs)
@@ -36,10 +36,10 @@ def upload(
 
 
 def local_folder(
-    folder: str | PathLike, # A folder, or `hf://owner/name` of a repository
-    **kwargs: Any, # For `snapshot_download`, with `hf://` alone
+    folder: str | PathLike, # A folder, or `hf://owner/name`
+    **kwargs: Any, # For `snapshot_download`; only with `hf://`
 ) -> Path:
-    "The folder of a classifier, downloaded where `hf://` says so. Raises `FileNotFoundError` where there is none"
+    "The folder of a classifier, downloaded for `hf://`. Raises `FileNotFoundError` if there is none"
     name = str(folder)
     if not name.startswith(HUB):
         if kwargs: raise ValueError(f'{", ".join(kwargs)}: for a classifier on the Hugging Face Hub, which is named hf://owner/name')

@@ -1,4 +1,4 @@
-"The tensors of a saved classifier: what they must look like, and reading them. Sizes are compared before work is done"
+"The tensors of a saved classifier: their expected shapes, and reading them; sizes are checked before any work is done"
 from __future__ import annotations
 
 import copy
@@ -22,27 +22,27 @@ from .checks import BundleError
 __all__ = ['TensorFile', 'halved', 'built_model', 'laid_out']
 
 MAX_HEADER = 1 << 20
-MAX_TENSORS, MAX_MADE, MAX_STEPS = 3000, 2200, 40_000 # To build the largest of timm's takes 2500, 1700 and 32,000
+MAX_TENSORS, MAX_MADE, MAX_STEPS = 3000, 2200, 40_000 # The largest model of timm takes 2500, 1700 and 32,000
 BODY = 'model.encoder.body.'
 AT_ONCE = 100 << 20 # Bytes of one tensor within the encoder, for one image
 
 
 def halved(
-    x: Tensor, # Of a model or of its examples
+    x: Tensor, # Tensor of a model or of its examples
 ) -> Tensor:
-    "In 16 bits, where these are enough and save room: statistics and biases stay as they are"
+    "Matrices in half precision; statistics and biases are returned unchanged"
     return x.half() if x.dtype == torch.float32 and x.ndim > 1 else x
 
 
 class TensorFile:
-    """A safetensors file that is read once, from beginning to end: nobody can swap what was checked for something else.
+    """A safetensors file that is read once from beginning to end, so that its content cannot change between check and use.
 
-    At first its header is read. Raises `BundleError` for what is no such file.
+    The constructor reads the header. Raises `BundleError` for anything that is no such file.
     """
     def __init__(self,
-        file: BinaryIO, # At its beginning
-        name: str, # For errors
-        half: bool = False, # Are matrices in it of 16 bits?
+        file: BinaryIO, # The file, at its beginning
+        name: str, # Name of the file, for errors
+        half: bool = False, # Its matrices are in half precision
     ):
         self.file, self.name, self.half = file, name, half
         self.size = file.seek(0, 2)
@@ -66,11 +66,11 @@ class TensorFile:
         return shapes, {k: end - begin for k, (begin, end) in ((k, v['data_offsets']) for k, v in values.items())}
 
     def check(self,
-        wanted: Mapping[str, Tensor], # Tensors of the shapes and types that it must hold, by name
+        wanted: Mapping[str, Tensor], # Tensors with the required shapes and types, by name
         optional: Set[str] = frozenset(), # Names that may be missing
-        within: str = '', # Only names that begin so
+        within: str = '', # Check only names with this beginning
     ) -> None:
-        "Compare names, shapes and sizes with what is wanted. Raises `BundleError`"
+        "Check names, shapes and sizes. Raises `BundleError` if they are not as wanted"
         found = {name for name in self.shapes if name.startswith(within)}
         missing, unknown = wanted.keys() - found - optional, found - wanted.keys()
         for kind, names in (('missing', missing), ('unknown', unknown)):
@@ -83,9 +83,9 @@ class TensorFile:
 
     def read(self,
         digest: str, # SHA-256 of the whole file
-        wanted: Mapping[str, Tensor], # As in `check`, which comes first
+        wanted: Mapping[str, Tensor], # As for `check`, which must be called first
     ) -> dict[str, Tensor]:
-        "All tensors, if their content is what was saved and makes sense. Raises `BundleError`"
+        "All tensors. Raises `BundleError` if their content is not what was saved, or not finite"
         data = self.head + self.file.read(self.size - len(self.head))
         if sha256(data).hexdigest() != digest:
             raise BundleError(f'{self.name} is corrupt: its content is not what was saved')
@@ -126,11 +126,11 @@ class _Bounded(TorchDispatchMode):
 
 
 def built_model(
-    config: Mapping[str, Any], # Checked
+    config: Mapping[str, Any], # A checked configuration
     method: type[FewShotModel], # Its method
-    arch: nn.Module | None = None, # The backbone, where the configuration names none
+    arch: nn.Module | None = None, # The backbone, if the configuration names none
 ) -> FewShotModel:
-    "The model of a configuration, without its weights. Raises `BundleError` where it cannot be built"
+    "The model of a configuration, without its weights. Raises `BundleError` if it cannot be built"
     if config.get('arch') is None: config = {**config, 'arch': copy.deepcopy(arch)}
     try: return create_fsc_model(**{**config, 'method': method})
     except Exception as e:  # a configuration from outside can break a backbone in any way
@@ -152,15 +152,15 @@ def _bound(e: BaseException | None) -> BundleError | None:
 
 @torch.no_grad()
 def laid_out(
-    config: Mapping[str, Any], # Checked
+    config: Mapping[str, Any], # A checked configuration
     method: type[FewShotModel], # Its method
-    arch: nn.Module | None, # The backbone, where the configuration names none
-    shape: tuple[int, int, int], # (channels, height, width) of the images that it will see
-    file: TensorFile, # Of the model: what it holds bounds the work
+    arch: nn.Module | None, # The backbone, if the configuration names none
+    shape: tuple[int, int, int], # (channels, height, width) of its images
+    file: TensorFile, # File of the model, whose size limits the work
 ) -> tuple[FewShotModel, Tensor]:
-    """The model without memory for its weights, and a feature map of one image `(1, C, H, W)`, likewise.
+    """The model without memory for its weights, and a feature map of one image `(1, C, H, W)`, also without memory.
 
-    Raises `BundleError` where there is no such model, and where it takes more work than the tensors of the file can need.
+    Raises `BundleError` if there is no such model, or if building it takes more work than the tensors of the file justify.
     """
     device, bounded = 'cpu', lambda: _Bounded(len(file.shapes), file.size)  # a module of the user's own may need memory
     if config.get('arch') is not None:

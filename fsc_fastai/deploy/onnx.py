@@ -1,4 +1,4 @@
-"The classifier for ONNX runtimes: images to features, and features with a support set to scores"
+"Export of a classifier to ONNX: one graph from images to features, one from features and support to scores"
 from __future__ import annotations
 
 import json
@@ -55,16 +55,16 @@ def head_inputs(head: Head) -> dict[str, Tensor]:
 @torch.no_grad()
 def to_onnx(
     self: FewShotClassifier,
-    folder: str | PathLike, # Made if it is not there
+    folder: str | PathLike, # Created if needed
     check: bool = True, # Compare with torch in onnxruntime, for other numbers of classes, examples and images
 ) -> Path:
     """Write `encoder.onnx` (images → features), `head.onnx` (features, support, … → scores) and `support.safetensors`.
 
-    The last holds the other inputs of the head, as `fit` fixed them: the examples may change without a new export.
-    `strangeness.safetensors` has the class means that images are strange by. `onnx.json` has the classes, the preprocessing, the
-    temperature and both thresholds. `fsc_fastai.light` answers by these files, without torch. Needs the extra `onnx`. Raises
-    `NotFittedError` without examples, `ImportError` without the extra, `ValueError` for a model that gives no finite scores or
-    has no graph, and `RuntimeError` where onnxruntime and torch differ by more than 1e-4.
+    The last has the other inputs of the head, so that examples may change without a new export. `strangeness.safetensors` has
+    the class means for strangeness. `onnx.json` has classes, preprocessing, temperature and both thresholds. `fsc_fastai.light`
+    classifies with these files, without torch. Needs the extra `onnx`. Raises `NotFittedError` without examples, `ImportError`
+    without the extra, `ValueError` for a model whose scores are not finite or that has no graph, and `RuntimeError` if
+    onnxruntime and torch differ by more than 1e-4.
     """
     folder, classes = Path(folder), self.support.classes
     if self.model.no_graph: raise ValueError(f'to_onnx: {self.model.no_graph}')

@@ -1,4 +1,4 @@
-"From an image of any kind to what the encoder takes, always in the same way"
+"Preprocessing of images: from an image of any kind to the input of the encoder"
 from __future__ import annotations
 
 import io
@@ -59,19 +59,19 @@ def _shrunk(im: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, take the middle, normalise: the transforms of validation, as plain values that can be saved.
+    """Resize, crop the middle, normalise: the transforms of validation as plain values that can be saved.
 
-    `Preprocess(...)(images)` gives `(n, channels, height, width)`, in grey where there is one mean and one std.
-    Raises `ValueError` for sizes and statistics that make no sense.
+    `Preprocess(...)(images)` returns `(n, channels, height, width)`; images become grey if there is only one mean and std.
+    Raises `ValueError` for impossible sizes and statistics.
     """
     size: Size = 84 # Side of the images that the encoder sees, or (height, width)
-    resize: Size = 0 # Side, or (height, width), that images are resized to before their middle is cut out; 0: 1.15·size
-    fit: Fit = 'squish' # How an image gets that shape: as fastai's `Resize`
-    mean: tuple[float, ...] = tuple(imagenet_stats[0]) # Of the channels
-    std: tuple[float, ...] = tuple(imagenet_stats[1]) # Of the channels
+    resize: Size = 0 # Side, or (height, width), of images before the middle is cropped; 0: 1.15·size
+    fit: Fit = 'squish' # How images are resized to that shape, as in fastai's `Resize`: 'squish', 'crop' or 'pad'
+    mean: tuple[float, ...] = tuple(imagenet_stats[0]) # Means of the channels
+    std: tuple[float, ...] = tuple(imagenet_stats[1]) # Standard deviations of the channels
     orient: bool = True # Turn images as their EXIF orientation says
-    white: float | None = None # What is white in samples other than bytes; None: what their type says
-    interpolation: str = 'bilinear' # By which an image is resized: 'bilinear', 'bicubic', 'lanczos', 'nearest', 'box', 'hamming'
+    white: float | None = None # The value of white in samples that are no bytes; None: as their type says
+    interpolation: str = 'bilinear' # Filter of the resize: 'bilinear', 'bicubic', 'lanczos', 'nearest', 'box', 'hamming'
 
     def __post_init__(self):
         size = _of_pixels('size', self.size)
@@ -89,22 +89,22 @@ class Preprocess:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        "(channels, height, width) of what the encoder sees"
+        "(channels, height, width) of the encoder's input"
         return len(self.mean), *sides(self.size)
 
     @classmethod
     def from_backbone(cls,
         arch: str | nn.Module, # A timm name, or a model of timm's
-        size: Size | None = None, # Another size than that of the training
+        size: Size | None = None, # Size of the images; None: that of the training
     ) -> Preprocess:
-        "What the weights of a backbone were trained on. Raises `ValueError` for an unknown name"
+        "The preprocessing that the weights of a backbone were trained with. Raises `ValueError` for an unknown name"
         return cls(**ImageConfig.of(arch).at(size).preprocess)
 
     @classmethod
     def from_dls(cls, dls: EpisodeDataLoaders) -> Preprocess:
         """The validation transforms of `dls`.
 
-        Raises `ValueError` where these do more than resize, cut and normalise: pass a `Preprocess` of your own then.
+        Raises `ValueError` if these do more than resize, crop and normalise; pass your own `Preprocess` then.
         """
         tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
         found: dict[str, Any] = dict(size=dls.img_size, resize=dls.img_size, **dict(zip(('mean', 'std'), dls.statistics)))
@@ -122,7 +122,7 @@ class Preprocess:
     def loaders(self,
         device: str | torch.device | None = None, # None: fastai's default
     ) -> EpisodeDataLoaders:
-        "Loaders without images whose transforms of validation these are, to test on domains and to take examples"
+        "Loaders without images that have this preprocessing as their validation transforms"
         grey = [as_grey] if self.shape[0] == 1 else []
         tfms = [[ItemGetter(0), OpenImage(self.orient, self.white), *grey], [ItemGetter(1), EpisodeCategorize]]
         # fastai asks an item what it takes for images
@@ -146,13 +146,13 @@ class Preprocess:
         return self
 
     def open(self, item: Any) -> PILBase:
-        "An image of any kind as a picture, before it is cut and resized"
+        "An image of any kind as a PIL image, before it is cropped and resized"
         return open_image(item, self.orient, self.white)
 
     def box(self,
-        im: Image.Image, # As `open` gives it
+        im: Image.Image, # An image that `open` returned
     ) -> Box:
-        "What the encoder sees of an image, in its pixels; beyond its edges where it is padded"
+        "The box that the encoder sees, in pixels of the image; it reaches beyond the edges of a padded image"
         return resized_box(im.size, sides(self.resize)[::-1], self.fit, self.size)
 
     @property
@@ -160,7 +160,7 @@ class Preprocess:
         return Resize(self.resize, method=self.fit, resamples=(resampling(self.interpolation), Image.Resampling.NEAREST))
 
     def image(self, item: Any) -> PILBase:
-        "What the encoder sees of an image of any kind, still a picture"
+        "The part of an image that the encoder sees, as a PIL image"
         im = self.open(item)
         if self.shape[0] == 1: im = as_grey(im)
         if self.fit == 'pad': im = _shrunk(im)
@@ -174,7 +174,7 @@ class Preprocess:
         return torch.from_numpy(np.atleast_3d(np.array(self.image(item)))).permute(2, 0, 1)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        "Bytes `(n, channels, height, width)` to what the encoder takes, in the same shape"
+        "Normalise bytes `(n, channels, height, width)` to the input of the encoder, in the same shape"
         mean, std = (torch.tensor(o, device=pixels.device).view(-1, 1, 1) for o in (self.mean, self.std))
         return (pixels / 255).sub_(mean).div_(std)
 
@@ -182,10 +182,10 @@ class Preprocess:
         items: Iterable[Any], # Files, bytes, PIL images, arrays or tensors
         bs: int = 64, # Images per batch
     ) -> Iterator[Tensor]:
-        "Bytes `(bs, channels, height, width)`, opened in threads"
+        "Yield batches of bytes `(bs, channels, height, width)`, opened in threads"
         with ThreadPoolExecutor(min(8, defaults.cpus)) as pool:
             for chunk in chunked(items, bs): yield torch.stack(list(pool.map(self.pixels, chunk)))
 
     def __call__(self, items: Iterable[Any]) -> Tensor:
-        "All images at once `(n, channels, height, width)`"
+        "The input of the encoder for all images `(n, channels, height, width)`"
         return torch.cat([self.normalise(o) for o in self.batches(items)])

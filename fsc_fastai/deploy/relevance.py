@@ -24,17 +24,17 @@ __all__ = ['Explanation']
 
 @dataclass(frozen=True)
 class Explanation:
-    "The answer for an image, and what in it speaks for and against each class"
+    "The answer for an image, and the relevance of its pixels for each class"
     prediction: Prediction # As `predict` gives it
-    image: Image.Image # What the model saw
-    relevance: dict[Label, np.ndarray] # Of its pixels for each class `(height, width)`
-    original: Original # The image before it was cut and resized, and where the model looked
-    against: Label | None = None # The class that all others are compared with, where one was given
+    image: Image.Image # The image as the model saw it
+    relevance: dict[Label, np.ndarray] # Relevance of its pixels for each class `(height, width)`
+    original: Original # The image before it was cropped and resized, and the box that the model saw
+    against: Label | None = None # The class that all others are compared with, if any
     __repr__ = brief_repr
 
     @property
     def picture(self) -> Image.Image:
-        "The image before it was cut and resized, at most 768 pixels a side"
+        "The image before it was cropped and resized, at most 768 pixels a side"
         return Image.fromarray((self.original.image * 255).round().astype(np.uint8))
 
     def heatmap(self,
@@ -43,7 +43,7 @@ class Explanation:
         contours: bool = True, # Lines at a quarter, a half and three quarters of the largest |R|
         smooth: float = SMOOTH, # See `to_heatmaps`
     ) -> Image.Image:
-        "The whole image in grey under its relevance, in the size of `picture`. `KeyError` for an unknown class"
+        "A picture of the relevance over the grey image, of the size of `picture`. Raises `KeyError` for an unknown class"
         likely = sorted(self.relevance, key=self.prediction.probabilities.__getitem__)
         R = self.relevance[likely[-1] if label is None else label]
         return overlay_image(to_heatmaps(torch.from_numpy(R)[None], smooth=smooth), self.original, cmap, contours)
@@ -54,11 +54,13 @@ def explain(
     self: FewShotClassifier,
     item: Any, # An image
     explainer: Any = None, # `LRP()` (default), `GradientXInput()`, or a callable `(model, f_p)`, as in `explain_images`
-    against: Label | None = None, # A class: why is it each of the others, and not this one? Relevance of a difference of scores
+    against: Label | None = None, # A class; relevance of the difference between the scores of each other class and this one
 ) -> Explanation:
     """Relevance of the pixels of one image for every class (Sun et al. 2020, section III), summed over the colours.
 
-    Raises as `predict` does, and `KeyError` for an `against` that is no class.
+    Raises as `predict` does, and `KeyError` for an unknown class in `against`.
+
+        classifier.explain('new.jpg').heatmap().save('why.png')
     """
     if not is_single(item): raise TypeError(f'explain takes one image, found a {type(item).__name__}: call it for each')
     prediction, classes = self.predict(item), self.support.classes
@@ -78,11 +80,11 @@ def explain_pair(
     b: Any, # Another one, such as an example of a class; examples within the classifier are features, without pixels
     explainer: Explainer | None = None, # `LRP()` (default), `GradientXInput()` or `IntegratedGradients()`
     *,
-    grid: int = 8, # Relevance is summed over so many rows and columns of each image
-    n_components: int | None = 64, # Random directions of the features that are passed back; None: every feature, exact
-    centre: Any = None, # Images whose mean vector is taken off both, for a euclidean distance
+    grid: int = 8, # Rows and columns of the grid over which relevance is summed
+    n_components: int | None = 64, # Random directions of the features to pass back; None: every feature, which is exact
+    centre: Any = None, # Images whose mean vector is subtracted from both, for a Euclidean distance
 ) -> PairExplanation:
-    """Which part of one image meets which part of another: BiLRP of their similarity (see `fsc_fastai.explain.explain_pair`).
+    """Which parts of two images make them similar: BiLRP of their similarity (see `fsc_fastai.explain.explain_pair`).
 
     Raises `TypeError` for a method whose score is no product of two vectors, such as RelationNet and GNNNet.
     """

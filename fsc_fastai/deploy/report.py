@@ -1,4 +1,4 @@
-"How honest a classifier's answers are, on images whose classes are known and on images of none of its classes"
+"Calibration and rejection of a classifier, measured on images of its classes and on images of other classes"
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ NAN = float('nan')
 
 def calibration_error(
     confidence: Any, # Probability of the likeliest class `(n,)`
-    right: Any, # Was it the class? `(n,)`
-    bins: int = 15, # Of equal width
+    right: Any, # Is it the true class? `(n,)`
+    bins: int = 15, # Number of bins of equal width
 ) -> float:
-    """Expected calibration error (Guo et al. 2017, equation 5): the mean gap between confidence and accuracy, in bins.
+    """Expected calibration error (Guo et al. 2017, equation 5): the mean gap between confidence and accuracy over bins.
 
     >>> calibration_error([.9, .9, .6], [True, True, False])
     0.26666666666666666
@@ -35,29 +35,29 @@ def calibration_error(
 
 @dataclass(frozen=True)
 class Report:
-    "Shares of images; `nan` for what there were no images for"
-    accuracy: float # Of the likeliest class, rejected or not
-    confidence: float # Mean probability of the likeliest class: the accuracy, if probabilities are right on the whole
+    "Measures of a classifier's answers; nan for those without images"
+    accuracy: float # Accuracy of the likeliest class, rejected or not
+    confidence: float # Mean probability of the likeliest class, which equals the accuracy if probabilities are calibrated
     calibration_error: float # Mean gap between probability and accuracy, see `calibration_error`
-    kept: float # Images of the classes that are answered
-    refused: float # Strangers that are not
-    auroc: float # How well strangeness tells strangers from images of the classes, whatever the limit; 0.5 is chance
-    auroc_of_probability: float # The same of the probability
-    coverage: float # Prediction sets with the right class
-    level: float # What they promise, see `PredictionSet`
-    set_size: float # Classes in a set, on average
+    kept: float # Share of images of the classes that are answered
+    refused: float # Share of images of other classes that are rejected
+    auroc: float # Area under the ROC curve of strangeness between both kinds of images; 0.5 is chance
+    auroc_of_probability: float # The same for the largest probability
+    coverage: float # Share of prediction sets that hold the true class
+    level: float # The share that they promise, see `PredictionSet`
+    set_size: float # Mean number of classes in a set
 
 
 @patch
 def report(
     self: FewShotClassifier,
-    items: Any, # Images of its classes that are no examples, or a folder with a folder of images per class
+    items: Any, # Images of its classes that are no examples, or a folder with one folder of images per class
     labels: Sequence[Any] | None = None, # The class of each image; None: the names of the folders
     *,
-    strangers: Any = (), # Images of none of its classes
-    coverage: float = .9, # Of the prediction sets
+    strangers: Any = (), # Images of other classes
+    coverage: float = .9, # Coverage of the prediction sets
 ) -> Report:
-    "Measure probabilities, thresholds and prediction sets. Raises `ValueError` for labels of no class of the classifier"
+    "Measure probabilities, thresholds and prediction sets. Raises `ValueError` for labels that the classifier does not have"
     items, named = labelled_items(items, labels)
     if unknown := sorted({str(o) for o in named} - {str(o) for o in self.support.classes}):
         raise ValueError(f'no class {", ".join(unknown[:5])}: pass images of other classes as strangers')

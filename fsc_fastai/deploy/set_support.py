@@ -1,4 +1,4 @@
-"`learn.set_support` and `learn.predict`: a learner that answers for new images, before and after `export`"
+"`learn.set_support` and `learn.predict`: a learner that classifies new images, before and after `export`"
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ def _state_of(model: nn.Module) -> list[tuple[int, int]]:
 
 
 class LearnerSupport:
-    "The examples of a learner, as bytes; the classifier that they make is made anew when the weights have changed"
-    keep: float | None = None # As one has it that was exported before there was this
+    "The examples of a learner as bytes, from which a classifier is made again whenever the weights have changed"
+    keep: float | None = None # For learners that were exported before this setting existed
 
     def __init__(self,
-        preprocess: Preprocess, # From an image to what the encoder takes
+        preprocess: Preprocess, # Turns an image into the input of the encoder
         pixels: Tensor, # Bytes `(n_support, channels, height, width)`
         labels: tuple[Label, ...], # The label of each example
-        reject: float | None = None, # Below this probability an image is none of the classes
+        reject: float | None = None, # An image whose largest probability is lower belongs to none of the classes
         adapt: Any = None, # An inductive adaptation to the examples, or its name
         keep: float | None = None, # Share of images of the classes to answer
     ):
@@ -47,7 +47,7 @@ class LearnerSupport:
     def __getstate__(self) -> dict[str, Any]: return {**vars(self), '_made': None}
 
     def classifier(self, model: Any) -> FewShotClassifier:
-        "The classifier for the weights of `model` as they are now"
+        "The classifier for the current weights of `model`"
         state = _state_of(model)
         if self._made is None or self._made[0] != state:
             adapt = getattr(self, 'adapt', None)  # a learner that was exported earlier has none
@@ -59,17 +59,17 @@ class LearnerSupport:
 @patch
 def set_support(
     self: FSCLearner,
-    items: Any, # Images (files, bytes, PIL images, arrays, tensors), or a folder with a folder of images per class
+    items: Any, # Images (files, bytes, PIL images, arrays, tensors), or a folder with one folder of images per class
     labels: Sequence[Any] | None = None, # The label of each image, text or whole numbers; None: the names of the folders
-    reject: float | None = None, # Below this probability an image is none of the classes; None: never
+    reject: float | None = None, # An image whose largest probability is lower belongs to none of the classes; None: never
     preprocess: Preprocess | None = None, # None: the validation transforms of the loaders
-    adapt: Any = None, # An inductive adaptation to the examples, or its name; training goes on with the model itself
-    keep: float | None = None, # Share of images of the classes to answer: what is stranger is none of them; None: all
+    adapt: Any = None, # An inductive adaptation to the examples, or its name; training continues with the plain model
+    keep: float | None = None, # Share of images of the classes to answer; stranger images belong to none. None: answer all
 ) -> FSCLearner:
-    """Set the examples that `predict` classifies by; `export` keeps them. Training afterwards is taken into account.
+    """Set the examples by which `predict` classifies. `export` keeps them, and `predict` uses the weights of later training.
 
-    Raises as `FewShotClassifier.fit` does, and `ValueError` for transforms that a classifier cannot keep; the examples from
-    before then stay.
+    Raises as `FewShotClassifier.fit` does, and `ValueError` for transforms that a classifier cannot keep; earlier examples then
+    stay.
     """
     items, named = labelled_items(items, labels)
     preprocess = preprocess or Preprocess.from_dls(self.dls)
@@ -82,7 +82,7 @@ def set_support(
 
 @patch
 def classifier(self: FSCLearner) -> FewShotClassifier:
-    "The classifier that `predict` asks: the model as it is now with the examples of `set_support`"
+    "The classifier behind `predict`: the current model with the examples of `set_support`"
     if not hasattr(self, 'support'):
         raise NotFittedError('This learner has no examples yet: call learn.set_support(images, labels)')
     return self.support.classifier(self.model)
@@ -91,26 +91,27 @@ def classifier(self: FSCLearner) -> FewShotClassifier:
 @patch
 def save_bundle(
     self: FSCLearner,
-    folder: str | PathLike, # Made if it is not there; an older bundle in it is replaced
-    thumbnails: bool = False, # Small pictures of the examples as well?
+    folder: str | PathLike, # Created if needed; an older bundle in it is replaced
+    thumbnails: bool = False, # Keep small pictures of the examples as well
     card: ModelCard | None = None, # What README.md says of training, accuracies and licences
 ) -> Path:
     """Write the model, its preprocessing and the examples of `set_support`, if any, as `FewShotClassifier.save` does.
 
-    Plain data: what reads it executes nothing, unlike a pickle. Raises `ValueError` for transforms that a bundle cannot hold.
+    A bundle is plain data: unlike a pickle, it executes nothing when it is loaded. Raises `ValueError` for transforms that it
+    cannot hold.
     """
     known = self.classifier() if hasattr(self, 'support') else FewShotClassifier.from_learner(self)
     return known.save(folder, thumbnails, card)
 
 
 def learner_from_bundle(
-    folder: str | PathLike, # Of a saved classifier, or `hf://owner/name`
+    folder: str | PathLike, # Folder of a saved classifier, or `hf://owner/name`
     device: str | torch.device | None = None, # None: fastai's default
     **kwargs, # `arch` and `method`, as for `FewShotClassifier.from_pretrained`
 ) -> FSCLearner:
-    """A learner to evaluate, to explain and to deploy anew, without executing anything of the folder.
+    """A learner from a saved classifier, to evaluate, explain or deploy again. Nothing in the folder is executed.
 
-    Its loaders hold no images, but transform those of domains as the bundle says. Raises as `from_pretrained` does.
+    Its loaders have no images; they transform images of other domains as the bundle says. Raises as `from_pretrained` does.
     """
     bundle = Bundle.read(local_folder(folder), **kwargs)
     dls = bundle.preprocess.loaders(device)
@@ -121,9 +122,9 @@ def learner_from_bundle(
 def predict(
     self: FSCLearner,
     item: Any, # An image: file, bytes, PIL image, array or tensor
-    with_input: bool = False, # Return what the model saw, too?
+    with_input: bool = False, # Also return the image as the model saw it
 ) -> tuple[Label | None, Tensor, Tensor] | tuple[PILImage, Label | None, Tensor, Tensor]:
-    """Label (None: rejected), its position in `learn.classifier().classes_`, and the probabilities `(n_way,)`, as in fastai.
+    """As in fastai, the label (None if rejected), its position in `learn.classifier().classes_`, and probabilities `(n_way,)`.
 
     Raises `NotFittedError` before `set_support`.
     """

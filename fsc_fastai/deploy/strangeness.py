@@ -1,4 +1,4 @@
-"How far an image is from all classes, and how far images of these classes are: by this \"none of these\" is told"
+"Strangeness: the distance of an image from the nearest class, by which \"none of these\" is decided"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ __all__ = ['Known', 'check_keep']
 
 
 def check_keep(
-    keep: float | None, # Share of images of the classes
+    keep: float | None, # Share of images of the classes to answer
 ) -> None:
-    "`ValueError` for what is no share"
+    "Raise `ValueError` unless `keep` is between 0 and 1, or None"
     if keep is not None and not 0 < keep < 1: raise ValueError(f'keep={keep}: wanted a share between 0 and 1')
 
 
@@ -31,22 +31,21 @@ def _from_nearest(x: Tensor, means: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Known:
-    """Where the classes are, and how far from there their images lie.
+    """The class means, and the distances of images of these classes from the nearest mean, for features at unit length.
 
-    Distances are those of features at unit length from the nearest class mean. On classes of miniImageNet's validation they tell
-    strangers as well as Mahalanobis distances with a shrunk covariance do (AUROC 0.916 and 0.917 at 5 shots), and better than
-    those of features as they are (0.832).
+    On validation classes of miniImageNet at 5 shots these distances separate images of other classes as well as Mahalanobis
+    distances with a shrunk covariance (AUROC 0.916 and 0.917), and better than distances of features not at unit length (0.832).
     """
-    means: Tensor # Of the classes `(n_way, d)`
-    of_held_out: Tensor # Distances of examples from the nearest mean that they have no part in
+    means: Tensor # Class means `(n_way, d)`
+    of_held_out: Tensor # Distances of held-out examples from the nearest mean `(n,)`
 
     @classmethod
     def of(cls,
-        features: Tensor, # Of the examples `(n_support, ...)`
+        features: Tensor, # Features of the examples `(n_support, ...)`
         member: Tensor, # Their one-hot labels `(n_support, n_way)`
-        alone: bool = False, # Is no example to be held out?
+        alone: bool = False, # Hold out no example
     ) -> Known:
-        "By examples, each of which is held out in turn where its class has others"
+        "Compute both from examples; each is held out in turn if its class has others"
         x, label = _vectors(features), member.argmax(1)
         fold = torch.full_like(label, -1) if alone else folds_of(member)
         shots, found = member.sum(0), [x.new_empty(0)]
@@ -59,17 +58,17 @@ class Known:
         return cls(member.float().T @ x / shots[:, None], torch.cat(found))
 
     def strangeness(self,
-        features: Tensor, # Of images `(n, ...)`
+        features: Tensor, # Features of images `(n, ...)`
     ) -> Tensor:
         "The distance from the nearest class mean `(n,)`, from 0 to 2"
         return _from_nearest(_vectors(features), self.means)
 
     def limit(self,
-        keep: float, # Share of the images of these classes
+        keep: float, # Share of images of these classes
     ) -> float | None:
-        """The distance within which the share `keep` of new images of these classes stays; None for too few examples.
+        """The distance that a share `keep` of new images of these classes does not exceed; None for too few examples.
 
-        Student's limit for one more of normal values: m + t·s·√(1 + 1/n), exact where distances are normal.
+        Student's prediction limit m + t·s·√(1 + 1/n), which is exact for normal distances.
         """
         check_keep(keep)
         d = self.of_held_out.double()

@@ -1,4 +1,4 @@
-"The labelled examples that a deployed classifier knows its classes by"
+"The labelled examples of a deployed classifier"
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -20,16 +20,16 @@ __all__ = ['Label', 'Support', 'as_items', 'is_single', 'labelled_items', 'thumb
 
 Label = str | int
 THUMBNAIL = 48
-MAX_MEMBER = 1 << 24 # Of a matrix of examples by classes: 64 MB, of which methods have several
+MAX_MEMBER = 1 << 24 # Most entries of a one-hot matrix, 64 MB, of which methods have several
 
 
 @dataclass(frozen=True)
 class Support:
-    "Features `(n_support, ...)`, label and thumbnail of every example; `classes` are sorted, as in scikit-learn"
+    "Features `(n_support, ...)`, labels and thumbnails of the examples; `classes` are sorted, as in scikit-learn"
     features: Tensor
     labels: tuple[Label, ...]
     thumbnails: Tensor | None = None # Bytes `(n_support, 3, 48, 48)`
-    pixels: Tensor | None = None # Bytes `(n_support, channels, height, width)`, where the encoder is adapted to them; never saved
+    pixels: Tensor | None = None # Bytes `(n_support, channels, height, width)`, if the encoder is adapted to them; never saved
 
     @property
     def classes(self) -> list[Label]:
@@ -44,7 +44,7 @@ class Support:
         return one_hot(torch.tensor([index[o] for o in self.labels], device=self.features.device), self.features.dtype)
 
     def joined(self, other: Support) -> Support:
-        "The examples of both. Raises `TypeError` for text labels beside numbers"
+        "The examples of both. Raises `TypeError` if one has text labels and the other numbers"
         _one_type((*self.labels, *other.labels))
         both = lambda a, b: None if a is None or b is None else torch.cat([a, b])
         return Support(torch.cat([self.features, other.features]), (*self.labels, *other.labels),
@@ -57,7 +57,7 @@ class Support:
         return Support(self.features[keep], tuple(o for o in self.labels if o != label), kept(self.thumbnails), kept(self.pixels))
 
     def to(self, device: torch.device | str) -> Support:
-        "The same on another device; thumbnails stay where they are"
+        "A copy with the features on another device"
         return replace(self, features=self.features.to(device))
 
 
@@ -69,7 +69,7 @@ def thumbnails_of(
 
 
 def is_single(item: Any) -> bool:
-    "One image, not a collection of them?"
+    "Is it one image, not a collection?"
     if isinstance(item, np.ndarray | Tensor): return item.ndim < 4
     return isinstance(item, str | bytes | Path | DatasetImage) or hasattr(item, 'convert')
 
@@ -77,7 +77,7 @@ def is_single(item: Any) -> bool:
 def as_items(
     items: Any, # Images, as a sequence or an array `(n, ...)`; or one image
 ) -> list[Any]:
-    "Images as a list. Raises `TypeError` for what is neither an image nor a collection"
+    "Images as a list. Raises `TypeError` for anything that is neither an image nor a collection"
     if is_single(items): return [items]
     if not isinstance(items, Iterable):
         raise TypeError(f'images are files, bytes, PIL images, arrays or tensors, not {type(items).__name__}')
@@ -94,7 +94,7 @@ def _label(label: Any) -> Label:
 
 
 def text_problem(label: Label) -> str | None:
-    "Why a label cannot be written to a file or shown, or None"
+    "The reason why a label cannot be written to a file or displayed, or None"
     if isinstance(label, int): return None if abs(label) < 1 << 63 else 'is a number of more than 64 bits'
     try: label.encode()
     except UnicodeEncodeError: return f'is no valid text: {label[:64]!a}'
@@ -102,7 +102,7 @@ def text_problem(label: Label) -> str | None:
 
 
 def check_size(n_support: int, n_way: int) -> None:
-    "`ValueError` for more examples by classes than fit into memory as one-hot labels"
+    "Raise `ValueError` if the one-hot labels would be too large"
     if n_support * n_way > MAX_MEMBER:
         raise ValueError(f'{n_support} examples of {n_way} classes: their product may be {MAX_MEMBER:,} at most')
 
@@ -112,12 +112,12 @@ def _one_type(labels: Iterable[Label]) -> None:
 
 
 def labelled_items(
-    items: Any, # Images, or a folder with a folder of images per class
+    items: Any, # Images, or a folder with one folder of images per class
     labels: Sequence[Any] | None, # The label of each image; None: the names of the folders
 ) -> tuple[list[Any], tuple[Label, ...]]:
-    """Images and their labels, checked: as many of one as of the other, one at least, labels of one type.
+    """Images and their labels. Checks that there are equally many, at least one, with labels of one type.
 
-    Raises `ValueError` or `TypeError` where they are not, and `FileNotFoundError` for a missing or empty folder.
+    Raises `ValueError` or `TypeError` otherwise, and `FileNotFoundError` for a missing or empty folder.
     """
     if labels is None:
         if not isinstance(items, str | Path):
