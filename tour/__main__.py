@@ -35,7 +35,7 @@ SMALLER = {
     r'vit_tiny_patch16_224': 'test_vit',
     r"'vit_small_patch14_dinov2\.lvd142m'": "'test_vit', 'backbone.pth'",
     r'size=84|Resize\(84\)': lambda m: m[0].replace('84', '32'),
-    r'n_shot=5\b(?=\))': 'n_shot=5, n_query=3, n_episodes=3, size=32',
+    r'n_shot=5\b(?=\)|, cache)': 'n_shot=5, n_query=3, n_episodes=3, size=32',
     r'n_shot=1\b(?=\)|, size)': 'n_shot=1, n_query=3, n_episodes=3',
     r'faithfulness\(compared, n_episodes=\d+': 'faithfulness(compared, n_episodes=1',
     r'n_episodes=\d{2,}': 'n_episodes=4',
