@@ -2,9 +2,12 @@
 import os
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from fastai.torch_core import set_seed
+
+from tests.learners import write_hues
 
 matplotlib.use('Agg')
 os.environ.setdefault('PYTHONHASHSEED', '0')
@@ -21,6 +24,25 @@ def pytest_runtest_setup(item):
 def _fixed_seed():
     "What a test draws does not depend on whether it was the one that had such a fixture made"
     set_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_figures():
+    "Whatever a test draws is closed behind it"
+    yield
+    plt.close('all')
+
+
+@pytest.fixture
+def root(tmp_path):
+    "Where `hue_learner` makes its images, in a folder that a test has for itself"
+    return tmp_path/'hues'
+
+
+@pytest.fixture(scope='module')
+def hues(tmp_path_factory):
+    "Images that the tests of a file share, and none changes"
+    return write_hues(tmp_path_factory.mktemp('hues')/'images')
 
 
 @pytest.fixture

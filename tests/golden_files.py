@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pytest
 import torch
 
 COPY = Path(__file__).parent/'golden'
@@ -17,6 +18,19 @@ def golden(pattern: str) -> list[Path]:
     files = sorted(GOLDEN.rglob(pattern)) or sorted(COPY.rglob(pattern))
     if not files: raise FileNotFoundError(f'no golden file {pattern} in {GOLDEN} or {COPY}')
     return files
+
+
+def recorded(pattern: str):
+    "Every golden file of a pattern, as parameters `path`"
+    return pytest.mark.parametrize('path', golden(pattern), ids=lambda path: path.stem)
+
+
+def same(ours, theirs, tol: float, name: str = '') -> None:
+    "`ours` is `theirs` but for `tol` of its largest value"
+    ours, theirs = torch.as_tensor(ours).detach(), torch.as_tensor(theirs)
+    assert ours.shape == theirs.shape, f'{name}: {tuple(ours.shape)}, recorded {tuple(theirs.shape)}'
+    assert ours.isfinite().all() and theirs.isfinite().all(), name
+    assert (ours - theirs).abs().max() <= tol * theirs.abs().max(), f'{name}: {(ours - theirs).abs().max() / theirs.abs().max()}'
 
 
 def load(path: Path, device: str = 'cpu') -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -29,7 +29,7 @@ def write_hues(root: Path, splits=(('base', 6), ('val', 3), ('novel', 4)), n: in
 def hue_loaders(root: Path, **kwargs) -> EpisodeDataLoaders:
     "Episodes of `write_hues`, made where they are missing"
     if not root.exists(): write_hues(root)
-    settings = dict(n_way=3, n_shot=2, n_query=3, n_episodes=8, size=SIZE, device='cpu', verify=False)
+    settings = dict(n_way=3, n_shot=2, n_query=3, n_episodes=4, size=SIZE, device='cpu', verify=False)
     return EpisodeDataLoaders.from_folder(root, **(settings | kwargs))
 
 
@@ -44,6 +44,11 @@ def silent(learn):
     learn.remove_cb(learn.progress)
     learn.logger = lambda *args: None
     return learn
+
+
+def novel_image(root: Path) -> Path:
+    "One of the images of classes that are not trained on"
+    return next((root/'novel'/'novel0').iterdir())
 
 
 def weights(learn) -> dict:

@@ -1,9 +1,29 @@
-"Several processes on one machine, as `torchrun` would start them"
+"Other processes: one that may fail or be killed, and several on one machine, as `torchrun` would start them"
+import multiprocessing
 import os
+import resource
+import signal
 import socket
 
 import torch
 import torch.multiprocessing as mp
+
+FORK = multiprocessing.get_context('fork')
+"Its children have the imports of this process"
+
+
+def in_child(run, *args) -> int:
+    "Run it in another process; its exit code"
+    child = FORK.Process(target=run, args=args)
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def on_a_small_disk(limit: int) -> None:
+    "From here on this process may write no more than so many bytes to a file"
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
 def _start(rank, run, world_size, port, folder, args):

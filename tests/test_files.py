@@ -1,7 +1,5 @@
 "Files that are whole or not there, whoever writes them and whatever stops it"
-import multiprocessing
 import os
-import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,19 +8,10 @@ import torch
 from torch import nn
 
 from fsc_fastai.files import atomic_write, save_weights
-
-FORK = multiprocessing.get_context('fork')  # a child with the imports of this process
+from tests.ranks import in_child, on_a_small_disk
 
 
 def names(folder): return sorted(p.name for p in folder.iterdir())
-
-
-def in_child(function):
-    "Run it in another process; its exit code"
-    child = FORK.Process(target=function)
-    child.start()
-    child.join()
-    return child.exitcode
 
 
 def test_the_file_is_there_when_the_block_ends(tmp_path):
@@ -52,15 +41,14 @@ def test_a_full_disk_is_named(tmp_path, kind):
     file = tmp_path/'state'
     file.write_text('old')
 
-    def on_a_small_disk():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    def write():
+        on_a_small_disk(100_000)
         with pytest.raises(OSError, match=f'{file} cannot be written .*untouched: make room'):
             if kind == 'weights': save_weights(nn.Linear(300, 300), file, {})
             else:
                 with atomic_write(file) as part: WRITERS[kind](part)
 
-    assert in_child(on_a_small_disk) == 0 and file.read_text() == 'old' and names(tmp_path) == ['state']
+    assert in_child(write) == 0 and file.read_text() == 'old' and names(tmp_path) == ['state']
 
 
 def test_a_place_that_can_not_be_written_is_named(tmp_path):

@@ -6,18 +6,13 @@ from fastai.callback.tracker import TerminateOnNaNCallback
 from fastai.learner import load_learner
 
 from fsc_fastai.callback.guided import LRPGuidedCallback
-from fsc_fastai.deploy import FewShotClassifier
-from fsc_fastai.explain import LRP, relevance_start
-from fsc_fastai.learner import evaluate, explanation  # noqa: F401  these add their methods to the learner
+from fsc_fastai.explain import relevance_start
 from fsc_fastai.learner.metrics import EpisodeAccuracy, episode_accuracy
 from fsc_fastai.methods import create_fsc_model
 from fsc_fastai.methods.base import class_means, episode_way
 from tests.deploy.toys import classifier, examples, picture
-from tests.learners import hue_learner
+from tests.learners import hue_learner, novel_image
 from tests.methods.toys import METHODS
-
-
-def image_of(root): return next((root/'novel'/'novel0').iterdir())
 
 
 @pytest.fixture
@@ -32,11 +27,11 @@ ASKED = {
     'evaluate': lambda learn, root: learn.evaluate(n_episodes=2, n_query=2),
     'confusion': lambda learn, root: learn.confusion('novel', n_episodes=2, n_query=2),
     'explain': lambda learn, root: learn.explain(),
-    'predict': lambda learn, root: learn.predict(image_of(root)),
+    'predict': lambda learn, root: learn.predict(novel_image(root)),
     'save': lambda learn, root: learn.save('weights'),
     'export': lambda learn, root: learn.export('learner.pkl'),
-    'classify': lambda learn, root: learn.classifier().predict_proba([image_of(root)]),
-    'explain an image': lambda learn, root: learn.classifier().explain(image_of(root)),
+    'classify': lambda learn, root: learn.classifier().predict_proba([novel_image(root)]),
+    'explain an image': lambda learn, root: learn.classifier().explain(novel_image(root)),
     'calibrate': lambda learn, root: learn.classifier().calibrate(root/'base', n_way=2, n_shot=1, n_query=2, n_episodes=2),
     'save a classifier': lambda learn, root: learn.classifier().save(root.parent/'saved'),
     'to_onnx': lambda learn, root: learn.classifier().to_onnx(root.parent/'onnx', check=False),
@@ -64,7 +59,7 @@ def test_a_training_that_diverges_ends_as_fastai_ends_it(tmp_path):
     "Explanations raise nothing in the middle of a step, before `TerminateOnNaNCallback` sees the loss"
     learn = hue_learner(tmp_path/'hues', cbs=[LRPGuidedCallback(), TerminateOnNaNCallback()])
     learn.fit(3, lr=1e20)
-    assert learn.train_iter < 24
+    assert learn.train_iter < 3*len(learn.dls.train)
 
 
 def test_accuracy_of_scores_that_are_not_finite_is_none():
@@ -111,14 +106,8 @@ def test_a_loaded_learner_has_nothing_to_train_or_validate_on(tmp_path):
 def test_an_explanation_needs_images_of_each_class(tmp_path):
     root = tmp_path/'hues'
     learn = hue_learner(root)
-    image = image_of(root)
+    image = novel_image(root)
     for query, support, message in ((image, {'a': image, 'b': []}, "no support image of class 'b'"),
                                     ([], {'a': image, 'b': image}, 'no image to explain'),
                                     (image, {'a': image}, 'two classes')):
         with pytest.raises(ValueError, match=message): learn.explain(query, support)
-
-
-def test_a_finite_model_saves(tmp_path):
-    known = FewShotClassifier.from_learner(hue_learner(tmp_path/'hues'))
-    assert FewShotClassifier.from_pretrained(known.save(tmp_path/'saved')).shots_ == {}
-    assert LRP().start_of(torch.zeros(1, 2)).isfinite().all()

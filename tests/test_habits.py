@@ -74,7 +74,6 @@ def test_show_batch_unique_shows_views_of_one_image(learn):
     assert not torch.equal(episode.support_x[0], episode.support_x[-1])
     dls.train.one_batch()
     learn.fit(1)
-    plt.close('all')
 
 
 def test_decode_batch_names_the_classes(learn):

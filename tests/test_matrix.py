@@ -32,6 +32,7 @@ from fsc_fastai.callback.svasp import SVasPCallback
 from fsc_fastai.callback.wave_san import WaveSANCallback
 from fsc_fastai.encode.encoder import create_encoder
 from fsc_fastai.learner.core import fsc_learner
+from tests.callback.episodes import BFloat16, CutOff
 from tests.learners import hue_loaders, silent, weights, write_hues
 
 BLOCKS = ['encoder.body']
@@ -59,13 +60,6 @@ LR, N = .05, 2
 class Tiny(nn.Sequential):
     "Images of 8 px to maps `(n, 4, 4, 4)`"
     def __init__(self): super().__init__(nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
-
-
-class BFloat16(Callback):
-    "Autocast from the forward pass to the loss, as fastai's `MixedPrecision` has it on a GPU"
-    order = MixedPrecision.order
-    def before_batch(self): self.autocast = torch.autocast('cpu', torch.bfloat16); self.autocast.__enter__()
-    def after_loss(self): self.autocast.__exit__(None, None, None)
 
 
 class Dtypes(Callback):
@@ -183,18 +177,11 @@ def clip(make, tmp_path, *cell):
     assert all(torch.cat([g.flatten() for g in grads]).norm() <= length/3 + 1e-6 for grads in cut.grads)
 
 
-class CutOff(Callback):
-    "Breaks the second epoch"
-    order = 95
-    def after_batch(self):
-        if self.training and self.epoch == 1: raise KeyboardInterrupt
-
-
 def resume(make, tmp_path, *cell):
     "Cut off and gone on with is the same as unbroken, bit for bit"
     whole = make(*cell)
     whole.fit_one_cycle(2, LR)
-    with pytest.raises(KeyboardInterrupt): make(*cell, ResumeFit(tmp_path/'state.pt'), CutOff()).fit_one_cycle(2, LR)
+    with pytest.raises(KeyboardInterrupt): make(*cell, ResumeFit(tmp_path/'state.pt'), CutOff(1)).fit_one_cycle(2, LR)
     resumed = make(*cell, ResumeFit(tmp_path/'state.pt'))
     before = weights(resumed)
     torch.rand(3)  # another state of the generators than where the training was cut off

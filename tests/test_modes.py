@@ -4,11 +4,9 @@ import shutil
 import pytest
 import torch
 
-from fsc_fastai import deploy as inference  # noqa: F401  these add their methods to the learner
-from fsc_fastai.learner import explanation  # noqa: F401  these add their methods to the learner
 from fsc_fastai.learner.episode_scores import encode_images, episode_scores
 from fsc_fastai.methods import RelationNet
-from tests.learners import hue_learner
+from tests.learners import hue_learner, novel_image
 from tests.methods.toys import METHODS
 
 CASES = [*METHODS, 'dropout']
@@ -19,7 +17,7 @@ ANSWERS = {
     'feature_statistics': lambda learn, root: learn.feature_statistics(),
     'explain': lambda learn, root: learn.explain().scores,
     'predict': lambda learn, root: learn.set_support(three_of(root)).predict(
-        next((root/'novel'/'novel0').iterdir()))[2],
+        novel_image(root))[2],
     'encode_images': lambda learn, root: encode_images(learn.model, learn.dls.domains['novel'].images()),
 }
 

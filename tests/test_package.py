@@ -17,6 +17,10 @@ import pytest
 import yaml
 
 import fsc_fastai
+from fsc_fastai.adapt import LoRA
+from fsc_fastai.learner import FSCLearner
+from tests.deploy.toys import classifier, examples
+from tests.ranks import FORK, in_child
 
 PACKAGE = Path(fsc_fastai.__file__).parent
 MODULES = sorted('.'.join(p.relative_to(PACKAGE.parent).with_suffix('').parts) for p in PACKAGE.rglob('*.py'))
@@ -38,28 +42,21 @@ def test_what_cites_the_library_names_its_version_and_licence():
     assert {'cff-version', 'message', 'authors'} <= cited.keys(), 'what the format asks for'
 
 
-@pytest.mark.parametrize('module', MODULES)
-def test_public_names_exist_and_are_documented(module):
-    found = importlib.import_module(module)
-    assert found.__doc__ or module.endswith('__main__'), f'{module} does not say what it is'
-    for name in getattr(found, '__all__', []):
-        public = getattr(found, name)
-        ours = getattr(public, '__module__', '').startswith('fsc_fastai')
-        if callable(public) and ours: assert public.__doc__, f'{module}.{name}'
-
-
 # What fastai and torch call, and document: events of callbacks and metrics, parts of loaders, transforms and modules
 HOOKS = re.compile(r'(before|after|on)_\w+|(end|start)_epoch|(load_)?state_dict|forward|reset|accumulate|name|value|extra_repr'
                    r'|encodes|decodes|setups|get_idxs|create_batches|new|n_inp|epoch|device|open')
 
 
 @pytest.mark.parametrize('module', MODULES)
-def test_public_methods_are_documented(module):
+def test_public_names_and_methods_exist_and_are_documented(module):
     found = importlib.import_module(module)
+    assert found.__doc__ or module.endswith('__main__'), f'{module} does not say what it is'
     for name in getattr(found, '__all__', []):
-        cls = getattr(found, name)
-        if not inspect.isclass(cls) or cls.__module__ != module: continue
-        for key, member in vars(cls).items():
+        public = getattr(found, name)
+        ours = getattr(public, '__module__', '').startswith('fsc_fastai')
+        if callable(public) and ours: assert public.__doc__, f'{module}.{name}'
+        if not inspect.isclass(public) or public.__module__ != module: continue
+        for key, member in vars(public).items():
             f = getattr(member, '__func__', getattr(member, 'fget', member))
             if key[0] == '_' or not inspect.isfunction(f) or HOOKS.fullmatch(key): continue
             assert f.__doc__, f'{module}.{name}.{key}'
@@ -111,7 +108,8 @@ def test_all_replaces_nothing_of_fastai():
 def test_whoever_has_a_learner_has_its_methods():
     "Not those alone who import the files that the methods are in"
     code = """if True:
-        from fsc_fastai.learner import FSCLearner
+        from fsc_fastai.adapt import LoRA
+from fsc_fastai.learner import FSCLearner
         from fsc_fastai.deploy.classifier import FewShotClassifier
         learner = 'evaluate confusion accuracy_by_class explain feature_statistics set_support classifier predict distrib_ctx'
         assert all(name in vars(FSCLearner) for name in learner.split())
@@ -158,6 +156,11 @@ def test_settings_name_nothing_that_no_file_imports():
     assert not named - used
 
 
+USES = {'serve': lambda: importlib.import_module('fsc_fastai.commands.serve'),
+        'distributed': lambda: FSCLearner.to_distributed(None), 'lora': lambda: LoRA().trainable(None),
+        'onnx': lambda: classifier().fit(*examples()).to_onnx('nowhere')}
+
+
 @pytest.mark.parametrize('extra', sorted(set(OF_EXTRAS.values())))
 def test_a_missing_extra_is_named(extra):
     "In a process where nothing of the extra can be imported any more (fastprogress brings some of it)"
@@ -166,24 +169,20 @@ def test_a_missing_extra_is_named(extra):
     missing = {name for file in files for name in imported(file) if {o.lower() for o in owners().get(name, ())}
                & (distributions(f'{extra}_requirements') - distributions('requirements'))}
     assert missing
-    use = dict(serve='import fsc_fastai.commands.serve', distributed='fsc_fastai.learner.FSCLearner.to_distributed(None)',
-               lora='fsc_fastai.adapt.LoRA().trainable(None)',
-               onnx='toys.classifier().fit(*toys.examples()).to_onnx("nowhere")')[extra]
-    code = f"""if True:
-        import sys
-        import fsc_fastai.all
-        from tests.deploy import toys
-        class Missing:
-            def find_spec(self, name, path=None, target=None):
-                if name.split('.')[0] in {missing}: raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+
+    class Missing:
+        def find_spec(self, name, path=None, target=None):
+            if name.split('.')[0] in missing: raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+    def use(told):
         for name in [*sys.modules]:
-            if name.split('.')[0] in {missing}: del sys.modules[name]
+            if name.split('.')[0] in missing or name.startswith('fsc_fastai.commands.serve'): del sys.modules[name]
         sys.meta_path.insert(0, Missing())
-        try: {use}
-        except ImportError as e: print(e)"""
-    ran = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True,
-                         env=os.environ | {'PYTHONPATH': str(PACKAGE.parent)}, cwd=PACKAGE.parent)
-    assert f"pip install 'fsc_fastai[{extra}]'" in ran.stdout, ran.stdout + ran.stderr
+        try: USES[extra]()
+        except ImportError as e: told.put(str(e))
+        else: told.put('')
+    told = FORK.SimpleQueue()
+    assert in_child(use, told) == 0 and f"pip install 'fsc_fastai[{extra}]'" in told.get()
 
 
 def test_all_brings_what_the_readme_uses():

@@ -3,7 +3,6 @@
 The code itself is run by `make tour`; here is what can be seen without running it.
 """
 import ast
-import builtins
 import importlib
 import inspect
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import fsc_fastai.all
+from tests.test_notebooks import unknown_names
 from tour.__main__ import DOCUMENTS, OPTIONS, SMALLER, blocks, commands, smaller
 
 ROOT = Path(__file__).parents[1]
@@ -34,14 +34,7 @@ def scripts() -> dict[str, str]: return dict(line.split('=') for line in setting
 @pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: path.name)
 def test_names_of_the_snippets_exist(document):
     "A renamed function of the library leaves no snippet behind"
-    trees = [ast.walk(ast.parse(text)) for name, text in SNIPPETS if name == document.name]
-    nodes = [node for tree in trees for node in tree]
-    used = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Load)}
-    made = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)}
-    made |= {o.name for o in nodes if isinstance(o, ast.FunctionDef | ast.ClassDef)}
-    made |= {o.arg for o in nodes if isinstance(o, ast.arg)}
-    made |= {o.asname or o.name for node in nodes if isinstance(node, ast.ImportFrom) for o in node.names}
-    assert used <= made | set(vars(fsc_fastai.all)) | set(dir(builtins))
+    assert not unknown_names('\n'.join(text for name, text in SNIPPETS if name == document.name))
 
 
 def test_the_glossary_names_what_exists():

@@ -21,12 +21,11 @@ from fsc_fastai.data.sampler import EpisodeSampler
 from fsc_fastai.data.splitter import ClassSplitter
 from fsc_fastai.deploy import FewShotClassifier, Preprocess
 from fsc_fastai.explain import LRP, AlphaBeta, Epsilon, Gamma, GradientXInput, ZBox
-from fsc_fastai.learner import evaluate, explanation  # noqa: F401  these add their methods to the learner
 from fsc_fastai.learner.core import fsc_learner
 from fsc_fastai.learner.results import format_table, plot_results
 from fsc_fastai.methods import create_fsc_model
 from tests.deploy.toys import classifier, examples
-from tests.learners import hue_loaders, silent, write_hues
+from tests.learners import hue_loaders, novel_image, silent, write_hues
 from tests.methods.toys import METHODS
 
 EPISODES = dict(n_way=2, n_shot=1, n_query=2, n_episodes=2)
@@ -51,7 +50,7 @@ def of_blocks(root, image_block=ImageBlock, **kwargs):
 def deployed(learn, root, tmp_path):
     "What a learner answers before and after export, and as a saved classifier"
     learn.fit(1)
-    image = next((root/'novel'/'novel0').iterdir())
+    image = novel_image(root)
     learn.set_support(root/'novel')
     learn.export('learner.pkl')
     FewShotClassifier.from_learner(learn).fit(root/'novel').save(tmp_path/'classifier', thumbnails=True)
@@ -133,7 +132,7 @@ def test_a_resize_in_the_batch_is_refused_in_words(root, tmp_path):
         with pytest.raises(ValueError, match=r'Resize.*preprocess=Preprocess\(') as e: deploy()
         assert 'tensor' not in str(e.value) and len(str(e.value)) < 500
         assert known_of(deploy(preprocess=Preprocess(20))).preprocess == Preprocess(20)
-    assert learn.predict(next((root/'novel'/'novel0').iterdir()))[2].sum() == pytest.approx(1)
+    assert learn.predict(novel_image(root))[2].sum() == pytest.approx(1)
 
 
 # Grey

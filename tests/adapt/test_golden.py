@@ -16,15 +16,15 @@ from fsc_fastai.adapt.simple_shot import SimpleShot, SupportCentred
 from fsc_fastai.adapt.tim import TIM, TIMADM
 from fsc_fastai.adapt.tip_adapter import TipAdapter
 
-from ..golden_files import golden
+from ..golden_files import golden, recorded
 
 SINGLE = {'simpleshot': 1e-5, 'bdcspn': 1e-5, 'label_propagation': 1e-5, 'distribution_calibration': 1e-5, 'finetune': 1e-3,
           'pmf_scores': 1e-5, 'pmf_augment': 1e-5, 'guo_finetune': 1e-5, 'ata_finetune': 1e-5}
 
 
-def cases(method):
-    "Every golden file of a method, in single and in double precision"
-    files = golden(f'{method}_*way_*shot.npz')
+def cases(*names):
+    "Every golden file of some names, in single and in double precision"
+    files = [f for name in names for f in golden(f'{name}.npz')]
     params = [pytest.param(f, d, id=f'{f.stem}-{str(d)[-2:]}') for f in files for d in (torch.float32, torch.float64)]
     return pytest.mark.parametrize('path, dtype', params)
 
@@ -60,7 +60,7 @@ class Recorded:
         torch.testing.assert_close(ours.to(theirs), theirs, rtol=tol, atol=atol, msg=lambda m: f'{key}: {m}')
 
 
-@cases('simpleshot')
+@cases('simpleshot_*way_*shot')
 def test_simple_shot(path, dtype):
     r = Recorded('simpleshot', path, dtype)
     for v in r.variants('scores'):
@@ -73,7 +73,7 @@ def test_simple_shot(path, dtype):
         r.same(-r.fit(method)(r.query), f'{v}.distance')
 
 
-@cases('bdcspn')
+@cases('bdcspn_*way_*shot')
 def test_bdcspn(path, dtype):
     r = Recorded('bdcspn', path, dtype)
     for v in r.variants('scores'):
@@ -86,7 +86,7 @@ LAPLACIAN = {'default': ('un', 'easyfsl'), 'config': ('l2', 'easyfsl'), 'strong'
              'original_un': ('un', 'no'), 'original_rect': ('cl2', 'original'), 'original_l2_rect': ('l2', 'original')}
 
 
-@cases('laplacianshot')
+@cases('laplacianshot_*way_*shot')
 def test_laplacian_shot(path, dtype):
     r = Recorded('laplacianshot', path, dtype)
     for v in r.variants('scores'):
@@ -98,7 +98,7 @@ def test_laplacian_shot(path, dtype):
         if r.has(f'{v}.labels'): assert fitted(r.query).argmax(1).tolist() == r[f'{v}.labels'].tolist()
 
 
-@cases('tim')
+@cases('tim_*way_*shot')
 def test_tim(path, dtype):
     r = Recorded('tim', path, dtype)
     for v in r.variants('scores') + [v for v in r.variants('logits') if v.startswith('gd')]:
@@ -118,7 +118,7 @@ def test_tim(path, dtype):
         r.same(fitted(r.query).softmax(1), f'{v}.probabilities')
 
 
-@cases('ptmap')
+@cases('ptmap_*way_*shot')
 def test_pt_map(path, dtype):
     r = Recorded('ptmap', path, dtype)
     for v in r.variants('probabilities'):
@@ -138,7 +138,7 @@ def test_pt_map(path, dtype):
             r.same(details['prototypes'], f'{v}.prototypes')
 
 
-@cases('pa')
+@cases('pa_*way_*shot')
 def test_pa(path, dtype):
     r = Recorded('pa', path, dtype)
     r.same(r.fit(PA(steps=0))(r.query), 'before.scores')
@@ -151,27 +151,25 @@ def test_pa(path, dtype):
         r.same(fitted(r.query), f'{v}.scores')
 
 
-@pytest.mark.parametrize('method, cls', [('finetune', TunedPrototypes), ('transductive_finetuning', TransductiveTuning)])
-def test_tuned_prototypes(method, cls):
-    for path in golden(f'{method}_*way_*shot.npz'):
-        for dtype in (torch.float32, torch.float64):
-            r = Recorded(method, path, dtype)
-            for v in r.variants('scores'):
-                hp = r.hp(v)
-                hp['treatment'] = 'l2' if hp.pop('normalised') else 'un'
-                fitted = r.fit(cls(**hp))
-                tol = 1e-4 if v == 'few' and dtype == torch.float32 else None
-                for ours, key in ((fitted.prototypes, 'prototypes'), (fitted.details['losses'], 'losses'),
-                                  (fitted(r.query), 'scores')): r.same(ours, f'{v}.{key}', tol)
+@cases('finetune_*way_*shot', 'transductive_finetuning_*way_*shot')
+def test_tuned_prototypes(path, dtype):
+    r = Recorded(method := path.stem.rsplit('_', 2)[0], path, dtype)
+    for v in r.variants('scores'):
+        hp = r.hp(v)
+        hp['treatment'] = 'l2' if hp.pop('normalised') else 'un'
+        fitted = r.fit((TunedPrototypes if method == 'finetune' else TransductiveTuning)(**hp))
+        tol = 1e-4 if v == 'few' and dtype == torch.float32 else None
+        for ours, key in ((fitted.prototypes, 'prototypes'), (fitted.details['losses'], 'losses'), (fitted(r.query), 'scores')):
+            r.same(ours, f'{v}.{key}', tol)
 
 
-@cases('label_propagation')
+@cases('label_propagation_*way_*shot')
 def test_label_propagation(path, dtype):
     r = Recorded('label_propagation', path, dtype)
     for v in r.variants('scores'): r.same(propagate(r.query, r['probabilities'], **r.hp(v)), f'{v}.scores')
 
 
-@cases('tip_adapter')
+@cases('tip_adapter_*way_*shot')
 def test_tip_adapter(path, dtype):
     r = Recorded('tip_adapter', path, dtype)
     for v in r.variants('scores'):
@@ -182,7 +180,7 @@ def test_tip_adapter(path, dtype):
         r.same(fitted(r.query), f'{v}.scores')
 
 
-@cases('sklearn_heads')
+@cases('sklearn_heads_*way_*shot')
 def test_linear_heads(path, dtype):
     r = Recorded('sklearn_heads', path, dtype)
     tol = 1e-4
@@ -197,7 +195,7 @@ def test_linear_heads(path, dtype):
         if r.has(f'{v}.probabilities'): r.same(scores.softmax(1), f'{v}.probabilities', tol)
 
 
-@cases('distribution_calibration')
+@cases('distribution_calibration_*way_*shot')
 def test_distribution_calibration(path, dtype):
     r = Recorded('distribution_calibration', path, dtype)
     method = lambda **hp: DistributionCalibration(base_means=r['base_means'], base_covariances=r['base_covariances'], **hp)
@@ -210,7 +208,7 @@ def test_distribution_calibration(path, dtype):
     r.same(fitted(r.query).softmax(1), 'classifier.probabilities', 1e-4)
 
 
-@pytest.mark.parametrize('path', golden('flor_proto_*.npz'), ids=lambda p: p.stem)
+@recorded('flor_proto_*.npz')
 def test_support_centred(path):
     with np.load(path) as z: arrays = {k: torch.from_numpy(z[k]) for k in z.files if k[0] in 'zs'}
     for key in [k for k in arrays if k.startswith('z_')]:

@@ -18,8 +18,8 @@ from fsc_fastai.encode.encoder import create_encoder
 from fsc_fastai.methods.base import class_means
 from fsc_fastai.tensors import pool_vectors
 
-from ..golden_files import fill_module, golden, noise_module
-from .test_golden import Recorded
+from ..golden_files import fill_module, noise_module
+from .test_golden import Recorded, cases
 
 
 class Block(nn.Module):
@@ -63,12 +63,6 @@ def resnet10(r):
     load_reference_state(net, {n: torch.from_numpy(fill.fill(n, s)) for n, s in json.loads(str(r.arrays['keys']))})
     images = lambda key: torch.from_numpy(np.stack([fill.image(int(i), int(r['input_size'])) for i in r.arrays[key]])).to(r.dtype)
     return net.to(r.dtype).eval(), images
-
-
-def cases(method):
-    files, dtypes = golden(f'{method}.npz'), (torch.float32, torch.float64)
-    params = [pytest.param(f, d, id=f'{f.stem}-{str(d)[-2:]}') for f in files for d in dtypes]
-    return pytest.mark.parametrize('path, dtype', params)
 
 
 def features(net, x):

@@ -3,16 +3,11 @@ import torch
 from torch import nn
 
 from fsc_fastai.adapt.graph_head import EDGES
-from fsc_fastai.methods import FewShotModel, create_fsc_model
+from fsc_fastai.methods import FewShotModel
 from fsc_fastai.methods.base import one_hot
 from fsc_fastai.methods.head import PAIRS, Head, free_norms, head_for
 
-from ..deploy.toys import METHODS
-
-
-def model_on_maps(method, channels=6, size=5, **kwargs):
-    torch.manual_seed(0)
-    return create_fsc_model(method, nn.Identity(), img_size=size, in_chans=channels, **kwargs).eval()
+from ..methods.toys import METHODS, feature_model
 
 
 def maps(n, seed=0): return torch.randn(n, 6, 5, 5, generator=torch.Generator().manual_seed(seed)).abs()
@@ -23,7 +18,7 @@ def labels(*shots): return one_hot(torch.arange(len(shots)).repeat_interleave(to
 
 @pytest.mark.parametrize('method', METHODS)
 def test_a_query_scores_the_same_alone_in_a_batch_and_in_another_order(method):
-    head = model_on_maps(method).head(maps(15), labels(3, 3, 3, 3, 3), 'support')
+    head = feature_model(method).head(maps(15), labels(3, 3, 3, 3, 3), 'support')
     query = maps(40, 1)
     together = head(query)
     torch.testing.assert_close(torch.cat([head(q[None]) for q in query]), together, rtol=1e-5, atol=1e-6)
@@ -33,7 +28,7 @@ def test_a_query_scores_the_same_alone_in_a_batch_and_in_another_order(method):
 
 @pytest.mark.parametrize('method', ['relation', 'gnn'])
 def test_the_published_scores_do_depend_on_the_batch(method):
-    model = model_on_maps(method)
+    model = feature_model(method)
     y, query = torch.arange(5).repeat_interleave(3), maps(10, 1)
     together = model.forward_head(maps(15), y, query)
     assert not torch.allclose(model.forward_head(maps(15), y, query[:1]), together[:1], atol=1e-3)
@@ -41,14 +36,14 @@ def test_the_published_scores_do_depend_on_the_batch(method):
 
 @pytest.mark.parametrize('method', ['can', 'proto', 'matching'])
 def test_methods_without_batch_statistics_score_as_published(method):
-    model, query = model_on_maps(method), maps(7, 1)
+    model, query = feature_model(method), maps(7, 1)
     head = model.head(statistics='support').fit(maps(10), labels(1, 2, 3, 4))
     wanted = model.forward_head(maps(10), labels(1, 2, 3, 4), query)
     torch.testing.assert_close(head(query), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_relation_statistics_are_those_of_samples_beside_prototypes_without_them():
-    model, f, member = model_on_maps('relation'), maps(5), labels(1, 2, 2)
+    model, f, member = feature_model('relation'), maps(5), labels(1, 2, 2)
     head = model.head(f, member, 'support')
     pairs = []
     for i in range(5):
@@ -63,7 +58,7 @@ def test_relation_statistics_are_those_of_samples_beside_prototypes_without_them
 
 def test_graph_statistics_never_show_a_sample_its_own_label():
     "A graph whose query carried its label would normalise other label features than real queries meet"
-    head = model_on_maps('gnn').head(maps(5), labels(1, 1, 1, 1, 1), 'support')
+    head = feature_model('gnn').head(maps(5), labels(1, 1, 1, 1, 1), 'support')
     seen = []
     head.model.gnn.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     head.fit(maps(5), labels(1, 1, 1, 1, 1))
@@ -76,7 +71,7 @@ def test_graph_statistics_never_show_a_sample_its_own_label():
 
 @pytest.mark.parametrize('method', METHODS)
 def test_any_order_and_balance_of_the_support_will_do(method):
-    model, f, member = model_on_maps(method), maps(25), labels(1, 2, 12, 4, 6)
+    model, f, member = feature_model(method), maps(25), labels(1, 2, 12, 4, 6)
     head = model.head(f, member, 'support')
     scores = head(maps(3, 1))
     assert scores.shape == (3, 5) and scores.isfinite().all()
@@ -87,12 +82,12 @@ def test_any_order_and_balance_of_the_support_will_do(method):
 
 def test_hundreds_of_samples_stay_within_the_memory_limits():
     member = labels(*[210] * 5)
-    graph = model_on_maps('gnn').head(maps(1050), member, 'support')
+    graph = feature_model('gnn').head(maps(1050), member, 'support')
     nodes = graph.member.shape[0] + 1
     assert nodes == 51 and graph.chunk() * nodes**2 <= EDGES
     # means stand for the samples: the mean of the means is still that of the class
     torch.testing.assert_close(graph.support[:10].mean(0), maps(1050)[:210].mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
-    relation, most = model_on_maps('relation').head(statistics='support'), []
+    relation, most = feature_model('relation').head(statistics='support'), []
     relation.model.relation.layer1.norm.register_forward_pre_hook(lambda m, args: most.append(args[0].shape[0]))
     relation.fit(maps(1050), member)(maps(300, 1))
     assert max(most) <= PAIRS
@@ -100,17 +95,17 @@ def test_hundreds_of_samples_stay_within_the_memory_limits():
 
 @pytest.mark.parametrize('method', ['relation', 'can', 'proto', 'matching'])
 def test_more_ways_than_in_training(method):
-    head = model_on_maps(method, n_way=5).head(maps(24), labels(*[2] * 12), 'support')
+    head = feature_model(method, n_way=5).head(maps(24), labels(*[2] * 12), 'support')
     assert head(maps(3, 1)).shape == (3, 12)
 
 
 def test_a_graph_network_says_that_it_can_not_do_more_ways():
-    head = model_on_maps('gnn').head(statistics='support')
+    head = feature_model('gnn').head(statistics='support')
     assert 'tells 5 classes apart, found 6' in head.problem(6) and head.problem(5) is None
 
 
 def test_the_model_stays_as_it_is():
-    model = model_on_maps('relation').train()
+    model = feature_model('relation').train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.head(statistics='support').fit(maps(6), labels(2, 2, 2))(maps(2))
     assert model.training and all(p.requires_grad for p in model.parameters())
@@ -150,12 +145,12 @@ def test_a_head_of_one_s_own_serves_its_method_where_it_says_so():
 
 
 def test_statistics_are_of_the_batch_or_of_the_support():
-    with pytest.raises(ValueError, match="statistics='running': choose from"): model_on_maps('can').head(statistics='running')
+    with pytest.raises(ValueError, match="statistics='running': choose from"): feature_model('can').head(statistics='running')
 
 
 @pytest.mark.parametrize('method', METHODS)
 def test_by_statistics_of_the_batch_a_head_is_the_method(method):
-    model, y, query = model_on_maps(method), torch.arange(5).repeat_interleave(3), maps(10, 1)
+    model, y, query = feature_model(method), torch.arange(5).repeat_interleave(3), maps(10, 1)
     head = model.head()
     wanted = model.forward_head(maps(15), y, query)
     torch.testing.assert_close(head.fit(maps(15), y)(query), wanted)

@@ -5,22 +5,15 @@ import torch
 from fsc_fastai.adapt.transduction import scale_candidates, transductive_scores
 from fsc_fastai.encode import load_reference_state
 from fsc_fastai.methods import GNNNet, RelationNet
-from tests.golden_files import golden, load
+from tests.golden_files import load, recorded
+from tests.methods.toys import feature_encoder
 
 
-class MapEncoder(torch.nn.Module):
-    "Feature maps are the images: the golden episodes hold features"
-    def __init__(self, shape):
-        super().__init__()
-        self.out_shape, self.num_features = tuple(shape), shape[0]
-    def forward(self, x): return x
-
-
-@pytest.mark.parametrize('path', golden('relation_net_transductive*.npz'), ids=lambda p: p.stem)
+@recorded('relation_net_transductive*.npz')
 def test_equals_the_published_scores(path):
     data, weights = load(path)
     support, query = data['support'], data['query']
-    model = RelationNet(MapEncoder(support.shape[2:]), n_way=len(support)).eval()
+    model = RelationNet(feature_encoder(*support.shape[2:4]), n_way=len(support)).eval()
     assert not load_reference_state(model, weights).missing
     y = torch.arange(len(support)).repeat_interleave(support.shape[1])
     f_support, f_query = support.flatten(0, 1), query.flatten(0, 1)
@@ -36,6 +29,6 @@ def test_candidates_scale_with_fewer_queries():
 
 
 def test_gnn_is_refused():
-    model = GNNNet(MapEncoder((8, 2, 2)), n_way=3).eval()
+    model = GNNNet(feature_encoder(8, 2), n_way=3).eval()
     with pytest.raises(TypeError, match='GNN'):
         transductive_scores(model.head(), torch.rand(3, 8, 2, 2), torch.arange(3), torch.rand(6, 8, 2, 2))

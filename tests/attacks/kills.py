@@ -4,7 +4,6 @@ A child process runs with a counter in all that changes files or weights (a step
 at a drawn count, sometimes with the file cut in which it was writing; in a long run every other kill comes from outside, at a
 drawn time. Started again, it must leave exactly the files of a run that nothing disturbed.
 """
-import multiprocessing
 import os
 import signal
 import stat
@@ -29,8 +28,8 @@ from fsc_fastai.reproduce.cells import Cell, Preset, Recipe
 from fsc_fastai.reproduce.table_data import Data
 from tests.deploy.toys import classifier, examples
 from tests.learners import hue_learner, write_hues
+from tests.ranks import FORK
 
-FORK = multiprocessing.get_context('fork')  # a child with the imports of this process
 RECIPE = Recipe(size=28, pretrain_epochs=2, epochs=2, n_episodes=2, n_query=2)
 PRESET = Preset('few', dict(RN=RECIPE), test_episodes=2, test_query=2)
 
@@ -114,7 +113,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def prepared(data: Path) -> Path:
     "What the runs read"
     write_hues(data/'hues')
-    for name, n in (('latin', 40), ('greek', 6)):
+    for name, n in (('latin', 28), ('greek', 6)) if table in KINDS else ():
         untar_glyphs(name, n_classes=n, n_images=8, size=28, path=data, progress=False)
     return data
 

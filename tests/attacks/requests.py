@@ -1,6 +1,6 @@
 """Hostile requests to a running `fsc_serve`: what is refused says so, costs little and changes nothing; the page still answers.
 
-`attack(n, seed)` sends `n` requests of the kinds below, while others hold connections half open. A request fails that gets no
+`outcomes(n, seed)` sends `n` requests of the kinds below, while others hold connections half open. A request fails that gets no
 answer where one is due, a status of 500 and above other than 503, or an answer without its headers; a refusal that took more than
 2 s of processor time, or any request that took more than 512 MB over what the server had before it; and one after which the page
 does not answer, or shows other classes though it was refused. Linux only: it reads /proc.
@@ -22,7 +22,7 @@ import numpy as np
 
 from fsc_fastai.commands.serve.app import HEADERS
 from tests.attacks.images import FORMATS, bombs, encoded, flat_png, mutated
-from tests.attacks.table import Outcome, rows
+from tests.attacks.table import Outcome
 from tests.deploy.toys import classifier, examples, picture
 
 MB, TICK = 2**20, os.sysconf('SC_CLK_TCK')
@@ -215,14 +215,6 @@ def outcomes(
         finally:
             server.process.kill()
             server.process.wait()
-
-
-def attack(
-    n: int, # Requests in all
-    seed: int, # Of the requests
-) -> list[tuple[str, int, int, int]]:
-    "For each kind of request its name, and how many were tried, refused and failed; the others were answered"
-    return rows(outcomes(n, seed))
 
 
 def _outcome(server, kind, seed, seconds):

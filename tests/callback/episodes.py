@@ -3,6 +3,7 @@ from functools import partial
 
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import SGD
@@ -58,6 +59,21 @@ class SingleLoss(Callback):
     "fastai's Recorder averages in single precision"
     order = 90
     def after_loss(self): self.learn.loss = self.learn.loss.float()
+
+
+class BFloat16(Callback):
+    "Autocast from the forward pass to the loss, as fastai's `MixedPrecision` has it on a GPU"
+    order = MixedPrecision.order
+    def before_batch(self): self.autocast = torch.autocast('cpu', torch.bfloat16); self.autocast.__enter__()
+    def after_loss(self): self.autocast.__exit__(None, None, None)
+
+
+class CutOff(Callback):
+    "Breaks the fit at a batch of an epoch"
+    order = 95
+    def __init__(self, epoch, batch=0): self.at = epoch, batch
+    def after_batch(self):
+        if self.training and (self.epoch, self.iter) == self.at: raise KeyboardInterrupt
 
 
 class Seed(Callback):

@@ -3,7 +3,6 @@ import json
 from functools import partial
 
 import numpy as np
-import pytest
 import torch
 from fastai.callback.core import Callback, CancelValidException
 from fastai.data.core import DataLoaders
@@ -16,24 +15,10 @@ from fsc_fastai.learner.core import encoder_head_splitter
 from fsc_fastai.methods import create_fsc_model
 from tests.learners import silent
 
-from ..golden_files import golden, load, noise_module
+from ..golden_files import load, noise_module, same
 
 OPS, MAPS, GRADIENTS = 1e-5, 1e-4, 1e-3
 "How near ours must be, as parts of an array's largest value: operations; maps, scores and losses; gradients through networks"
-
-
-def same(ours, theirs, tol, name=''):
-    "`ours` is `theirs` but for `tol` of its largest value"
-    ours, theirs = torch.as_tensor(ours).detach(), torch.as_tensor(theirs)
-    assert ours.shape == theirs.shape, f'{name}: {tuple(ours.shape)}, recorded {tuple(theirs.shape)}'
-    assert ours.isfinite().all() and theirs.isfinite().all(), name
-    assert (ours - theirs).abs().max() <= tol * theirs.abs().max(), f'{name}: {(ours - theirs).abs().max() / theirs.abs().max()}'
-
-
-def recorded(pattern):
-    "Every golden file of a pattern, as parameters `path`"
-    files = golden(pattern)
-    return pytest.mark.parametrize('path', files, ids=[f.stem for f in files])
 
 
 class Step:

@@ -10,9 +10,10 @@ from fsc_fastai.callback.parts.two_streams import domain_classifier, domain_loss
 from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.encode.transformation import FeatureWiseTransformation
 
-from ..golden_files import load, noise_module
+from ..golden_files import load, noise_module, recorded, same
 from ..learners import hue_learner, hue_loaders, weights
-from .golden import MAPS, OPS, Step, recorded, same
+from .episodes import CutOff
+from .golden import MAPS, OPS, Step
 
 
 @recorded('afa_ops_*.npz')
@@ -165,12 +166,8 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path):
         learn = learner(tmp_path, [AFACallback(1e-2, of_epochs=None), *cbs])
         learn.fit(3)
         return learn
-    class CutOff(Callback):
-        order = 95
-        def after_epoch(self):
-            if self.epoch == 1: raise KeyboardInterrupt
     whole = train()
-    with pytest.raises(KeyboardInterrupt): train(ResumeFit(tmp_path/'state.pt'), CutOff())
+    with pytest.raises(KeyboardInterrupt): train(ResumeFit(tmp_path/'state.pt'), CutOff(2))
     resumed = train(ResumeFit(tmp_path/'state.pt'))
     discriminators = whole.afa.discriminator.state_dict(), resumed.afa.discriminator.state_dict()
     for a, b in ((weights(whole), weights(resumed)), discriminators):

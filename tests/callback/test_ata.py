@@ -5,8 +5,8 @@ import torch
 from fsc_fastai.callback import ata
 from fsc_fastai.callback.ata import ATACallback, random_kernel
 
-from ..golden_files import golden
-from .golden import MAPS, OPS, Step, same
+from ..golden_files import golden, same
+from .golden import MAPS, OPS, Step
 
 FILES = [(method, path) for method in ('gnn', 'proto') for path in golden(f'ata_{method}_*.npz')]
 

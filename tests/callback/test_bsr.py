@@ -7,9 +7,9 @@ from torch.testing import assert_close
 from fsc_fastai.callback.bsr import BSRCallback, spectral_penalty
 from fsc_fastai.learner.pretrain import classification_learner
 
-from ..golden_files import load
+from ..golden_files import load, recorded, same
 from ..learners import hue_learner, silent
-from .golden import OPS, recorded, same
+from .golden import OPS
 
 
 @recorded('bsr_loss_*.npz')

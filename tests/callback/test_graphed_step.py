@@ -19,7 +19,7 @@ from fsc_fastai.callback.graphed_step import GraphedStep
 from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.explain import GradientXInput
 from fsc_fastai.learner.fused_adam import FusedAdam
-from tests.learners import hue_learner, weights, write_hues
+from tests.learners import hue_learner, weights
 
 from .episodes import Episodes, lft
 
@@ -74,10 +74,6 @@ class OnTape(GraphedStep):
         return self.tape
     def _recording(self, graph): return graph
     def _warming(self): return nullcontext()
-
-
-@pytest.fixture(scope='module')
-def hues(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('hues')/'images')
 
 
 class StepLosses(Callback):

@@ -9,9 +9,9 @@ from fsc_fastai.callback.ldp_net import LDPNetCallback, distillation, follow, pr
 from fsc_fastai.callback.parts.crops import local_crops
 from fsc_fastai.methods.base import class_means
 
-from ..golden_files import load
+from ..golden_files import load, recorded, same
 from ..learners import hue_learner, weights
-from .golden import OPS, recorded, same
+from .golden import OPS
 
 
 @recorded('ldpnet_*.npz')

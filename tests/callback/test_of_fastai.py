@@ -4,7 +4,6 @@ import pkgutil
 from functools import partial
 
 import fastai.callback
-import matplotlib.pyplot as plt
 import pytest
 import torch
 import wandb
@@ -101,7 +100,6 @@ def test_works(make, hues, cb, monkeypatch):
     assert list(loaded.validate()) == pytest.approx(record, nan_ok=True)
     assert all(torch.equal(after[k], v) for k, v in weights(loaded).items())
     torch.testing.assert_close(loaded.get_preds()[0], scores, rtol=1e-4, atol=1e-5)
-    plt.close('all')
 
 
 @pytest.mark.parametrize(('cb', 'instead'), REFUSED, ids=[name_of(cb) + str(getattr(cb, 'keywords', '')) for cb, _ in REFUSED])

@@ -11,53 +11,42 @@ from fastai.torch_core import set_seed
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.resume import ResumeFit, callbacks_with_state, rng_state, set_rng_state
-from fsc_fastai.learner import distributed  # noqa: F401  adds `distrib_ctx` to the learner
-from tests.learners import hue_learner, weights, write_hues
+from tests.learners import hue_learner, weights
 from tests.ranks import in_ranks
+
+from .episodes import CutOff
 
 
 @pytest.fixture
-def root(tmp_path): return tmp_path/'hues'
+def state(tmp_path): return tmp_path/'state.pt'
 
 
-class CutOff(Callback):
-    "Breaks the fit at a batch of an epoch"
-    order = 95
-    def __init__(self, epoch, batch): self.at = epoch, batch
-    def after_batch(self):
-        if self.training and (self.epoch, self.iter) == self.at: raise KeyboardInterrupt
-
-
-def learner(root, *cbs, seed=5, xi=1., n_shot=2, **kwargs):
+def learner(hues, *cbs, seed=5, xi=1., n_shot=2, **kwargs):
     set_seed(seed, reproducible=True)
-    return hue_learner(root, cbs=[LRPGuidedCallback(xi=xi), *cbs], dls_kwargs=dict(n_episodes=3, n_shot=n_shot), **kwargs)
+    return hue_learner(hues, cbs=[LRPGuidedCallback(xi=xi), *cbs], dls_kwargs=dict(n_episodes=3, n_shot=n_shot), **kwargs)
 
 
 @pytest.mark.parametrize('cut', [(0, 1), (1, 2)])
-def test_resumed_equals_unbroken_bit_for_bit(root, cut):
-    whole = learner(root)
+def test_resumed_equals_unbroken_bit_for_bit(state, hues, cut):
+    whole = learner(hues)
     whole.fit_one_cycle(2, 1e-3)
-    state = root.parent/'state.pt'
-    with pytest.raises(KeyboardInterrupt): learner(root, ResumeFit(state), CutOff(*cut)).fit_one_cycle(2, 1e-3)
+    with pytest.raises(KeyboardInterrupt): learner(hues, ResumeFit(state), CutOff(*cut)).fit_one_cycle(2, 1e-3)
     assert state.exists() == (cut[0] > 0)
-    resumed = learner(root, ResumeFit(state))
+    resumed = learner(hues, ResumeFit(state))
     if cut[0]: torch.rand(3)  # another state of the generators than where the fit was cut off
     resumed.fit_one_cycle(2, 1e-3)
-    expected, found = weights(whole), weights(resumed)
-    assert all(torch.equal(expected[k], found[k]) for k in expected)
-    assert not list(root.parent.glob('*.part'))
+    assert same(whole, resumed) and not list(state.parent.glob('*.part'))
 
 
 def same(a, b): return all(torch.equal(v, weights(b)[k]) for k, v in weights(a).items())
 
 
 @pytest.mark.parametrize('every', [1, 3])
-def test_a_finished_fit_is_not_repeated_and_says_so(root, caplog, every):
-    state = root.parent/'state.pt'
-    first = learner(root, ResumeFit(state, every))
+def test_a_finished_fit_is_not_repeated_and_says_so(state, hues, caplog, every):
+    first = learner(hues, ResumeFit(state, every))
     first.fit(2)
     assert 'nothing is left' not in caplog.text
-    again = learner(root, ResumeFit(state, every), CutOff(0, 0))
+    again = learner(hues, ResumeFit(state, every), CutOff(0, 0))
     again.fit(2)
     assert same(first, again) and f'{state} has all 2 epochs of fit 1: nothing is left to train' in caplog.text
 
@@ -71,12 +60,12 @@ class Steps(Callback):
 
 # 3 episodes an epoch: one epoch frozen, then three of everything
 @pytest.mark.parametrize(('phase', 'epoch', 'steps_left'), [(0, 0, [3, 9]), (1, 0, [0, 9]), (1, 2, [0, 3])])
-def test_both_phases_of_fine_tune_go_on_from_one_file(root, phase, epoch, steps_left):
-    state, kwargs = root.parent/'state.pt', dict(freeze_epochs=1, pretrain_epochs=0)
-    whole = learner(root, steps := Steps())
+def test_both_phases_of_fine_tune_go_on_from_one_file(state, hues, phase, epoch, steps_left):
+    kwargs = dict(freeze_epochs=1, pretrain_epochs=0)
+    whole = learner(hues, steps := Steps())
     whole.fine_tune(3, **kwargs)
     assert steps.counts == [3, 9]
-    unbroken = learner(root, ResumeFit(state), steps := Steps())
+    unbroken = learner(hues, ResumeFit(state), steps := Steps())
     unbroken.fine_tune(3, **kwargs)
     assert steps.counts == [3, 9] and same(whole, unbroken)
     state.unlink()
@@ -87,52 +76,50 @@ def test_both_phases_of_fine_tune_go_on_from_one_file(root, phase, epoch, steps_
         def after_batch(self):
             if self.fits == phase: super().after_batch()
 
-    with pytest.raises(KeyboardInterrupt): learner(root, ResumeFit(state), CutOffInPhase(epoch, 1)).fine_tune(3, **kwargs)
-    resumed = learner(root, ResumeFit(state), steps := Steps())
+    with pytest.raises(KeyboardInterrupt): learner(hues, ResumeFit(state), CutOffInPhase(epoch, 1)).fine_tune(3, **kwargs)
+    resumed = learner(hues, ResumeFit(state), steps := Steps())
     resumed.fine_tune(3, **kwargs)
     assert steps.counts == steps_left and same(whole, resumed)
 
 
-def test_interrupted_by_hand_it_goes_on_in_the_same_learner(root):
-    whole = learner(root)
+def test_interrupted_by_hand_it_goes_on_in_the_same_learner(state, hues):
+    whole = learner(hues)
     whole.fit_one_cycle(2, 1e-3)
-    learn = learner(root, ResumeFit(root.parent/'state.pt'), cut := CutOff(1, 1))
+    learn = learner(hues, ResumeFit(state), cut := CutOff(1, 1))
     with pytest.raises(KeyboardInterrupt): learn.fit_one_cycle(2, 1e-3)
     learn.remove_cb(cut)
     learn.fit_one_cycle(2, 1e-3)
     assert same(whole, learn)
 
 
-def test_it_does_nothing_in_lr_find(root):
-    state = root.parent/'state.pt'
-    learn = learner(root, ResumeFit(state))
+def test_it_does_nothing_in_lr_find(hues, state):
+    learn = learner(hues, ResumeFit(state))
     learn.lr_find(num_it=6, show_plot=False)
     assert not state.exists()
     learn.fit(1)
     assert learn.resume_fit.start == 0 and state.exists()
-    again = learner(root, ResumeFit(state))
+    again = learner(hues, ResumeFit(state))
     again.lr_find(num_it=6, show_plot=False)
     assert not same(learn, again)
 
 
-def test_a_fit_that_a_callback_ended_is_over(root):
+def test_a_fit_that_a_callback_ended_is_over(hues, state):
     class Early(Callback):
         def after_epoch(self):
             if self.epoch == 1: raise CancelFitException
-    state = root.parent/'state.pt'
-    first = learner(root, ResumeFit(state), Early())
+    first = learner(hues, ResumeFit(state), Early())
     first.fit(4)
-    again = learner(root, ResumeFit(state), Early(), steps := Steps())
+    again = learner(hues, ResumeFit(state), Early(), steps := Steps())
     with pytest.warns(UserWarning, match="written beside .'Early'., now it is beside .'Early', 'Steps'."): again.fit(4)
     assert steps.counts == [0] and same(first, again)
 
 
 @pytest.fixture(scope='module')
-def two_epochs(tmp_path_factory):
+def two_epochs(hues, tmp_path_factory):
     "The state of a training of two epochs"
-    folder = tmp_path_factory.mktemp('state')
-    learner(folder/'hues', ResumeFit(folder/'state.pt')).fit_one_cycle(2, 1e-3)
-    return (folder/'state.pt').read_bytes()
+    file = tmp_path_factory.mktemp('state')/'state.pt'
+    learner(hues, ResumeFit(file)).fit_one_cycle(2, 1e-3)
+    return file.read_bytes()
 
 
 class Counts(Callback):
@@ -141,40 +128,36 @@ class Counts(Callback):
 
 
 @pytest.mark.parametrize(('other', 'named'), [
-    (lambda root, *cbs: learner(root, *cbs).fit_one_cycle(3, 1e-3), r'epochs=2 \(now 3\)'),
-    (lambda root, *cbs: learner(root, *cbs).fit_one_cycle(2, 1e-2), 'schedule.lr='),
-    (lambda root, *cbs: learner(root, *cbs).fit_one_cycle(2, 1e-3, wd=.5), r'hypers.wd=\[0.01, 0.01\] \(now \[0.5, 0.5\]\)'),
-    (lambda root, *cbs: learner(root, *cbs).fit(2, 1e-3), 'schedule.lr='),
-    (lambda root, *cbs: learner(root, *cbs, seed=6).fit_one_cycle(2, 1e-3), r'seed=5 \(now 6\)'),
-    (lambda root, *cbs: learner(root, *cbs, Counts()).fit_one_cycle(2, 1e-3), r"callbacks.Counts=None \(now '\(\)'\)"),
-    (lambda root, *cbs: learner(root, *cbs, EpisodeAccumulation(2)).fit_one_cycle(2, 1e-3), 'callbacks.EpisodeAccumulation=None'),
-    (lambda root, *cbs: learner(root, *cbs, xi=.5).fit_one_cycle(2, 1e-3), 'callbacks.LRPGuidedCallback=.*xi=1.*now.*xi=0.5'),
-    (lambda root, *cbs: learner(root, *cbs, n_shot=3).fit_one_cycle(2, 1e-3), r'episodes.n_shot=2 \(now 3\)'),
-    (lambda root, *cbs: learner(root, *cbs, method='proto').fit_one_cycle(2, 1e-3), "model='RelationNet .*now 'ProtoNet"),
-    (lambda root, *cbs: learner(root, *cbs, opt_func=SGD).fit_one_cycle(2, 1e-3), 'hypers.sqr_mom='),
-    (lambda root, cb: learner(root, ResumeFit(cb.file, of=dict(data='b'))).fit_one_cycle(2, 1e-3), "of.data=None .now 'b'.")])
-def test_what_differs_is_said(root, two_epochs, other, named):
-    state = root.parent/'state.pt'
+    (lambda hues, *cbs: learner(hues, *cbs).fit_one_cycle(3, 1e-3), r'epochs=2 \(now 3\)'),
+    (lambda hues, *cbs: learner(hues, *cbs).fit_one_cycle(2, 1e-2), 'schedule.lr='),
+    (lambda hues, *cbs: learner(hues, *cbs).fit_one_cycle(2, 1e-3, wd=.5), r'hypers.wd=\[0.01, 0.01\] \(now \[0.5, 0.5\]\)'),
+    (lambda hues, *cbs: learner(hues, *cbs).fit(2, 1e-3), 'schedule.lr='),
+    (lambda hues, *cbs: learner(hues, *cbs, seed=6).fit_one_cycle(2, 1e-3), r'seed=5 \(now 6\)'),
+    (lambda hues, *cbs: learner(hues, *cbs, Counts()).fit_one_cycle(2, 1e-3), r"callbacks.Counts=None \(now '\(\)'\)"),
+    (lambda hues, *cbs: learner(hues, *cbs, EpisodeAccumulation(2)).fit_one_cycle(2, 1e-3), 'callbacks.EpisodeAccumulation=None'),
+    (lambda hues, *cbs: learner(hues, *cbs, xi=.5).fit_one_cycle(2, 1e-3), 'callbacks.LRPGuidedCallback=.*xi=1.*now.*xi=0.5'),
+    (lambda hues, *cbs: learner(hues, *cbs, n_shot=3).fit_one_cycle(2, 1e-3), r'episodes.n_shot=2 \(now 3\)'),
+    (lambda hues, *cbs: learner(hues, *cbs, method='proto').fit_one_cycle(2, 1e-3), "model='RelationNet .*now 'ProtoNet"),
+    (lambda hues, *cbs: learner(hues, *cbs, opt_func=SGD).fit_one_cycle(2, 1e-3), 'hypers.sqr_mom='),
+    (lambda hues, cb: learner(hues, ResumeFit(cb.file, of=dict(data='b'))).fit_one_cycle(2, 1e-3), "of.data=None .now 'b'.")])
+def test_what_differs_is_said(state, hues, two_epochs, other, named):
     state.write_bytes(two_epochs)
-    with pytest.raises(ValueError, match=f'{state} was made with other settings: .*{named}'): other(root, ResumeFit(state))
+    with pytest.raises(ValueError, match=f'{state} was made with other settings: .*{named}'): other(hues, ResumeFit(state))
     assert state.read_bytes() == two_epochs
 
 
 @pytest.mark.parametrize('broken', [lambda b: b'', lambda b: b[:len(b)//2], lambda b: b'garbage' * 99,
                                     lambda b: b[:9999] + bytes([b[9999] ^ 4]) + b[10000:], lambda b: b'x' + b[1:]])
-def test_a_broken_file_is_named(root, broken):
-    state = root.parent/'state.pt'
-    learner(root, ResumeFit(state)).fit(1)
-    state.write_bytes(broken(state.read_bytes()))
-    learn = learner(root, ResumeFit(state))
+def test_a_broken_file_is_named(state, two_epochs, hues, broken):
+    state.write_bytes(broken(two_epochs))
+    learn = learner(hues, ResumeFit(state))
     before = weights(learn)
-    with pytest.raises(ValueError, match=f'{state} is broken .*Remove it'): learn.fit(1)
+    with pytest.raises(ValueError, match=f'{state} is broken .*Remove it'): learn.fit_one_cycle(2, 1e-3)
     assert all(torch.equal(v, weights(learn)[k]) for k, v in before.items())
 
 
-def test_the_file_holds_the_model_once(root):
-    state = root.parent/'state.pt'
-    learn = learner(root, ResumeFit(state))
+def test_the_file_holds_the_model_once(hues, state):
+    learn = learner(hues, ResumeFit(state))
     learn.fit(1)
     sizes = sum(v.nbytes for v in weights(learn).values())
     assert list(callbacks_with_state(learn)) == [] and state.stat().st_size < 3.3*sizes  # and Adam's two averages
@@ -188,9 +171,9 @@ class Draws(Callback):
         if self.training: self.drawn.append((random.random(), torch.rand(1).item()))
 
 
-def of_rank(root, state, cut):
+def of_rank(hues, state, cut):
     rank = int(os.environ['RANK'])
-    learn = learner(root, draws := Draws(), *([ResumeFit(state)] if state else []), *([CutOff(1, 0)] if cut else []))
+    learn = learner(hues, draws := Draws(), *([ResumeFit(state)] if state else []), *([CutOff(1, 0)] if cut else []))
     torch.manual_seed(rank)
     random.seed(rank)
     try:
@@ -199,13 +182,11 @@ def of_rank(root, state, cut):
     return draws.drawn, weights(learn)
 
 
-def test_ranks_share_a_file_and_keep_their_own_random_numbers(root, tmp_path):
-    write_hues(root)
-    state = tmp_path/'state.pt'
-    whole = in_ranks(of_rank, tmp_path, root, None, False)
-    in_ranks(of_rank, tmp_path, root, state, True)
+def test_ranks_share_a_file_and_keep_their_own_random_numbers(state, hues, tmp_path):
+    whole = in_ranks(of_rank, tmp_path, hues, None, False)
+    in_ranks(of_rank, tmp_path, hues, state, True)
     assert state.exists() and not list(tmp_path.glob('.*.part'))
-    resumed = in_ranks(of_rank, tmp_path, root, state, False)
+    resumed = in_ranks(of_rank, tmp_path, hues, state, False)
     for (drawn, expected), (drawn_again, found) in zip(whole, resumed, strict=True):
         assert drawn[-len(drawn_again):] == drawn_again and len(drawn_again) == len(drawn)*2//3
         assert all(torch.equal(expected[k], found[k]) for k in expected)

@@ -8,8 +8,8 @@ from fsc_fastai.callback import styleadv
 from fsc_fastai.callback.styleadv import START, StyleAdvCallback, attacked
 from fsc_fastai.callback.svasp import SVasPCallback, normalised, random_crops
 
-from ..golden_files import load
-from .golden import GRADIENTS, MAPS, OPS, Step, recorded, same
+from ..golden_files import load, recorded, same
+from .golden import GRADIENTS, MAPS, OPS, Step
 
 
 @recorded('styleadv_ops_*.npz')

@@ -20,7 +20,8 @@ from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback
 from fsc_fastai.callback.wave_san import WaveSANCallback
 from fsc_fastai.explain import LRP, Gamma, GradientXInput, IntegratedGradients
-from tests.learners import hue_learner, hue_loaders, write_hues
+from tests.learners import hue_learner, hue_loaders
+from tests.methods.toys import METHODS
 
 
 def _counts_steps() -> bool:
@@ -55,10 +56,6 @@ class CountWaits(Callback):
         self.waits = None
 
 
-@pytest.fixture(scope='module')
-def hues(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('hues')/'images')
-
-
 def lft(hues):
     cb = LFTCallback([list(hue_loaders(hues, n_episodes=3, seed=1).train)])  # loaded: that is the host's business
     cb.domains.check = lambda dls: None  # the same images here
@@ -79,7 +76,10 @@ EXPLAINED = {'engine': lambda hues: [LRPGuidedCallback(explainer=LRP(engine=True
              'integrated': lambda hues: [LRPGuidedCallback(explainer=IntegratedGradients(2))],
              'shuffled': lambda hues: [LRPGuidedCallback(second_pass=ChangedWeights(shuffled))],
              'shuffled channels': lambda hues: [LRPGuidedCallback(second_pass=ChangedWeights(shuffled_channels))]}
-CELLS = [*product(['relation', 'cross_attention', 'gnn', 'proto', 'matching'], KINDS), *product(['relation', 'gnn'], EXPLAINED)]
+OF_METHODS = ['plain', 'guided', 'lft guided']
+"What runs another code for each method"
+CELLS = [*product(METHODS, OF_METHODS), *product(['relation', 'gnn'], EXPLAINED),
+         *(('can', kind) for kind in KINDS if kind not in OF_METHODS)]
 
 
 def trained(hues, method, cbs, **kwargs):

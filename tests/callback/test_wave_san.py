@@ -6,9 +6,9 @@ from fsc_fastai.callback import wave_san
 from fsc_fastai.callback.wave_san import WaveSANCallback, swapped
 from tests.learners import hue_learner
 
-from ..golden_files import load
+from ..golden_files import load, recorded, same
 from .episodes import Episodes, learner
-from .golden import MAPS, OPS, OneEpisode, Step, recorded, same
+from .golden import MAPS, OPS, OneEpisode, Step
 
 
 @recorded('wavesan_ops_*.npz')

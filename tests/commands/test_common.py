@@ -11,8 +11,12 @@ from fsc_fastai.commands.common import learner_from, plain_errors, printable, pr
 from fsc_fastai.commands.fsc_deploy import fsc_deploy
 from fsc_fastai.commands.fsc_eval import fsc_eval
 from fsc_fastai.commands.fsc_explain import fsc_explain
+from fsc_fastai.commands.fsc_reproduce import fsc_reproduce
+from fsc_fastai.commands.fsc_train import fsc_train
 from fsc_fastai.deploy import FewShotClassifier
 from fsc_fastai.learner.core import FSCLearner
+
+from .conftest import SMALL
 
 
 def test_a_bundle_is_evaluated_explained_and_deployed_as_the_pickle_is(trained, monkeypatch, capsys):
@@ -58,6 +62,23 @@ def test_what_is_no_learner_is_named(tmp_path, name, content, message):
 def test_another_object_is_no_learner(tmp_path):
     torch.save({'a': 1}, tmp_path/'dict.pkl')
     with pytest.raises(ValueError, match='dict.pkl holds no learner'): learner_from(tmp_path/'dict.pkl')
+
+
+@pytest.mark.parametrize('call, named', [
+    (lambda root: fsc_train(str(root/'nowhere')), 'nowhere'),
+    (lambda root: fsc_train(str(root/'hues'), **(SMALL | dict(arch='conv5'))), 'conv4'),
+    (lambda root: fsc_train(str(root/'hues'), **(SMALL | dict(n_way=50))), 'n_way=50'),
+    (lambda root: fsc_eval(root/'learner.pkl', str(root/'gone'), n_episodes=2), 'gone'),
+    (lambda root: fsc_explain(root/'learner.pkl', root/'hues'/'novel'), 'IMAGE'),
+    (lambda root: fsc_reproduce('table2', preset='huge'), 'demo'),
+    (lambda root: fsc_reproduce('table5', preset='tiny', out=root/'out'), 'table4'),
+    (lambda root: fsc_reproduce('table2', preset='photos', out=root/'out'), 'needs --data'),
+    (lambda root: fsc_reproduce('table2', preset='tiny', methods='RN,LRN', out=root/'out'), 'no LRN; choose of RN'),
+    (lambda root: fsc_reproduce('table2', preset='tiny', finished=True, out=root/'none'), 'no finished cells'),
+    (lambda root: fsc_reproduce('table2', preset='tiny', pack=root/'a.tgz', out=root/'out'), '--pack needs --data'),
+    (lambda root: fsc_reproduce('table2', preset='tiny', jobs=0, out=root/'out'), 'jobs=0: at least 1')])
+def test_what_the_user_can_mend_is_one_line(trained, call, named):
+    with pytest.raises(CliError, match=named): call(trained)
 
 
 def test_errors_of_the_program_keep_their_traceback():

@@ -9,9 +9,9 @@ from fsc_fastai.data.glyphs import untar_glyph_domains, untar_glyphs
 
 def test_demo_writes_figures_table_and_learner(tmp_path, monkeypatch, capsys):
     small = dict(size=28, path=tmp_path/'glyphs', progress=False)
-    monkeypatch.setattr(fsc_demo, 'untar_glyphs', lambda n_images: untar_glyphs(n_classes=40, n_images=21, **small))
+    monkeypatch.setattr(fsc_demo, 'untar_glyphs', lambda n_images: untar_glyphs(n_classes=28, n_images=21, **small))
     monkeypatch.setattr(fsc_demo, 'untar_glyph_domains',
-                        lambda domains, n_images: untar_glyph_domains(domains, n_classes=6, n_images=21, **small))
+                        lambda domains, n_images: untar_glyph_domains(domains, n_classes=5, n_images=21, **small))
     monkeypatch.setattr(fsc_demo, 'UNSEEN', ['greek', 'digits'])
     fsc_demo.fsc_demo(tmp_path/'out', size=28, pretrain_epochs=1, train_episodes=3, n_episodes=3)
     for name in ('episode.png', 'training_plain.png', 'training_guided.png', 'results.png', 'heatmaps.png', 'export.pkl'):

@@ -1,8 +1,8 @@
 import pandas as pd
-import pytest
-from fastcore.script import CliError
 
+from fsc_fastai.commands.fsc_deploy import fsc_deploy
 from fsc_fastai.commands.fsc_eval import fsc_eval
+from fsc_fastai.deploy import FewShotClassifier
 
 
 def test_train_then_eval(trained, capsys):
@@ -14,8 +14,10 @@ def test_train_then_eval(trained, capsys):
     assert 'novel' in shown and 'chance' in shown and '33' in shown
 
 
-@pytest.mark.parametrize('call, named', [
-    (lambda root: fsc_eval(root/'learner.pkl', str(root/'gone'), n_episodes=2), 'gone'),
-])
-def test_what_the_user_can_mend_is_one_line(trained, call, named):
-    with pytest.raises(CliError, match=named): call(trained)
+def test_adaptations_are_rows_of_fsc_eval_and_what_fsc_deploy_makes(trained, tmp_path):
+    fsc_eval(str(trained/'learner.pkl'), str(trained/'hues'/'novel'), n_episodes=2, n_way=3, n_shot=2, n_query=2,
+             adapt='none+pa:steps=2+pmf:lr=1e-3,steps=1', csv=tmp_path/'table.csv', device='cpu', resume=tmp_path/'kept.json')
+    assert pd.read_csv(tmp_path/'table.csv', keep_default_na=False).adapt.tolist() == ['none', 'pa', 'pmf']
+    assert (tmp_path/'kept.json').exists()
+    fsc_deploy(str(trained/'learner.pkl'), trained/'hues'/'novel', out=tmp_path/'classifier', adapt='pa:steps=2')
+    assert 'FeatureNet' in repr(FewShotClassifier.from_pretrained(tmp_path/'classifier'))

@@ -1,5 +1,3 @@
-import pytest
-from fastcore.script import CliError
 
 from fsc_fastai.commands.fsc_explain import fsc_explain
 
@@ -16,10 +14,3 @@ def test_explain_writes_vectors_and_compares_two_classes(trained):
                 against='novel1', cmap='PuOr_r')
     drawn = (trained/'maps'/'heat.svg').read_text()
     assert drawn.startswith('<?xml') and '<!-- novel2 -->' in drawn and '<!-- novel1 -->' in drawn
-
-
-@pytest.mark.parametrize('call, named', [
-    (lambda root: fsc_explain(root/'learner.pkl', root/'hues'/'novel'), 'IMAGE'),
-])
-def test_what_the_user_can_mend_is_one_line(trained, call, named):
-    with pytest.raises(CliError, match=named): call(trained)

@@ -1,11 +1,8 @@
 "The memory that decoded images may take"
 import errno
 import gc
-import multiprocessing as mp
 import os
 import pickle
-import resource
-import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 import torch
 
 from fsc_fastai.data.cache import GB, ImageCache
+from tests.ranks import FORK, in_child, on_a_small_disk
 
 
 def image(i: int) -> torch.Tensor: return torch.full((3, 4, 4), i % 256, dtype=torch.uint8)
@@ -102,10 +100,7 @@ def build_and_die(folder):
 
 
 def test_process_killed_half_way_leaves_no_file_and_no_lock(tmp_path):
-    killed = mp.get_context('fork').Process(target=build_and_die, args=(tmp_path,))
-    killed.start()
-    killed.join()
-    assert killed.exitcode == 1 and {f.suffix for f in tmp_path.iterdir()} == {'.part', '.lock'}
+    assert in_child(build_and_die, tmp_path) == 1 and {f.suffix for f in tmp_path.iterdir()} == {'.part', '.lock'}
     cache = in_folder(tmp_path)
     assert cache.prepare(image) and cache.get(range(9), image)[:, 0, 0, 0].tolist() == list(range(9))
     assert {f.suffix for f in tmp_path.iterdir()} == {'.npy', '.lock'}
@@ -121,7 +116,7 @@ def build_and_count(folder, number):
 
 
 def test_two_processes_build_one_file(tmp_path):
-    both = [mp.get_context('fork').Process(target=build_and_count, args=(tmp_path, n)) for n in range(2)]
+    both = [FORK.Process(target=build_and_count, args=(tmp_path, n)) for n in range(2)]
     for p in both: p.start()
     for p in both: p.join()
     assert [p.exitcode for p in both] == [0, 0]
@@ -201,9 +196,7 @@ def test_a_whole_file_in_a_read_only_folder_is_used(tmp_path, monkeypatch):
 
 def full_disk(folder):
     "What a process sees that may write no more than 3000 bytes to a file"
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
+    on_a_small_disk(3000)
     def large(i): return torch.zeros(3, 40, 40, dtype=torch.uint8)
     with pytest.warns(UserWarning, match='cannot be used .*File too large'): assert not in_folder(folder).prepare(large)
     os._exit(7)
@@ -211,10 +204,7 @@ def full_disk(folder):
 
 @pytest.mark.skipif(os.name != 'posix', reason='limits of file sizes')
 def test_a_disk_that_fills_up_meanwhile_falls_back_to_decoding_and_leaves_nothing(tmp_path):
-    process = mp.get_context('fork').Process(target=full_disk, args=(tmp_path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 7 and {f.suffix for f in tmp_path.iterdir()} == {'.lock'}
+    assert in_child(full_disk, tmp_path) == 7 and {f.suffix for f in tmp_path.iterdir()} == {'.lock'}
 
 
 def test_a_broken_image_is_no_broken_folder(tmp_path):

@@ -162,7 +162,6 @@ def test_a_dollar_is_no_formula(make_dls, tmp_path):
     statistics = pd.DataFrame(dict(domain=DOLLARS, variance=1., variance_std=.1, quantile_difference=1.,
                                    quantile_difference_std=.1))
     plot_feature_statistics({'$1^': statistics, '$2^': statistics}).canvas.draw()
-    plt.close('all')
 
 
 def test_home_is_found(tmp_path, monkeypatch):

@@ -1,16 +1,8 @@
 "Figures of episodes"
 import matplotlib.pyplot as plt
-import pytest
 from matplotlib.colors import to_rgb
 
 from fsc_fastai.data.episode import RIGHT, WRONG
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    plt.close('all')
-    yield
-    plt.close('all')
 
 
 def colours(ax): return {tuple(p) for p in ax.images[0].get_array().reshape(-1, 3).round(4)}

@@ -36,6 +36,9 @@ learn = load_learner(f'{folder}/learner.pkl')
 found['export'] = learn.predict(f'{folder}/new.png')[2].tolist()
 found['callbacks'] = [type(cb).__name__ for cb in learn.cbs]
 found['images'] = len(learn.dls.train.dataset)
+with learn.no_bar():
+    table = learn.evaluate({'novel': f'{folder}/hues/novel'}, n_episodes=5, n_query=3, n_way=3, n_shot=2)
+found['accuracies'] = table.attrs['episodes']['novel']
 
 from fsc_fastai.deploy import FewShotClassifier
 found['bundle'] = FewShotClassifier.from_pretrained(f'{folder}/bundle').predict_proba([f'{folder}/new.png'])[0].tolist()
@@ -57,14 +60,17 @@ def answers(tmp_path_factory):
     ran = subprocess.run([sys.executable, '-c', SCRIPT, folder], capture_output=True, text=True, cwd=folder,
                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert ran.returncode == 0, ran.stderr
-    return known.predict_proba([new])[0], json.loads(ran.stdout.strip().splitlines()[-1])
+    table = learn.evaluate({'novel': folder/'hues'/'novel'}, n_episodes=5, n_query=3)
+    return known.predict_proba([new])[0], json.loads(ran.stdout.strip().splitlines()[-1]), table.attrs['episodes']['novel']
 
 
 @pytest.mark.parametrize('artefact', ['bundle', 'export', 'onnx'])
 def test_the_answer_is_the_same(answers, artefact):
-    here, there = answers
+    here, there, _ = answers
     assert np.allclose(there[artefact], here, rtol=0, atol=1e-5)
 
 
-def test_an_exported_learner_has_no_training_images(answers):
-    assert answers[1]['images'] == 0 and 'ProgressCallback' not in answers[1]['callbacks']
+def test_an_exported_learner_has_no_training_images_and_is_as_accurate(answers):
+    _, there, accuracies = answers
+    assert there['images'] == 0 and 'ProgressCallback' not in there['callbacks']
+    assert there['accuracies'] == pytest.approx(accuracies)

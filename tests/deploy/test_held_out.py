@@ -12,19 +12,14 @@ from fsc_fastai.deploy.conformal import proven_coverage
 from fsc_fastai.deploy.held_out import folds_of
 from fsc_fastai.methods import ProtoNet
 
+from ..methods.toys import feature_encoder
 from .toys import COLOURS, METHODS, classifier, examples, picture
-
-
-class Pixels(torch.nn.Module):
-    "An encoder that leaves images as they are"
-    num_features, out_shape = 3, (3, 8, 8)
-    def forward(self, x): return x
 
 
 def plain(adapt=None, **kwargs):
     "A classifier of the pixels themselves, without weights"
     images = Preprocess(8, 8, mean=(.5,) * 3, std=(.2,) * 3)
-    return FewShotClassifier(ProtoNet(Pixels(), pool='flatten'), images, adapt=adapt, **kwargs)
+    return FewShotClassifier(ProtoNet(feature_encoder(3, 8), pool='flatten'), images, adapt=adapt, **kwargs)
 
 
 def clouds(rng, n_way, spread=60.):

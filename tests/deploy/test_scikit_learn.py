@@ -11,20 +11,14 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import nn
 
 from fsc_fastai.deploy import FewShotClassifier, Preprocess
 from fsc_fastai.methods import ProtoNet
 
+from ..methods.toys import feature_encoder
 from .toys import COLOURS, classifier, examples, picture
 
 QUERIES = examples(2, first=50)
-
-
-class Pixels(nn.Module):
-    "An encoder that leaves images as they are"
-    num_features, out_shape = 3, (3, 8, 8)
-    def forward(self, x): return x
 
 
 class OfRows(FewShotClassifier):
@@ -58,7 +52,7 @@ EXPECTED = {
 "Checks that fail by intent"
 
 
-@parametrize_with_checks([OfRows(ProtoNet(Pixels(), n_way=2, pool='flatten'), Preprocess(8, 8))],
+@parametrize_with_checks([OfRows(ProtoNet(feature_encoder(3, 8), n_way=2, pool='flatten'), Preprocess(8, 8))],
                          expected_failed_checks=lambda _: EXPECTED)
 @pytest.mark.filterwarnings('ignore')
 def test_checks_of_scikit_learn(estimator, check): check(estimator)

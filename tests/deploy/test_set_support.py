@@ -5,98 +5,89 @@ from fastai.learner import load_learner
 from PIL import Image
 
 from fsc_fastai.deploy import FewShotClassifier, NotFittedError, Preprocess
-from tests.learners import hue_learner
-
-
-def novel(root): return root/'novel'
-
-
-def some_image(root): return next((root/'novel'/'novel0').iterdir())
+from tests.learners import hue_learner, novel_image
 
 
 @pytest.fixture
-def learn(tmp_path):
-    learn = hue_learner(tmp_path/'hues')
+def learn(root):
+    learn = hue_learner(root)
     learn.fit(1)
     return learn
 
 
-def test_set_support_and_predict_as_fastai(learn, tmp_path):
-    root = tmp_path/'hues'
-    with pytest.raises(NotFittedError, match='set_support'): learn.predict(some_image(root))
-    assert learn.set_support(novel(root)) is learn
-    label, index, probabilities = learn.predict(some_image(root))
+def test_set_support_and_predict_as_fastai(learn, root):
+    with pytest.raises(NotFittedError, match='set_support'): learn.predict(novel_image(root))
+    assert learn.set_support(root/'novel') is learn
+    label, index, probabilities = learn.predict(novel_image(root))
     assert label == learn.classifier().classes_[index] and index == probabilities.argmax()
     assert probabilities.shape == (4,) and probabilities.sum() == pytest.approx(1)
-    image, *rest = learn.predict(some_image(root), with_input=True)
+    image, *rest = learn.predict(novel_image(root), with_input=True)
     assert image.size == (20, 20) and rest[0] == label
-    learn.set_support(novel(root), reject=1.)
-    assert learn.predict(some_image(root))[0] is None
+    learn.set_support(root/'novel', reject=1.)
+    assert learn.predict(novel_image(root))[0] is None
 
 
-def test_prediction_leaves_training_as_it_is_and_follows_it(learn, tmp_path):
-    root = tmp_path/'hues'
-    learn.set_support(novel(root))
+def test_prediction_leaves_training_as_it_is_and_follows_it(learn, root):
+    learn.set_support(root/'novel')
     learn.model.train()
-    before = learn.predict(some_image(root))[2]
+    before = learn.predict(novel_image(root))[2]
     assert learn.model.training and all(p.requires_grad for p in learn.model.parameters())
     assert learn.classifier() is learn.classifier()
     learn.fit(1)
-    after = learn.predict(some_image(root))[2]
+    after = learn.predict(novel_image(root))[2]
     assert not torch.equal(after, before)
-    learn.set_support(novel(root))
-    torch.testing.assert_close(learn.predict(some_image(root))[2], after)
+    learn.set_support(root/'novel')
+    torch.testing.assert_close(learn.predict(novel_image(root))[2], after)
 
 
-def test_a_failed_set_support_keeps_the_examples(learn, tmp_path):
-    learn.set_support(novel(tmp_path/'hues'))
-    before = learn.predict(some_image(tmp_path/'hues'))[2]
-    with pytest.raises(ValueError): learn.set_support([some_image(tmp_path/'hues')], ['one'])
-    assert torch.equal(learn.predict(some_image(tmp_path/'hues'))[2], before)
+def test_a_failed_set_support_keeps_the_examples(learn, root):
+    learn.set_support(root/'novel')
+    before = learn.predict(novel_image(root))[2]
+    with pytest.raises(ValueError): learn.set_support([novel_image(root)], ['one'])
+    assert torch.equal(learn.predict(novel_image(root))[2], before)
 
 
-def test_an_exported_learner_can_take_examples_later(learn, tmp_path):
+def test_an_exported_learner_can_take_examples_later(learn, tmp_path, root):
     learn.export('bare.pkl')
     loaded = load_learner(tmp_path/'bare.pkl')
-    loaded.set_support(novel(tmp_path/'hues'))
-    learn.set_support(novel(tmp_path/'hues'))
-    torch.testing.assert_close(loaded.predict(some_image(tmp_path/'hues'))[2], learn.predict(some_image(tmp_path/'hues'))[2])
+    loaded.set_support(root/'novel')
+    learn.set_support(root/'novel')
+    torch.testing.assert_close(loaded.predict(novel_image(root))[2], learn.predict(novel_image(root))[2])
     assert FewShotClassifier.from_learner(loaded).preprocess == Preprocess.from_dls(learn.dls)
 
 
-def test_export_holds_the_examples_but_not_the_training_images(learn, tmp_path):
-    learn.set_support(novel(tmp_path/'hues'))
-    learn.predict(some_image(tmp_path/'hues'))
+def test_export_holds_the_examples_but_not_the_training_images(learn, tmp_path, root):
+    learn.set_support(root/'novel')
+    learn.predict(novel_image(root))
     learn.export('small.pkl')
     weights = sum(p.nbytes for p in learn.model.parameters())
     # the classifier made of the examples holds a copy of the weights, which is made anew after loading
     assert (tmp_path/'small.pkl').stat().st_size < 1.2 * weights + 200_000
 
 
-def test_classifier_of_a_learner_preprocesses_as_its_loaders(learn, tmp_path):
-    root = tmp_path/'hues'
+def test_classifier_of_a_learner_preprocesses_as_its_loaders(learn, root):
     files = sorted((root/'novel').rglob('*.png'))
     wanted = learn.dls.test_images(files).one_batch()[0]
     found = FewShotClassifier.from_learner(learn).preprocess(files)
     torch.testing.assert_close(found, wanted.as_subclass(torch.Tensor), rtol=0, atol=1e-5)
 
 
-def test_transforms_that_no_bundle_can_hold_are_refused(tmp_path):
+def test_transforms_that_no_bundle_can_hold_are_refused(root):
     from fastai.vision.augment import Resize
     from fasttransform.transform import Transform
 
     class Invert(Transform):
         def encodes(self, x: torch.Tensor): return 1 - x
-    learn = hue_learner(tmp_path/'hues', dls_kwargs=dict(item_tfms=Resize(20, method='squish'), batch_tfms=[Invert()]))
-    with pytest.raises(ValueError, match='do more than resize.*Invert|Invert'): learn.set_support(novel(tmp_path/'hues'))
+    learn = hue_learner(root, dls_kwargs=dict(item_tfms=Resize(20, method='squish'), batch_tfms=[Invert()]))
+    with pytest.raises(ValueError, match='do more than resize.*Invert|Invert'): learn.set_support(root/'novel')
     own = FewShotClassifier.from_learner(learn, Preprocess(20, 20))
-    assert own.fit(novel(tmp_path/'hues')).fitted
+    assert own.fit(root/'novel').fitted
 
 
 @pytest.mark.parametrize('tfms', [dict(), dict(method='crop'), dict(method='pad')])
-def test_preprocess_follows_the_resize_of_the_loaders(tmp_path, tfms):
+def test_preprocess_follows_the_resize_of_the_loaders(tfms, root):
     from fastai.vision.augment import Resize
-    learn = hue_learner(tmp_path/'hues', dls_kwargs=dict(item_tfms=Resize(20, **tfms), batch_tfms=[]))
+    learn = hue_learner(root, dls_kwargs=dict(item_tfms=Resize(20, **tfms), batch_tfms=[]))
     found = Preprocess.from_dls(learn.dls)
     assert (found.size, found.resize, found.fit) == (20, 20, tfms.get('method', 'crop')) and found.std == (1, 1, 1)
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))

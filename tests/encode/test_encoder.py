@@ -73,10 +73,6 @@ def test_an_encoder_is_not_wrapped_again():
     assert larger.body is encoder.body and larger.out_shape == (64, 5, 5) and larger.config['img_size'] == 84
 
 
-def test_unknown_name_offers_the_nearest():
-    with pytest.raises(ValueError, match="'resnet011'.*resnet10"): create_encoder('resnet011')
-
-
 @pytest.mark.parametrize('arch', ['conv4', 'conv4np'])
 def test_image_too_small(arch):
     with pytest.raises(ValueError, match=f'{arch}.*8×8 px'): create_encoder(arch, img_size=8)

@@ -19,17 +19,8 @@ from fsc_fastai.encode.transformation import residual_norms
 from fsc_fastai.explain.engine import leak_report
 from fsc_fastai.methods.registry import create_fsc_model
 
-from ..golden_files import golden, load, noise_module
+from ..golden_files import load, noise_module, recorded, same
 from ..learners import hue_learner, weights
-
-
-def near(ours, theirs, tol):
-    "Within `tol` of the largest recorded value"
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= tol*theirs.abs().max()
-
-
-def files(pattern): return pytest.mark.parametrize('path', golden(pattern), ids=lambda path: path.stem)
 
 
 def closed_form(keys):
@@ -38,23 +29,23 @@ def closed_form(keys):
     return {name: torch.from_numpy(np.asarray(noise.weights(name, shape))) for name, shape in keys}
 
 
-@files('flor_norm_*.npz')
+@recorded('flor_norm_*.npz')
 def test_norm(path, monkeypatch):
     arrays, weights = load(path)
     norm = FLoRNorm2d(nn.BatchNorm2d(arrays['x'].shape[1]), *arrays['beta'].tolist())
     assert not norm.load_state_dict(weights, strict=False).missing_keys
-    near(norm.eval()(arrays['x']), arrays['test'], 1e-5)
+    same(norm.eval()(arrays['x']), arrays['test'], 1e-5)
     monkeypatch.setattr(FLoRNorm2d, 'draw', lambda self, x: arrays['weight'])
     x = arrays['x'].requires_grad_()
     y = norm.train()(x)
     y.backward(arrays['upstream'])
-    near(y.detach(), arrays['train'], 1e-5)
-    near(x.grad, arrays['grad_x'], 1e-5)
-    for name, p in norm.named_parameters(): near(p.grad, arrays[f'g.{name}'], 1e-5)
-    for name in ('BN.running_mean', 'BN.running_var'): near(norm.get_buffer(name), arrays[f'after.{name}'], 1e-5)
+    same(y.detach(), arrays['train'], 1e-5)
+    same(x.grad, arrays['grad_x'], 1e-5)
+    for name, p in norm.named_parameters(): same(p.grad, arrays[f'g.{name}'], 1e-5)
+    for name in ('BN.running_mean', 'BN.running_var'): same(norm.get_buffer(name), arrays[f'after.{name}'], 1e-5)
 
 
-@files('flor_network_*.npz')
+@recorded('flor_network_*.npz')
 def test_network(path, monkeypatch):
     arrays, _ = load(path)
     with np.load(path) as z: keys, called = json.loads(str(z['keys'])), json.loads(str(z['norms']))
@@ -63,7 +54,7 @@ def test_network(path, monkeypatch):
     report = load_reference_state(encoder, closed_form(keys))
     assert not report.missing and not report.unexpected and len(report.loaded) == len(encoder.state_dict())
     images = torch.from_numpy(np.stack([noise_module().picture(first + i, size) for i in range(n)]))
-    with torch.no_grad(): near(encoder.eval()(images), arrays['test_features'], 1e-4)
+    with torch.no_grad(): same(encoder.eval()(images), arrays['test_features'], 1e-4)
 
     assert len(called) == len(arrays['weights'])
     classifier = closed_form([('classifier.weight', (64, 512))])['classifier.weight']
@@ -75,8 +66,8 @@ def test_network(path, monkeypatch):
         assert next(draws, None) is None
         loss = F.cross_entropy(features.mean((2, 3)) @ classifier.T, arrays['y'])
         loss.backward()
-        near(features.detach(), arrays['train_features'], 1e-4)
-        near(loss.detach(), arrays['train_loss'], 1e-4)
+        same(features.detach(), arrays['train_features'], 1e-4)
+        same(loss.detach(), arrays['train_loss'], 1e-4)
         return net
 
     recorded = {kind: create_encoder('resnet10', img_size=size, flor=(1, 1)) for kind in ('g.', 'after.')}

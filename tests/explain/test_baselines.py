@@ -5,15 +5,9 @@ from torch.testing import assert_close
 
 from fsc_fastai.explain import LRP, Explainer, GradientXInput, IntegratedGradients, relevance_start
 
-from ..methods.toys import METHODS, feature_episode, feature_model
+from ..methods.toys import METHODS, processed
 
 EXPLAINERS = pytest.mark.parametrize('explainer', [GradientXInput(), IntegratedGradients(3)], ids=['gradient', 'integrated'])
-
-
-def processed(method, **kwargs):
-    model = feature_model(method, **kwargs)
-    support, y, query, _ = feature_episode()
-    return model, model.process(support, y, query)
 
 
 @EXPLAINERS

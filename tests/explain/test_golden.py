@@ -12,15 +12,15 @@ from fsc_fastai.methods.graph import GraphNodes
 from fsc_fastai.methods.pairs import Pairs
 from fsc_fastai.tensors import unit
 
-from ..golden_files import fill_module, golden, load
-from ..methods.test_golden import cross_attention_net, files, gnn, loaded, published_order, relation_net
+from ..golden_files import fill_module, golden, load, recorded
+from ..methods.test_golden import cross_attention_net, gnn, loaded, published_order, relation_net
 
 TOLERANCE = {'rtol': 1e-3, 'atol': 1e-4}
 ENGINE = pytest.mark.parametrize('engine', [False, True], ids=['written out', 'engine'])
 
 
 @ENGINE
-@files('relation_net_*way*.npz')
+@recorded('relation_net_*way*.npz')
 def test_relation_net(path, device, engine):
     arrays, weights = load(path, device)
     model = relation_net(arrays, weights)
@@ -30,7 +30,7 @@ def test_relation_net(path, device, engine):
     assert_close(model.classify(w * pairs), arrays['logits_lrp'].float(), **TOLERANCE)
 
 
-@files('gnn_*.npz')
+@recorded('gnn_*.npz')
 def test_gnn(path, device):
     """On the recorded nodes, in double precision.
 
@@ -55,7 +55,7 @@ def test_gnn(path, device):
 
 
 @ENGINE
-@files('can_*.npz')
+@recorded('can_*.npz')
 def test_cross_attention_net(path, device, engine):
     arrays, weights = load(path, device)
     model, lrp = cross_attention_net(arrays, weights), LRP(float(arrays['eps']), engine=engine)

@@ -10,12 +10,6 @@ from fsc_fastai.explain.heatmaps import to_image
 from fsc_fastai.explain.overlay import Original, overlay_image
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close('all')
-
-
 def test_symmetric_about_zero():
     R = torch.tensor([[[4., -2.], [0., 1.]]])
     np.testing.assert_allclose(to_heatmaps(R, 100), [[1, -.5], [0, .25]])

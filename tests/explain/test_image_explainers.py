@@ -24,9 +24,11 @@ from fsc_fastai.explain import (
 from fsc_fastai.explain.weights import contrast, log_odds
 from fsc_fastai.methods import create_fsc_model
 
-from .test_to_pixels import METHODS, few_shot
+from ..methods.toys import METHODS
+from .test_to_pixels import few_shot
 
-EXPLAINERS = dict(contrast=LRP(start='contrast'), flat=LRP(encoder=plus_flat()), alpha2=LRP(encoder=alpha2_beta1_flat()),
+EXPLAINERS = dict(lrp=LRP(), r_form=LRP(form='R'), contrast=LRP(start='contrast'),
+                  flat=LRP(encoder=plus_flat()), alpha2=LRP(encoder=alpha2_beta1_flat()),
                   gamma=LRP(encoder=GammaByDepth()), cam=GradCAM(), occlusion=Occlusion(16),
                   gradient=GradientXInput(start='contrast'), integrated=IntegratedGradients(2, start='contrast'))
 
@@ -36,6 +38,7 @@ EXPLAINERS = dict(contrast=LRP(start='contrast'), flat=LRP(encoder=plus_flat()),
 def test_every_method(method, name):
     model, episode = few_shot(method)
     R = explain_images(model, *episode, EXPLAINERS[name])
+    assert len(repr(R)) < 200
     assert R.query.shape == (3, 3, 3, 32, 32) and R.support.shape == (3, 3, 3, 3, 32, 32)
     for r in (R.query, R.support): assert r.isfinite().all() and not r.requires_grad
     assert R.query.abs().sum() > 0

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from fsc_fastai.explain import LRP, AlphaBeta, Composite, relevance_start
 from fsc_fastai.explain.lrp import explained_scores, features_of, with_features
 
-from ..methods.toys import METHODS, feature_episode, feature_model
+from ..methods.toys import METHODS, feature_episode, feature_model, processed
 from .nets import images, random_cnn
 
 
@@ -44,9 +44,7 @@ def test_a_composite_with_and_without_base():
 
 @pytest.mark.parametrize('method', METHODS)
 def test_features_take_their_place(method):
-    model = feature_model(method).eval()
-    support, y, query, _ = feature_episode()
-    f_p = model.process(support, y, query)
+    model, f_p = processed(method)
     scores = explained_scores(model, f_p)(features_of(f_p))
     if method != 'gnn': assert_close(scores, model.classify(f_p))
     assert_close(model.classify(with_features(f_p, features_of(f_p))), model.classify(f_p))

@@ -1,5 +1,4 @@
 "BiLRP: which part of one image meets which part of another"
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -136,7 +135,6 @@ def test_plot_draws_the_strongest_connections(tmp_path):
         assert ax.transData.inverted().transform(xy) == pytest.approx(np.array(cell)[::-1] + 0., abs=1e-6)
     assert lines.get_linewidths()[-1] == max(lines.get_linewidths()) and np.sign(R) == np.sign(lines.get_array()[-1])
     assert (tmp_path/'sub'/'pair.svg').read_text().startswith('<?xml')
-    plt.close('all')
 
 
 @pytest.mark.parametrize('call, error, told', [

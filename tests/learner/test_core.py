@@ -1,7 +1,5 @@
 "The Learner: three lines to train, fastai's methods on episodes, nothing lost in an error"
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,14 +20,10 @@ from tests.learners import hue_learner, hue_loaders, weights
 from tests.methods.toys import METHODS
 
 
-@pytest.fixture
-def root(tmp_path): return tmp_path/'hues'
-
-
 def test_three_lines_learn_unseen_classes(root):
     "The three-line path must not end at chance, which is 1/3 here"
     set_seed(1)
-    learn = hue_learner(root)
+    learn = hue_learner(root, dls_kwargs=dict(n_episodes=8))
     learn.fine_tune(2, pretrain_epochs=6)
     assert learn.evaluate(n_episodes=40, n_query=6).accuracy.item() > 0.6
 
@@ -89,30 +83,18 @@ def test_get_preds_keeps_the_order_of_the_episodes(root):
     learn = hue_learner(root, 'proto')
     preds, targets = learn.get_preds()
     again = [(learn.model(*b[:3]), b[3]) for b in learn.dls.valid]
-    assert preds.shape == (8*3*3, 3) and targets.shape == (8*3*3,)
+    assert preds.shape == (4*3*3, 3) and targets.shape == (4*3*3,)
     torch.testing.assert_close(preds, torch.cat([p for p, _ in again]).softmax(1).as_subclass(torch.Tensor), check_dtype=False)
     assert torch.equal(targets.as_subclass(torch.Tensor), torch.cat([y for _, y in again]).as_subclass(torch.Tensor))
 
 
-def test_validate_repeats_itself(root):
-    learn = hue_learner(root)
-    assert learn.validate() == learn.validate()
-
-
-def test_lr_find_and_summary(root):
-    learn = hue_learner(root)
+def test_lr_find_leaves_weights_episodes_and_the_need_of_pretraining(root):
+    learn, like = (hue_learner(root, dls_kwargs=dict(batch_tfms=[])) for _ in range(2))
     before = weights(learn)
     assert learn.lr_find(num_it=6, show_plot=False).valley > 0
-    assert all(torch.equal(before[k], v) for k, v in weights(learn).items())
-    n = sum(p.numel() for p in learn.model.parameters())
-    assert f'Total params: {n:,}' in learn.summary()
-
-
-def test_lr_find_leaves_the_episodes_and_the_need_of_pretraining(root):
-    learn, like = (hue_learner(root, dls_kwargs=dict(batch_tfms=[])) for _ in range(2))
-    learn.lr_find(num_it=20, show_plot=False)
+    assert all(torch.equal(before[k], v) for k, v in weights(learn).items()) and not learn.encoder_trained
     assert torch.equal(learn.dls.train.one_batch()[0], like.dls.train.one_batch()[0]) and learn.dls.train.epoch == 0
-    assert not learn.encoder_trained
+    assert f'Total params: {sum(p.numel() for p in learn.model.parameters()):,}' in learn.summary()
 
 
 def trains_frozen(learn):
@@ -155,7 +137,6 @@ def test_show_results(root):
     import matplotlib.pyplot as plt
     hue_learner(root).show_results()
     assert plt.get_fignums()
-    plt.close('all')
 
 
 def test_interpretation_of_fastai_is_refused(root):
@@ -210,21 +191,6 @@ def test_an_error_in_mid_batch_leaves_the_learner_usable(root):
     learn.export('after.pkl')
 
 
-def test_export_and_load_in_a_fresh_process(root):
-    learn = hue_learner(root)
-    learn.fit(1)
-    learn.export('learner.pkl')
-    expected = learn.evaluate(n_episodes=5, n_query=3).accuracy.item()
-    code = ('import sys, warnings; warnings.filterwarnings("ignore"); from fastai.learner import load_learner\n'
-            'from tests.learners import hue_loaders; from pathlib import Path\n'
-            'import torch; torch.set_num_threads(1)\n'
-            'learn = load_learner(sys.argv[1]); dls = hue_loaders(Path(sys.argv[2]))\n'
-            'with learn.no_bar(): print(learn.evaluate(dls.domains, n_episodes=5, n_query=3, n_way=3, n_shot=2).accuracy.item())')
-    command = [sys.executable, '-c', code, root.parent/'learner.pkl', root]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(run.stdout.strip().splitlines()[-1]) == pytest.approx(expected)
-
-
 class Unpicklable(Callback):
     def __getstate__(self): raise pickle.PicklingError('not me')
 
@@ -248,9 +214,3 @@ def test_load_learner_needs_no_data(root):
     learn.export('learner.pkl')
     loaded = load_learner(root.parent/'learner.pkl')
     assert len(loaded.dls.train.dataset) == 0 and loaded.dls.vocab == learn.dls.vocab
-
-
-def test_unknown_names_offer_the_nearest(root):
-    dls = hue_loaders(root)
-    with pytest.raises(ValueError, match='relation'): fsc_learner(dls, 'conv4', 'relatoin')
-    with pytest.raises(ValueError, match='resnet1'): fsc_learner(dls, 'resnet1O', 'proto')

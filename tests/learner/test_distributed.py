@@ -18,12 +18,8 @@ from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import LFTCallback
 from fsc_fastai.learner import evaluate
 
-from ..learners import hue_learner, hue_loaders, weights, write_hues
+from ..learners import hue_learner, hue_loaders, weights
 from ..ranks import in_ranks
-
-
-@pytest.fixture(scope='module')
-def hues(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('hues')/'images')
 
 
 class Gradients(Callback):

@@ -14,10 +14,6 @@ from tests.learners import hue_learner
 from tests.methods.toys import METHODS
 
 
-@pytest.fixture
-def root(tmp_path): return tmp_path/'hues'
-
-
 @pytest.mark.parametrize('method', METHODS)
 def test_encoding_each_image_once_equals_the_plain_loop(root, method):
     learn = hue_learner(root, method)
@@ -148,6 +144,8 @@ def test_bad_input_is_named(root):
     learn = hue_learner(root)
     with pytest.raises(ValueError, match='protocol'): learn.evaluate(protocol='mine')
     with pytest.raises(ValueError, match='n_way'): learn.evaluate(n_way=9, n_episodes=2, n_query=2)
+    for name in ('n_episodes', 'n_way', 'n_shot', 'n_query'):
+        with pytest.raises(ValueError, match=f'{name}=0: at least 1'): learn.evaluate(**{'n_episodes': 2, 'n_query': 2, name: 0})
     learn.dls.domains = {}
     with pytest.raises(ValueError, match='with_domains'): learn.evaluate()
 
@@ -166,9 +164,3 @@ def test_episodes_of_changing_size(root, method):
     assert table.attrs['episodes']['novel'] == pytest.approx(plain) and table.way.item() == (2, 4)
     counts = learn.confusion('novel', n_episodes=8, **sizes)
     assert counts.to_numpy().diagonal().min() >= 0 and np.nanmax(counts) <= 1
-
-
-@pytest.mark.parametrize('name', ['n_episodes', 'n_way', 'n_shot', 'n_query'])
-def test_nothing_to_test_is_refused(root, name):
-    learn = hue_learner(root)
-    with pytest.raises(ValueError, match=f'{name}=0: at least 1'): learn.evaluate(**{'n_episodes': 2, 'n_query': 2, name: 0})

@@ -1,5 +1,4 @@
 "`learn.explain` for every method, on an episode of the learner and on images of one's own"
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from fastai.vision.augment import Resize
@@ -8,10 +7,6 @@ from PIL import Image
 
 from tests.learners import hue_learner
 from tests.methods.toys import METHODS
-
-
-@pytest.fixture
-def root(tmp_path): return tmp_path/'hues'
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -24,7 +19,6 @@ def test_explains_a_validation_episode(root, method):
     assert learn.model.training and not learn.model.encoder.training
     assert found.plot().axes
     assert len(repr(found)) < 1600 and 'query=Tensor(3, 3, 3, 20, 20)' in repr(found)
-    plt.close('all')
 
 
 def test_explains_images_of_the_user(root):
@@ -34,7 +28,6 @@ def test_explains_images_of_the_user(root):
     assert found.query.shape == (1, 2, 3, 20, 20) and found.support.shape == (1, 2, 4, 3, 20, 20)
     assert found.classes == ['first', 'second']
     assert found.plot_support().axes
-    plt.close('all')
     torch.testing.assert_close(found.scores, learn.explain([files[0][5]], {'a': files[0][:3], 'b': files[1][:1]}).scores)
 
 
@@ -56,7 +49,6 @@ def test_pictures_have_the_size_of_the_files(root, tmp_path):
     assert fig.axes[4].images[0].get_array().shape == (384, 768, 3) and (tmp_path/'wide.svg').exists()
     assert found.plot_support(overlay=True).axes[1].images[0].get_array().shape == (20, 20, 3)
     assert learn.explain().originals[1][0].image.shape == (20, 20, 3), 'of a validation episode too'
-    plt.close('all')
 
 
 def test_a_validation_episode_is_drawn_over_its_own_images(root):
@@ -75,7 +67,6 @@ def test_why_this_class_and_not_that(root):
     assert found.against == 1 and found.query[:, 1].abs().max() == 0 < found.query[:, 0].abs().max()
     assert names[1] not in [ax.get_title() for ax in found.plot().axes[:5]]
     with pytest.raises(ValueError, match="against='bee': the classes here are 'val"): learn.explain(against='bee')
-    plt.close('all')
 
 
 @pytest.mark.parametrize('method', ['proto', 'matching', 'can'])
@@ -87,4 +78,3 @@ def test_a_pair_of_images(root, method):
     assert found.relevance.sum().item() == pytest.approx(found.similarity, rel=.1) and learn.model.training
     assert [o.image.shape for o in found.images] == [(20, 20, 3)] * 2 and found.plot(names=('a', 'b')).axes
     if method == 'proto': assert learn.explain_pair(a, b, centre=others).similarity < found.similarity
-    plt.close('all')

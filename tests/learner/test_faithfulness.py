@@ -1,5 +1,4 @@
 "`learn.faithfulness`: explainers compared on the same episodes"
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -58,7 +57,6 @@ def test_a_map_and_its_opposite(learn):
     assert len(fig.axes[0].lines) == 5
     forward, reverse, random = table.attrs['curves']['validation', 'up', 'query', 5, 'mean']
     assert forward[0] == reverse[0] == random[0] and np.allclose(forward[-1], reverse[-1]) and len(forward) == 5
-    plt.close('all')
 
 
 @pytest.mark.parametrize('method', ['relation', 'can', 'gnn', 'matching'])

@@ -10,13 +10,9 @@ from torch.testing import assert_close
 from fsc_fastai.learner.core import fsc_learner
 from fsc_fastai.learner.fused_adam import FusedAdam, default_optimizer
 from fsc_fastai.learner.pretrain import classification_learner
-from tests.learners import hue_learner, hue_loaders, weights, write_hues
+from tests.learners import hue_learner, hue_loaders, weights
 
 CLOSE = dict(rtol=1e-8, atol=1e-10)
-
-
-@pytest.fixture(scope='module')
-def hues(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('hues')/'images')
 
 
 def net(): return nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3)).double()

@@ -21,10 +21,6 @@ SMALL = dict(n_way=3, n_shot=2, n_query=3, n_episodes=2, device='cpu', verify=Fa
 
 
 @pytest.fixture(scope='module')
-def hues(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('images')/'hues')
-
-
-@pytest.fixture(scope='module')
 def state():
     torch.manual_seed(4)
     return timm.create_model(ARCH).state_dict()

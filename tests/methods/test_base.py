@@ -63,8 +63,9 @@ def test_plain_drops_fastais_subclass_only():
 @pytest.mark.parametrize('method', METHODS)
 def test_scores_of_fastai_tensors_are_plain(method):
     support_x, support_y, query_x, _ = feature_episode()
-    scores = feature_model(method)(TensorImage(support_x), support_y, TensorImage(query_x))
-    assert type(scores) is torch.Tensor and scores.shape == (15, 5)
+    model = feature_model(method)
+    scores = model(TensorImage(support_x), support_y, TensorImage(query_x))
+    assert type(scores) is type(model.encode(TensorImage(query_x))) is torch.Tensor and scores.shape == (15, 5)
 
 
 def test_a_method_without_its_steps_says_what_it_needs():

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from .toys import feature_episode, feature_model
+from .toys import feature_episode, feature_model, processed
 
 
 def published_attention(module, a, b):
@@ -45,8 +45,7 @@ def test_maps_of_another_size_are_pooled_to_the_trained_size():
 
 
 def test_features_are_the_attended_queries():
-    model, (support_x, support_y, query_x, _) = feature_model('can'), feature_episode()
-    f_p = model.process(support_x, support_y, query_x)
+    _, f_p = processed('can')
     weighted = 2 * f_p
     assert f_p.features is f_p.query and weighted.support is f_p.support
     assert_close(weighted.query, 2 * f_p.query)

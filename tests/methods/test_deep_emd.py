@@ -15,12 +15,13 @@ from fsc_fastai.explain.weights import relevance_start
 
 from ..learners import SIZE, hue_learner, weights
 from .deep_emd import DeepEMD, matching
-from .toys import feature_episode, feature_model
+from .toys import processed
 
 
 @pytest.fixture(scope='module')
 def learn(tmp_path_factory):
-    learn = hue_learner(tmp_path_factory.mktemp('emd')/'hues', 'deep_emd', cbs=LRPGuidedCallback())
+    learn = hue_learner(tmp_path_factory.mktemp('emd')/'hues', 'deep_emd', cbs=LRPGuidedCallback(),
+                        dls_kwargs=dict(n_episodes=8))
     before = weights(learn)
     learn.fit(1, 1e-2)
     assert len(learn.lrp_guided.losses) == 8 and all(loss.isfinite() for pair in learn.lrp_guided.losses for loss in pair)
@@ -37,8 +38,7 @@ def test_a_matching_moves_all_of_both_weights():
 
 
 def test_relevance_is_that_of_the_scores():
-    model, (support, y, query, _) = feature_model('deep_emd'), feature_episode()
-    f_p = model.process(support, y, query)
+    model, f_p = processed('deep_emd')
     start = relevance_start(model.classify(f_p), 1e-9)
     assert_close(LRP(1e-9)(model, f_p).flatten(2).sum(2), start, rtol=1e-3, atol=1e-4)
 

@@ -2,7 +2,6 @@
 import json
 
 import numpy as np
-import pytest
 import torch
 from torch.testing import assert_close
 
@@ -11,13 +10,10 @@ from fsc_fastai.methods import CrossAttentionNet, GNNNet, RelationNet
 from fsc_fastai.methods.base import class_means
 from fsc_fastai.methods.pairs import Pairs
 
-from ..golden_files import fill_module, golden, load
+from ..golden_files import fill_module, load, recorded
 from .toys import feature_encoder
 
 TOLERANCE = {'rtol': 1e-4, 'atol': 1e-5}
-
-
-def files(pattern): return pytest.mark.parametrize('path', golden(pattern), ids=lambda path: path.stem)
 
 
 def loaded(model, weights):
@@ -32,7 +28,7 @@ def class_major(maps):
     return maps.flatten(0, 1), torch.arange(maps.shape[0], device=maps.device).repeat_interleave(maps.shape[1])
 
 
-@files('encoder_*.npz')
+@recorded('encoder_*.npz')
 def test_encoder(path, device):
     arrays, _ = load(path, device)
     fill = fill_module()
@@ -50,29 +46,15 @@ def relation_net(arrays, weights):
     return loaded(RelationNet(feature_encoder(channels, size), hidden=weights['relation_module.fc1.bias'].shape[0]), weights)
 
 
-@files('relation_net_*way*.npz')
+@recorded('relation_net_*way*.npz')
 def test_relation_net(path, device):
     arrays, weights = load(path, device)
     model = relation_net(arrays, weights)
     (support, support_y), (query, _) = class_major(arrays['support']), class_major(arrays['query'])
     assert_close(model(support, support_y, query), arrays['logits'], **TOLERANCE)
-
-
-@files('relation_net_*way*.npz')
-def test_relation_net_on_weighted_pairs(path, device):
-    arrays, weights = load(path, device)
-    model = relation_net(arrays, weights)
     pairs = Pairs(arrays['support'].mean(1), arrays['query'].flatten(0, 1))
-    weight = arrays['lrp_weight'].view_as(pairs.features)
-    assert_close(model.classify(weight * pairs), arrays['logits_lrp'].float(), **TOLERANCE)
-
-
-@files('relation_net_transductive.npz')
-def test_relation_net_after_the_sigmoid(path, device):
-    arrays, weights = load(path, device)
-    model = relation_net(arrays, weights)
-    (support, support_y), (query, _) = class_major(arrays['support']), class_major(arrays['query'])
-    assert_close(model(support, support_y, query).sigmoid(), arrays['score_inductive'], **TOLERANCE)
+    weighted = arrays['lrp_weight'].view_as(pairs.features) * pairs
+    assert_close(model.classify(weighted), arrays['logits_lrp'].float(), **TOLERANCE)
 
 
 def gnn(arrays, weights):
@@ -88,7 +70,7 @@ def published_order(nodes, n_way):
     return torch.cat([support, nodes[:, n_support:, None]], 2).flatten(1, 2)
 
 
-@files('gnn_*.npz')
+@recorded('gnn_*.npz')
 def test_gnn(path, device):
     arrays, weights = load(path, device)
     model = gnn(arrays, weights)
@@ -96,14 +78,6 @@ def test_gnn(path, device):
     nodes = model.process(support, support_y, query)
     assert_close(published_order(torch.cat([nodes.features, nodes.labels], 2), model.n_way), arrays['nodes'], **TOLERANCE)
     assert_close(model.classify(nodes), arrays['logits'], **TOLERANCE)
-
-
-@files('gnn_*.npz')
-def test_gnn_on_weighted_nodes(path, device):
-    arrays, weights = load(path, device)
-    model = gnn(arrays, weights)
-    (support, support_y), (query, _) = class_major(arrays['support']), class_major(arrays['query'])
-    nodes = model.process(support, support_y, query)
     per_class = arrays['lrp_weight'].unflatten(1, (model.n_way, -1))
     weight = torch.cat([per_class[:, :, :-1].flatten(1, 2), per_class[:, :, -1]], 1)
     assert_close(model.classify(weight * nodes), arrays['logits_lrp'], **TOLERANCE)
@@ -115,7 +89,7 @@ def cross_attention_net(arrays, weights):
     return loaded(CrossAttentionNet(feature_encoder(channels, size), n_classes=n_classes), weights)
 
 
-@files('can_*.npz')
+@recorded('can_*.npz')
 def test_cross_attention_net_in_evaluation(path, device):
     arrays, weights = load(path, device)
     model = cross_attention_net(arrays, weights)
@@ -128,7 +102,7 @@ def test_cross_attention_net_in_evaluation(path, device):
     assert_close(model.classify(f_p), arrays['logits'], **TOLERANCE)
 
 
-@files('can_*.npz')
+@recorded('can_*.npz')
 def test_cross_attention_net_in_training(path, device):
     arrays, weights = load(path, device)
     model = cross_attention_net(arrays, weights).train()

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from fsc_fastai.methods.matching import FullContext
 
-from .toys import feature_episode, feature_model
+from .toys import feature_episode, feature_model, processed
 
 
 @pytest.mark.parametrize('fce', [False, True])
@@ -46,7 +46,7 @@ def test_context_by_hand():
 
 
 def test_features_pair_every_query_with_every_sample():
-    model, (support_x, support_y, query_x, _) = feature_model('matching'), feature_episode()
-    f_p = model.process(support_x, support_y, query_x)
+    _, f_p = processed('matching')
+    support_x, _, query_x, _ = feature_episode()
     assert f_p.features.shape == (15, 10, 12)
     assert_close(f_p.features[4, 3], torch.cat([support_x[3], query_x[4]]).mean((1, 2)))

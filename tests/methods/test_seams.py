@@ -9,7 +9,7 @@ import fsc_fastai
 from fsc_fastai import methods
 from fsc_fastai.methods import FewShotModel
 
-from .toys import METHODS, feature_episode, feature_model
+from .toys import METHODS, feature_model, processed
 
 PACKAGE = Path(fsc_fastai.__file__).parent
 KINDS = {name for name, kind in vars(methods).items() if isinstance(kind, type) and kind is not FewShotModel} - {'Processed'}
@@ -30,8 +30,7 @@ def test_no_other_file_asks_which_method_it_is():
 
 @pytest.mark.parametrize('method', METHODS)
 def test_what_is_explained_holds_the_scores(method):
-    model, (support, y, query, _) = feature_model(method), feature_episode()
-    f_p = model.process(support, y, query)
+    model, f_p = processed(method)
     scores, explained = model.classify(f_p), model.explained_scores(f_p)
     assert explained.shape[-1] == scores.shape[1] and torch.isin(scores, explained).all()
 
@@ -44,7 +43,6 @@ def test_a_subclass_may_say_otherwise():
 
 @pytest.mark.parametrize('method', METHODS)
 def test_classes_of_pairs(method):
-    model, (support, y, query, _) = feature_model(method), feature_episode()
-    f_p = model.process(support, y, query)
+    model, f_p = processed(method)
     if method in ('can', 'gnn'): assert f_p.of_class is None
     else: assert f_p.of_class.shape == (5, f_p.features.shape[1]) and (f_p.of_class.sum(0) == 1).all()

@@ -21,6 +21,12 @@ def feature_model(method, channels=6, size=5, seed=0, **kwargs):
     return create_fsc_model(method, nn.Identity(), img_size=size, in_chans=channels, **kwargs).eval()
 
 
+def processed(method, **kwargs):
+    "A method on feature maps, and what it makes of `feature_episode`"
+    model, (support, y, query, _) = feature_model(method, **kwargs), feature_episode()
+    return model, model.process(support, y, query)
+
+
 def feature_episode(n_way=5, n_shot=2, n_query=3, channels=6, size=5, seed=1, classes=None):
     "Maps of an episode, class-major: `(support_x, support_y, query_x, query_y)`"
     g = torch.Generator().manual_seed(seed)

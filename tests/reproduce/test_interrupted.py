@@ -1,8 +1,6 @@
 "A table that is killed, or meets a full disk, goes on to the same numbers"
-import multiprocessing
 import os
 import re
-import resource
 import signal
 from pathlib import Path
 
@@ -10,17 +8,12 @@ import pytest
 
 from fsc_fastai.reproduce.cells import Preset, Recipe
 from fsc_fastai.reproduce.table import run_table
-from tests.reproduce.small import small_glyphs
+from tests.ranks import FORK, in_child, on_a_small_disk
 
 SHORT = Recipe(size=28, pretrain_epochs=2, epochs=3, n_episodes=2, n_query=3)
 CHOSEN = Recipe(size=28, pretrain_epochs=1, pretrain_bs=16, epochs=3, n_episodes=4, n_query=3, n_acc=2, optimizer='sgd', lr=.01,
                 schedule='flat', lr_steps=((2, .001),), val_episodes=3)
-FORK = multiprocessing.get_context('fork')  # a child with the imports of this process
 PRESET = Preset('short', {'RN': SHORT, 'CAN': CHOSEN, 'GNN': SHORT}, test_episodes=3, test_query=4)
-
-
-@pytest.fixture(scope='module')
-def glyphs(tmp_path_factory): return small_glyphs(tmp_path_factory.mktemp('glyphs'))
 
 
 def run(glyphs, out): return run_table('table2', PRESET, glyphs, out, 1, [1], 'fsc_reproduce table2')
@@ -59,18 +52,14 @@ KILLS = (('encoders/*.pt', True),                           # between two epochs
 def test_killed_at_any_moment_it_ends_with_the_numbers_of_an_unbroken_run(glyphs, unbroken, tmp_path):
     folder = tmp_path/'glyphs'/'short'
     for file, written in KILLS:
-        child = FORK.Process(target=_killed, args=(file, written, glyphs, tmp_path))
-        child.start()
-        child.join()
-        assert child.exitcode == -signal.SIGKILL, f'the run ended without {file}'
+        assert in_child(_killed, file, written, glyphs, tmp_path) == -signal.SIGKILL, f'the run ended without {file}'
         assert written or list(folder.glob('cells/lrp-rn_*/.training.pt.*.part')), 'half of the file is there'
     run(glyphs, tmp_path)
     assert files(folder) == unbroken
 
 
 def _with_a_small_disk(glyphs, out, limit, errors):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    on_a_small_disk(limit)
     try: run(glyphs, out)
     except OSError as e: errors.put(str(e))
     else: errors.put('')

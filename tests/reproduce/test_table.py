@@ -21,14 +21,9 @@ from fsc_fastai.reproduce.paper import PUBLISHED, published
 from fsc_fastai.reproduce.report import mean_and_ci, paired_effects, summarise, transductive_effects
 from fsc_fastai.reproduce.table import run_table
 from fsc_fastai.reproduce.table_data import folder_data
-from tests.reproduce.small import small_glyphs
 
 TINY = PRESETS['tiny']
 FORK = multiprocessing.get_context('fork')  # children with the imports of this process
-
-
-@pytest.fixture(scope='module')
-def glyphs(tmp_path_factory): return small_glyphs(tmp_path_factory.mktemp('glyphs'))
 
 
 def test_a_table_is_trained_once_and_reported(glyphs, tmp_path, monkeypatch):
@@ -74,13 +69,6 @@ def test_a_lost_result_is_computed_again_to_the_same_numbers(glyphs, tmp_path):
     for name in ('result.json', 'model.safetensors'): (tmp_path/'cells'/cell.key/name).unlink()
     assert json.dumps(runs.run_cell(cell, TINY, glyphs, tmp_path)) == json.dumps(first)
     assert {r['transductive'] for r in first['results']} == {False, True}
-
-
-def test_a_result_of_other_settings_is_not_taken_for_this_one(glyphs, tmp_path):
-    cell = Cell('RN', 1, 0)
-    runs.run_cell(cell, TINY, glyphs, tmp_path)
-    with pytest.raises(ValueError, match=r'result\.json was made with other settings: recipe.size=28 \(now 32\).*another place'):
-        runs.run_cell(cell, PRESETS['small'], glyphs, tmp_path)
 
 
 def test_the_numbers_are_those_of_evaluate(glyphs, tmp_path):

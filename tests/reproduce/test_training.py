@@ -8,6 +8,7 @@ from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.learner.metrics import EpisodeAccuracy
 from fsc_fastai.reproduce.cells import Recipe
 from fsc_fastai.reproduce.training import KeepBest, LevelsOff, optimizer_of, stepwise
+from tests.callback.episodes import CutOff
 from tests.learners import hue_learner, weights
 
 LEVELLING = [.3, .5, .4, .6, .5, .6, .7, .6, .7, .9]  # the rate falls after the sixth epoch, training ends after the ninth
@@ -73,10 +74,6 @@ def test_training_ends_when_its_accuracy_has_levelled_off(tmp_path, opt):
 
 
 def test_a_training_that_levels_off_goes_on_where_it_was_cut_off(tmp_path):
-    class CutOff(Callback):
-        def before_epoch(self):
-            if self.epoch == 7: raise KeyboardInterrupt
-
     def fit(state, after=-1, cbs=()):
         metric = Scripted(LEVELLING, after)
         set_seed(3)
@@ -84,7 +81,7 @@ def test_a_training_that_levels_off_goes_on_where_it_was_cut_off(tmp_path):
         learn.fit(20, .01, cbs=[ResumeFit(tmp_path/state), *cbs])
         return learn
     whole = fit('whole.pt')
-    with pytest.raises(KeyboardInterrupt): fit('again.pt', cbs=[CutOff()])
+    with pytest.raises(KeyboardInterrupt): fit('again.pt', cbs=[CutOff(7)])
     again = fit('again.pt', after=6)
     assert again.levels_off.accuracies == whole.levels_off.accuracies == LEVELLING[:-1]
     assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())

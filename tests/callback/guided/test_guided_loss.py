@@ -40,8 +40,12 @@ def check_compiled(compiled, method):
     assert found[1][1].abs().sum() > 0
 
 
-@pytest.mark.parametrize('method', [*METHODS[:3], *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS[3:])])
-def test_is_compiled_as_a_whole(whole, method): check_compiled(whole('aot_eager'), method)
+@pytest.mark.parametrize('method, backend', [
+    ('relation', 'aot_eager'), ('can', 'eager'), ('gnn', 'eager'),
+    *(pytest.param(m, 'aot_eager', marks=pytest.mark.slow) for m in METHODS if m != 'relation')])
+def test_is_compiled_as_a_whole(whole, method, backend):
+    "Traced without a break; with `aot_eager` its derivative, too"
+    check_compiled(whole(backend), method)
 
 
 @pytest.mark.slow

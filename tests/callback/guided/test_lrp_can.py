@@ -9,11 +9,12 @@ from torch.testing import assert_close
 from fsc_fastai.callback.guided import LRPGuidedCallback, PublishedCANPass
 from fsc_fastai.explain import LRP
 from fsc_fastai.methods.cross_attention import Attended
-from tests.golden_files import load
+from tests.golden_files import load, recorded
 
-from ...methods.test_golden import cross_attention_net, files
+from ...methods.test_golden import cross_attention_net
 from ...methods.toys import feature_episode, feature_model
-from .test_lrp_guided import CPUAutocast, Episodes, few_shot, learner, untouched
+from ..episodes import BFloat16
+from .test_lrp_guided import Episodes, few_shot, learner, untouched
 
 EPS = 1e-3
 
@@ -45,7 +46,7 @@ def attended(seed=0, n_query=2, n_way=3, n_channels=4, size=2):
     return Attended(*parts)
 
 
-@files('can_*.npz')
+@recorded('can_*.npz')
 def test_relevances_are_the_recorded_ones(path):
     arrays, weights = load(path)
     model = cross_attention_net(arrays, weights)
@@ -137,7 +138,7 @@ def test_single_precision_under_autocast():
             seen.append(scores.dtype)
             return scores
     seen = []
-    learner(few_shot('can'), [cb := LRPGuidedCallback(second_pass=Seen()), CPUAutocast()]).fit(1)
+    learner(few_shot('can'), [cb := LRPGuidedCallback(second_pass=Seen()), BFloat16()]).fit(1)
     assert set(seen) == {torch.float32} and all(loss.isfinite() for pair in cb.losses for loss in pair)
 
 

@@ -5,16 +5,13 @@ import pickle
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import lr_find  # noqa: F401  a method of Learner
-from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, load_learner
 from fastai.optimizer import SGD
 from torch import nn
 from torch.testing import assert_close
 
-from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.data.episode import EpisodeLabel
 from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, relevance_weights
@@ -167,40 +164,7 @@ def test_not_under_lr_find(tmp_path):
     with pytest.raises(Exception, match='explainer|NoneType'): learn.fit(1)  # and on again afterwards
 
 
-# With other callbacks
-
-class CPUAutocast(Callback):
-    "MixedPrecision, which fastai has for GPUs alone"
-    order = MixedPrecision.order
-    def before_batch(self): self.autocast = torch.autocast('cpu', torch.bfloat16); self.autocast.__enter__()
-    def after_loss(self): self.autocast.__exit__(None, None, None)
-
-
-@pytest.mark.parametrize('method', METHODS)
-def test_mixed_precision(method):
-    seen = []
-    def explainer(model, f_p):
-        seen.append(LRP()(model, f_p))
-        return seen[-1]
-    cb = LRPGuidedCallback(explainer=explainer)
-    learner(few_shot(method), [cb, CPUAutocast()]).fit(1)
-    assert all(R.dtype == torch.float32 for R in seen)
-    assert all(loss.dtype == torch.float32 and loss.isfinite() for pair in cb.losses for loss in pair)
-
-
-def test_gradient_accumulation_and_clipping():
-    "The merged loss is what is divided, and what is clipped"
-    steps, losses = [], []
-    class After(Callback):
-        order = 91
-        def before_backward(self): losses.append(self.learn.loss_grad.detach().clone())
-        def after_step(self): steps.append(1)
-    cb = LRPGuidedCallback()
-    learner(few_shot('relation'), [cb, EpisodeAccumulation(3), GradientClip(.1), After()]).fit(1)
-    assert len(steps) == 1
-    for loss, (plain, guided) in zip(losses, cb.losses, strict=True): assert_close(3*loss, plain + guided)
-    learner(few_shot('relation'), [LRPGuidedCallback(), GradientAccumulation(15)]).fit(1)
-
+# With other callbacks: the matrix has more of them
 
 def test_a_batch_that_another_callback_cancels():
     class Cancel(Callback):

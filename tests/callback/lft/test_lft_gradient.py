@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from torch import nn
 from torch.func import functional_call
 
@@ -19,7 +18,20 @@ from fsc_fastai.learner.core import encoder_head_splitter
 from fsc_fastai.methods import create_fsc_model
 from tests.learners import weights
 
-from ..episodes import N_CLASSES, SIZE, Episodes, FirstEpisode, Seed, assert_same, build_model, gammas, learner, lft, start
+from ..episodes import (
+    N_CLASSES,
+    SIZE,
+    BFloat16,
+    Episodes,
+    FirstEpisode,
+    Seed,
+    assert_same,
+    build_model,
+    gammas,
+    learner,
+    lft,
+    start,
+)
 
 
 def noisy_norms(model, params, eps):
@@ -212,18 +224,9 @@ def test_all_domains_are_the_mean_of_each(plain_descent):
     torch.testing.assert_close(change([a, b], every='all'), (change([a]) + change([b]))/2, rtol=1e-9, atol=1e-13)
 
 
-class CPUAutocast(Callback):
-    "What fastai's MixedPrecision does on a GPU"
-    order, run_valid = MixedPrecision.order, False
-    def before_batch(self):
-        self.context = torch.autocast('cpu', torch.bfloat16)
-        self.context.__enter__()
-    def after_loss(self): self.context.__exit__(None, None, None)
-
-
 def test_autocast_gives_the_gradient_up_to_rounding(plain_descent):
     changes = []
-    for cbs in ([], [CPUAutocast()]):
+    for cbs in ([], [BFloat16()]):
         cb = lft([Episodes(seed=1, dtype=torch.float32)], aux=True)
         learner([cb, Seed(), *cbs], n=1, model=smooth_model().float()).fit(1)
         changes.append(gammas(cb) - start(cb))

@@ -7,7 +7,6 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner, load_learner
 
 from fsc_fastai.callback.lft import LFTCallback
-from fsc_fastai.callback.resume import ResumeFit
 from fsc_fastai.encode.transformation import ft_layers
 from fsc_fastai.learner.core import FSCLearner
 from tests.learners import hue_learner, weights
@@ -24,29 +23,6 @@ def test_optimizer_survives_both_phases_of_fine_tune():
     learn.add_cb(Watch())
     learn.fine_tune(1, freeze_epochs=1)
     assert opts[0] is opts[1] and {int(s['step']) for s in cb.ft_opt.state.values()} == {6}
-
-
-@pytest.mark.parametrize('every', ['epoch', 'step', 'all'])
-def test_resumed_training_is_the_unbroken_one(tmp_path, every):
-    def train(epochs, file=None):
-        cb = LFTCallback({'a': Episodes(2, seed=1), 'b': Episodes(2, seed=2)}, every=every)
-        learn = learner([cb] + ([ResumeFit(file)] if file else []), n=2)
-        torch.manual_seed(3)
-        class Stop(Callback):
-            order = 99
-            def after_epoch(self):
-                if self.epoch == epochs - 1: raise KeyboardInterrupt
-        learn.add_cb(Stop())
-        with pytest.raises(KeyboardInterrupt): learn.fit(3)
-        return weights(learn), cb.state_dict()
-    whole = train(3)
-    train(2, tmp_path/'state.pt')
-    resumed = train(3, tmp_path/'state.pt')
-    assert_same(whole[0], resumed[0], rtol=0, atol=0)
-    for name, layer in whole[1]['transformations'].items():
-        assert_same(layer, resumed[1]['transformations'][name], rtol=0, atol=0)
-    assert_same(whole[1]['aux_head'], resumed[1]['aux_head'], rtol=0, atol=0)
-    assert whole[1]['domains'] == resumed[1]['domains']
 
 
 def saved_learner(path, cbs, **kwargs): return learner(cbs, cls=FSCLearner, path=path, **kwargs)

@@ -13,8 +13,8 @@ from fsc_fastai.callback.parts.styles import (
     viewed_tokens,
 )
 
-from ...golden_files import load
-from ..golden import OPS, recorded, same
+from ...golden_files import load, recorded, same
+from ..golden import OPS
 
 
 @recorded('styleadv_ops_*.npz')

@@ -7,7 +7,8 @@ from starlette.testclient import TestClient
 
 from fsc_fastai.commands.serve import Limits, create_app
 from fsc_fastai.commands.serve.app import HEADERS
-from tests.commands.serve.test_page import client_of, png, upload
+from tests.attacks.images import encoded
+from tests.commands.serve.test_page import client_of, upload
 from tests.deploy.toys import classifier, examples, picture
 
 BOUNDARY = {'content-type': 'multipart/form-data; boundary=b'}
@@ -134,6 +135,6 @@ def test_names_go_through_the_form_of_their_class(client):
 
 
 def test_an_image_that_is_refused_adds_none_of_its_request(client):
-    files = [('files', ('x', o)) for o in (png(picture('grey', 1)), b'junk')]
+    files = [('files', ('x', o)) for o in (encoded(picture('grey', 1), 'PNG'), b'junk')]
     answer = client.post('/add', data=dict(name='new'), files=files)
     assert answer.status_code == 415 and 'image 2' in answer.text and classes(client) == 2

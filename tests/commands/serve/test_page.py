@@ -1,5 +1,4 @@
 import gc
-import io
 import re
 
 import pytest
@@ -8,16 +7,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from fsc_fastai.commands.serve import Limits, create_app
+from tests.attacks.images import encoded
 from tests.deploy.toys import classifier, examples, picture
 
 
-def png(im):
-    buffer = io.BytesIO()
-    im.save(buffer, 'PNG')
-    return buffer.getvalue()
-
-
-def upload(*images, name='x.png'): return [('files', (name, o if isinstance(o, bytes) else png(o), 'image/png')) for o in images]
+def upload(*images, name='x.png'):
+    return [('files', (name, o if isinstance(o, bytes) else encoded(o, 'PNG'), 'image/png')) for o in images]
 
 
 def client_of(known, **limits): return TestClient(create_app(known, Limits(**limits)))
@@ -71,7 +66,7 @@ def test_rejected_images_are_none_of_these():
     (upload(b'<svg xmlns="http://www.w3.org/2000/svg"/>', name='x.svg'), 415, 'cannot be read'),
     (upload(b'%PDF-1.4', name='x.png'), 415, 'cannot be read'),
     (upload(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'), 415, 'cannot be read'),
-    (upload(png(picture('red', 1))[:200]), 415, 'cannot be read'),
+    (upload(encoded(picture('red', 1), 'PNG')[:200]), 415, 'cannot be read'),
     (upload(b''), 400, 'no image was chosen'),
     (upload(*[picture('red', 1)] * 4), 413, '4 images at once: at most 3'),
     (upload(Image.new('RGB', (300, 300))), 413, 'more than 50,000 pixels'),
