@@ -1,4 +1,4 @@
-"Archives of others, unpacked where they belong and nowhere else"
+"Safe unpacking of downloaded archives"
 from __future__ import annotations
 
 import tarfile
@@ -10,10 +10,10 @@ __all__ = ['filtered_archives']
 
 @contextmanager
 def filtered_archives() -> Iterator[None]:
-    """Within it a tar archive that would write outside its folder (`../`, absolute names, links) is an error, whoever unpacks it.
+    """Inside the block, unpacking a tar archive that would write outside its folder (`../`, absolute names, links) is an error.
 
-    As Python does by itself from 3.14 (PEP 706); zip archives have no way out. Raises `RuntimeError` for releases of Python that
-    cannot do so.
+    Python 3.14 does so by default (PEP 706); zip archives cannot write outside. Raises `RuntimeError` for releases of Python
+    without such a filter.
     """
     if not hasattr(tarfile, 'data_filter'):
         raise RuntimeError('this Python unpacks archives without looking at their names: update it to 3.10.12, 3.11.4 or later')

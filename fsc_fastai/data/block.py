@@ -33,10 +33,10 @@ def _check_categories(labels: Sequence) -> None:
 
 
 class EpisodeCategorize(Categorize):
-    """Category to its number in the vocabulary of all items: the training classes first, then the classes of the other sets.
+    """Numbers of categories in a vocabulary of all items, with the training classes first.
 
-    So the training classes are 0…n−1, and the classes that only validation or test have are known as well.
-    Raises `TypeError` for labels that are not categories, `ValueError` for one that a given `vocab` lacks.
+    The training classes are 0…n−1; classes that are only in validation or test follow. Raises `TypeError` for labels that are
+    no categories, and `ValueError` for a label that is not in a given `vocab`.
     """
     train_setup = False  # all items, not the training set alone, whose classes are other ones
 
@@ -58,16 +58,16 @@ def EpisodeBlock(
     n_shot: Count = 5, # Support images per class
     n_query: Count = 16, # Queries per class
     n_episodes: int = 100, # Training episodes per epoch
-    val_n_way: Count | None = None, # Classes per episode of validation; None: as in training
-    val_n_shot: Count | None = None, # Its support images per class; None: as in training
-    val_n_query: Count | None = None, # Its queries per class; None: as in training
+    val_n_way: Count | None = None, # Classes per validation episode; None: as in training
+    val_n_shot: Count | None = None, # Support images per class in validation; None: as in training
+    val_n_query: Count | None = None, # Queries per class in validation; None: as in training
     val_n_episodes: int | None = None, # Episodes per validation; None: as in training
-    seed: int = 0, # The k-th episode of an epoch depends on (seed, epoch, k) alone
+    seed: int = 0, # Seed of the episodes; the k-th of an epoch depends on (seed, epoch, k) alone
     vocab: Sequence | None = None, # Names of the classes; None: from the labels, the training classes first
-    drop_small: bool = False, # Leave out the classes with too few images, instead of an error
+    drop_small: bool = False, # Leave out classes with too few images instead of raising an error
     cache: CacheChoice = None, # Keep decoded images: True, so many GB, a folder, a device ('cuda'), False, None: where possible
 ) -> TransformBlock:
-    "A `TransformBlock` for the category of each image, whose loaders draw episodes"
+    "A `TransformBlock` for the category of each image whose loaders draw episodes, in place of `CategoryBlock`"
     settings: dict[str, Any] = dict(n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=n_episodes, seed=seed,
                                     drop_small=drop_small, cache=cache)
     for_valid = dict(val_n_way=val_n_way, val_n_shot=val_n_shot, val_n_query=val_n_query, val_n_episodes=val_n_episodes)

@@ -36,21 +36,20 @@ Load = Callable[[int], Tensor]
 
 
 class ImageCache:
-    """Keeps each image of a dataset as uint8 once it has been decoded, so that an episode costs one gather.
+    """Keeps the decoded images of a dataset as uint8, so that an episode costs one gather.
 
-    In memory: allocated at once, filled as images are asked for (several at a time in threads) or by `build`, and shared with
-    forked workers: what a worker decodes, all have. In a `folder`: one file, built before its first use, memory-mapped by
-    every process of the machine and found again by later runs. A file that is cut off or holds something else is built again; a
-    pixel that changed in a whole file is not noticed. Images that need more than the limit, than the free memory or than the
-    free disk, or that are not uint8, stay uncached, with a warning, and so do those of a folder that cannot be written. Pickled
-    it is empty.
+    In memory, the cache is allocated at once, filled on demand (in threads) or by `build`, and shared with forked workers. In a
+    `folder`, it is one file that is built before its first use, memory-mapped by all processes of the machine and found again by
+    later runs; an incomplete or wrong file is built again, but single changed pixels are not noticed. Images are not cached, with
+    a warning, if they need more than the limit, the free memory or the free disk, if they are not uint8, and if the folder cannot
+    be written. A pickled cache is empty.
     """
     budget_gb, tell_gb, used = 4., 1., 0
 
     def __init__(self,
-        n: int, # Images in the dataset
-        limit_gb: float | None = None, # Memory that it may take; None: what all others have left of `budget_gb`
-        folder: str | os.PathLike | None = None, # Where the file is kept; None: in memory
+        n: int, # Number of images in the dataset
+        limit_gb: float | None = None, # Most memory in GB; None: what other caches have left of `budget_gb`
+        folder: str | os.PathLike | None = None, # Folder of the file; None: in memory
     ):
         self.n, self.limit_gb, self.usable = n, limit_gb, True
         self.folder = None if folder is None else Path(folder).expanduser()
@@ -74,27 +73,27 @@ class ImageCache:
 
     @property
     def wanted(self) -> CacheChoice:
-        "What a loader on other images is to be told"
+        "The `cache` argument for a loader of other images"
         return self.limit_gb if self.folder is None else self.folder
 
     def prepare(self,
-        load: Load, # Position to image `(C, H, W)`
-        identity: Callable[[], str] = str, # With a folder: what the images are made of, items and transforms
+        load: Load, # Maps a position to an image `(C, H, W)`
+        identity: Callable[[], str] = str, # With a folder: a text that identifies items and transforms
     ) -> bool:
-        """Take the memory, or open the file; whether the images can be cached.
+        """Allocate the memory or open the file. Returns whether the images can be cached.
 
-        Call it before workers start, so that they share it. The file is that of the same `identity` and the same pixels of
-        a few images, so that other images or transforms never meet it.
+        Call it before workers start, so that they share the cache. A file belongs to one `identity` and the pixels of a few
+        images, so other images or transforms have another file.
         """
         if not len(self.store) and self.usable and self.n: self._allocate(load, identity)
         return len(self.store) > 0
 
     def build(self,
-        load: Load, # Position to image `(C, H, W)`
-        identity: Callable[[], str] = str, # As in `prepare`
+        load: Load, # Maps a position to an image `(C, H, W)`
+        identity: Callable[[], str] = str, # As for `prepare`
         progress: bool = True, # Show a progress bar
     ) -> bool:
-        "Decode every image that is not yet there; whether the images can be cached"
+        "Decode all images that are missing. Returns whether the images can be cached"
         if not self.prepare(load, identity): return False
         missing = (~self.filled).nonzero().flatten().tolist()
         if missing: self._fill(missing, load, progress)
@@ -102,10 +101,10 @@ class ImageCache:
 
     def get(self,
         idxs: Sequence[int], # Positions in the dataset
-        load: Load, # Position to image `(C, H, W)`
-        pinned: bool = False, # In page-locked memory, which a CUDA device reads while the host goes on
+        load: Load, # Maps a position to an image `(C, H, W)`
+        pinned: bool = False, # In page-locked memory, which a CUDA device can read asynchronously
     ) -> Tensor:
-        "The images at `idxs` as one batch `(n, C, H, W)`, after loading those not yet there"
+        "The images at `idxs` as one batch `(n, C, H, W)`; missing ones are loaded first"
         at = self._loaded(idxs, load)
         batch = torch.empty((len(at), *self.store.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
         torch.index_select(self.store, 0, at, out=batch)  # copies whole images, where indexing goes by the byte
@@ -239,7 +238,7 @@ def _count(size: int) -> None:
 
 
 def free_memory() -> float:
-    "Bytes of memory that this process may still take; infinite where the system does not say"
+    "Bytes of memory that this process may still take; infinity if the system does not say"
     try: lines = Path('/proc/meminfo').read_text().splitlines()
     except OSError: return float('inf')
     return next((1024. * int(line.split()[1]) for line in lines if line.startswith('MemAvailable')), float('inf'))

@@ -12,9 +12,9 @@ __all__ = ['dataset_labels']
 
 
 def dataset_labels(
-    dataset: Any, # Of (image, label) pairs, or of dictionaries with both
+    dataset: Any, # A dataset of (image, label) pairs or of dictionaries with both
 ) -> tuple[int | str, list]:
-    "Where an item has its image, and the label of every item; raises what `read_dataset` raises"
+    "The key of the image in an item, and the label of every item. Raises as `read_dataset` does"
     name = type(dataset).__name__
     transform = getattr(dataset, 'transform', None)
     if any(type(o).__name__ == 'Normalize' for o in getattr(transform, 'transforms', [transform])):

@@ -1,4 +1,4 @@
-"What there is to know about a data set of the field, and how to find its files"
+"Descriptions of data sets, and helpers to find their files"
 from __future__ import annotations
 
 import os
@@ -23,16 +23,16 @@ class ClassFiles:
 
 @dataclass(frozen=True)
 class Domain:
-    "What there is to know about a data set: how to read it, how much there must be, and where it comes from"
+    "A data set: how to read it, its expected counts, and where it comes from"
     name: str
     read: Callable[[Path, Domain], list[ClassFiles]] # Classes in the order of their labels, from the folder of the data
-    layout: str # What to put where, for the message when something is missing
+    layout: str # The expected files and folders, for the message of an error
     n_classes: tuple[int, int, int] # Base, val and novel
-    n_images: int | None = None # In all splits together, where it is known
-    per_class: int | None = None # Exactly so many images per class, where it is so
-    max_images: int | None = None # Only the first of a class's sorted files
-    max_classes: int | None = None # Only the classes with the most files
-    download: Callable[[Path], Path] | None = None # Into the folder given, or the one returned, where that can be automated
+    n_images: int | None = None # Images in all splits, if known
+    per_class: int | None = None # Images of every class, if all have the same number
+    max_images: int | None = None # Take only so many files of each class, sorted by name
+    max_classes: int | None = None # Take only so many classes, those with the most files
+    download: Callable[[Path], Path] | None = None # Downloads to the given folder and returns the folder of the data
     folder: str = '' # Name of its folder in fastai's data folder, if it isn't `name`
 
 

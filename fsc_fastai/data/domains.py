@@ -70,16 +70,16 @@ def read_domain(domain: Domain, root: str | Path | None, download: bool, strict:
 
 def domain_items(
     domain: str | Domain, # One of `available_domains()`, or a `Domain` of your own
-    root: str | Path | None = None, # Folder of the data; in fastai's data folder by default
+    root: str | Path | None = None, # Folder of the data; None: within fastai's data folder
     split: str = 'novel', # `base`, `val` or `novel`
     *,
-    download: bool = False, # Download what is not there (CUB and Cars: into fastai's data folder)
-    strict: bool = True, # The counts must be those of the complete data
+    download: bool = False, # Download missing data (CUB and Cars: into fastai's data folder)
+    strict: bool = True, # Check the counts of the complete data
 ) -> tuple[list[Path], list[str]]:
-    """Image files of one split and the class name of each.
+    """Image files of one split, and the class name of each.
 
-    Raises FileNotFoundError when the data or a listed file is missing (saying what to put where), RuntimeError when a
-    download fails, ValueError for unknown names and for counts that are not those of the complete data.
+    Raises `FileNotFoundError`, which says what to put where, if data or a listed file is missing, `RuntimeError` if a download
+    fails, and `ValueError` for unknown names and for counts that are not those of the complete data.
     """
     if split not in SPLITS: raise ValueError(f'no split {split!r}: choose {", ".join(SPLITS)}')
     domain = _domain(domain)
@@ -97,18 +97,18 @@ def _write_list(file: Path, classes: list[ClassFiles], split: str) -> None:
 
 def prepare_domain(
     domain: str | Domain, # One of `available_domains()`, or a `Domain` of your own
-    root: str | Path | None = None, # Folder of the data; in fastai's data folder by default
-    out: str | Path | None = None, # Folder for the lists; `filelists/<name>` in the folder of the data by default
+    root: str | Path | None = None, # Folder of the data; None: within fastai's data folder
+    out: str | Path | None = None, # Folder for the lists; None: `filelists/<name>` in the folder of the data
     *,
-    download: bool = False, # Download what is not there (CUB and Cars: into fastai's data folder)
-    strict: bool = True, # The counts must be those of the complete data
+    download: bool = False, # Download missing data (CUB and Cars: into fastai's data folder)
+    strict: bool = True, # Check the counts of the complete data
 ) -> dict[str, Path]:
     """Write `base.json`, `val.json` and `novel.json`, the file lists of the field, and return their paths by split.
 
-    As in the published code, `label_names` has the classes of all splits, and a label is a position in it. The classes are
-    those of Ravi and Larochelle (2017) for miniImageNet and of Tseng et al. (2020) for its companions; where they draw files
-    of a class at random, these are its first ones by name. A domain that is tested whole, as all of Guo et al. (2020) are, has
-    `novel.json` alone. Raises what `domain_items` raises.
+    As in the published code, `label_names` has the classes of all splits, and a label is a position in it. The classes are those
+    of Ravi and Larochelle (2017) for miniImageNet and of Tseng et al. (2020) for the other domains; where these draw files of a
+    class at random, the first files by name are taken. Domains that are only tested, as those of Guo et al. (2020), have only
+    `novel.json`. Raises as `domain_items` does.
     """
     domain = _domain(domain)
     root, classes = read_domain(domain, root, download, strict)

@@ -1,4 +1,4 @@
-"An episode: its types, how it is drawn, and the transform that makes one of a flat batch"
+"Episodes: their types, their figures, and the transform that makes an episode from a flat batch"
 # No `from __future__ import annotations`: fastai dispatches on the annotations of `encodes` and `decodes`.
 from collections.abc import Sequence
 from typing import Any
@@ -60,19 +60,19 @@ def _name_wrong(ax: Axes, names: list[str]) -> None:
 class EpisodeLabel(TensorCategory):
     """Labels 0…n_way−1 within an episode; `classes[label]` is the class in the vocabulary of the dataset.
 
-    `classes` goes along when the labels are sliced, copied, moved to a device or sent between processes.
+    `classes` is kept when labels are sliced, copied, moved to a device or sent between processes.
     """
     classes: tuple[int, ...]
 
     def clone(self, **kwargs) -> 'EpisodeLabel':
-        "A copy with the same `classes`, which fastai's own would drop"
+        "A copy with the same `classes`"
         res = super().clone(**kwargs)
         res.__dict__.update(self.__dict__)
         return res
 
 
 class Episode(fastuple):
-    "One episode as the model and the loss take it: `(support_x, support_y, query_x, query_y)`, both halves class by class"
+    "One episode `(support_x, support_y, query_x, query_y)` as model and loss take it, with images sorted by class"
     _fields = ('support_x', 'support_y', 'query_x', 'query_y')  # a leaf for fastai's transforms, not a tuple to map over
 
     @classmethod
@@ -80,12 +80,12 @@ class Episode(fastuple):
         x: Tensor, # Images `(n_support + n_query, channels, height, width)`, support first
         y: EpisodeLabel, # Their labels within the episode, with `classes` and `n_support`
     ) -> 'Episode':
-        "Split one batch of images and labels, of which the first `y.n_support` are the support"
+        "Split a batch of images and labels; the first `y.n_support` are the support"
         n, labels = y.n_support, y.as_subclass(Tensor)
         return cls(x[:n], EpisodeLabel(labels[:n], classes=y.classes), x[n:], EpisodeLabel(labels[n:], classes=y.classes))
 
     def flat(self) -> tuple[Tensor, EpisodeLabel]:
-        "The inverse of `from_flat`: one batch of images and labels, support first"
+        "One batch of images and labels, support first: the inverse of `from_flat`"
         labels = [o.as_subclass(Tensor).to(self.support_y.device) for o in (self.support_y, self.query_y)]
         return (cat([self.support_x, self.query_x]),
                 EpisodeLabel(cat(labels), classes=self.classes, n_support=self.support_x.shape[0]))
@@ -117,7 +117,7 @@ class Episode(fastuple):
 
     @property
     def n_way(self) -> int:
-        "Classes"
+        "Number of classes"
         return len(self.classes)
 
     @property
@@ -131,17 +131,17 @@ class Episode(fastuple):
         return self.query_x.shape[0] // self.n_way
 
     def show(self,
-        ctx: Any = None, # Not used: an episode needs a figure of its own
+        ctx: Any = None, # Ignored: an episode has its own figure
         vocab: Sequence | None = None, # Names of the classes
         preds: Tensor | None = None, # Predicted labels of the queries; right ones are framed green, wrong ones red
-        max_n: int = 9, # At most so many support images and so many queries per class
-        figsize: tuple[float, float] | None = None, # In inches; None: fits a notebook
-        title: str | None = None, # Above the figure
-        **kwargs, # Left to other types' `show`
+        max_n: int = 9, # Most support images and most queries to draw per class
+        figsize: tuple[float, float] | None = None, # Size in inches; None: fits a notebook
+        title: str | None = None, # Title of the figure
+        **kwargs, # Ignored
     ) -> Figure:
-        """Draw each class in a row: its name, its support images, and beside them its queries.
+        """Draw a row for each class, with its name, its support images and its queries.
 
-        Images are from 0 to 255, as `EpisodicDL.decode` gives them.
+        Images must have values from 0 to 255, as `EpisodicDL.decode` returns them.
         """
         labels = [o.as_subclass(Tensor).cpu() for o in (self.support_y, self.query_y)]
         names = [str(c if vocab is None else vocab[c]) for c in self.classes]
@@ -160,9 +160,9 @@ class Episode(fastuple):
 
 
 class EpisodeSplit(ItemTransform):
-    """Splits a flat batch of one episode `(x, y)`, support first, into an `Episode`; the last of the batch transforms.
+    """The last batch transform, which splits a flat batch `(x, y)`, support first, into an `Episode`.
 
-    Until then the images are one batch, as fastai's augmentations need. Any other batch stays as it is.
+    Before it all images are one batch, as fastai's augmentations need. Other batches are returned unchanged.
     """
     order = 1000
 

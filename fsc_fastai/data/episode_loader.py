@@ -29,30 +29,31 @@ def _with_split(after_batch: Pipeline) -> Pipeline:
 class EpisodicDL(CachedDL):
     """Loads `Episode`s: `n_way` classes with `n_shot` support and `n_query` query images each.
 
-    The k-th episode depends on (seed, epoch, k) alone, whatever the workers and ranks. With `shuffle`, as in training, each pass
-    is an epoch of new episodes; without, as in validation, each pass repeats the same ones. A look at the first episode
-    (`one_batch`, `show_batch`) leaves the epoch as it is. An index is (epoch, k), so that workers and ranks share whole episodes.
-    Errors are those of `EpisodeSampler`, raised at once.
+    The k-th episode depends on (seed, epoch, k) alone, not on workers or ranks, which share whole episodes. With `shuffle`, as in
+    training, each pass is an epoch of new episodes; without, as in validation, each pass repeats the same ones. `one_batch` and
+    `show_batch` show the next episode and do not advance the epoch. Raises the errors of `EpisodeSampler` at once.
+
+        episode = EpisodicDL(dataset, n_way=5, n_shot=1).episode(0)
     """
     n_inp = 3
     _types = {Episode: [TensorImage, EpisodeLabel, TensorImage, EpisodeLabel]}
     _n_inp = n_inp
 
     def __init__(self,
-        dataset: Any = None, # Dataset of (image, class number); the images of one size
+        dataset: Any = None, # Dataset of (image, class number) with images of one size
         bs: int = 1, # Ignored: a batch is an episode
-        shuffle: bool = False, # New episodes in each pass, or always the same
+        shuffle: bool = False, # Draw new episodes in each pass; False: always the same
         num_workers: int | None = None, # None: 0 with a cache, fastai's default without
         *,
         n_way: Count = 5, # Classes per episode; given a pair (lowest, highest), each episode draws its own number
         n_shot: Count = 5, # Support images per class
         n_query: Count = 16, # Queries per class
         n_episodes: int = 100, # Episodes per pass
-        seed: int = 0, # Another seed, other episodes
-        epoch: int = 0, # Number of the epoch to come
-        drop_small: bool = False, # Leave out the classes with too few images, instead of an error
+        seed: int = 0, # Seed of the episodes
+        epoch: int = 0, # Number of the next epoch
+        drop_small: bool = False, # Leave out classes with too few images instead of raising an error
         cache: CacheChoice | ImageCache = None, # Keep decoded images: True, GB, a folder, a device, False, None: where possible
-        labels: list[int] | None = None, # Class of every image; None: asked of the dataset
+        labels: list[int] | None = None, # Class of every image; None: read from the dataset
         **kwargs, # For `TfmdDL`
     ):
         check_whole('n_episodes', n_episodes, least=1)
@@ -68,7 +69,7 @@ class EpisodicDL(CachedDL):
 
     @property
     def sampler(self) -> EpisodeSampler:
-        "Draws the episodes; made at the first use, because an exported loader has no images"
+        "The sampler of the episodes; it is made when first used, because an exported loader has no images"
         if self._sampler is None:
             self.check_distinct()
             name = {0: 'the training set', 1: 'the held-out set'}.get(getattr(self.dataset, 'split_idx', -1), 'the dataset')
@@ -77,7 +78,7 @@ class EpisodicDL(CachedDL):
         return self._sampler
 
     def check_distinct(self) -> None:
-        "`ValueError` naming a file that the set has twice, perhaps by a link: it could be support and query of one episode"
+        "Raise `ValueError` for a file that occurs twice, also by a link: it could be support and query of the same episode"
         if self._distinct: return
         if repeated := same_files(self.files):
             named = ', '.join(repeated[:5]) + (', …' if len(repeated) > 5 else '')
@@ -101,15 +102,15 @@ class EpisodicDL(CachedDL):
         if self.shuffle: self.epoch += 1
 
     def one_batch(self):
-        "The first episode to come. Raises `ValueError` where there are no images"
+        "The next episode. Raises `ValueError` if there are no images"
         check_any(self, 'draw an episode from')
         return super().one_batch()
 
     def episode(self,
         k: int = 0, # Number of the episode
-        epoch: int | None = None, # Number of the epoch; None: the one to come
+        epoch: int | None = None, # Number of the epoch; None: the next one
     ) -> Episode:
-        "The k-th episode, as the model gets it"
+        "The k-th episode as an `Episode`, after all transforms"
         return self._made(*self.sampler.episode(k, self.epoch if epoch is None else epoch))
 
     def _made(self, support: Sequence[int], query: Sequence[int], classes: tuple[int, ...]) -> Episode:
@@ -122,14 +123,14 @@ class EpisodicDL(CachedDL):
         bs: int = 64, # Images per batch
         **kwargs, # For `ImageDL`
     ) -> ImageDL:
-        "Every image of the set in order, with the transforms of validation: batches `(images, class numbers)`"
+        "A loader of all images in order, with validation transforms: batches `(images, class numbers)`"
         return self._image_dl(self.dataset, bs=bs, **kwargs)
 
     def image_split(self,
         bs: int = 64, # Images per batch
         valid_pct: float = 0.1, # Share of each class's images that are held out
     ) -> tuple[ImageDL, ImageDL]:
-        "The images of every class in two loaders, one that augments and shuffles and one to validate on"
+        "Two loaders of single images: one for training, which augments and shuffles, and one for validation"
         rng, labels = np.random.default_rng(self.seed), np.array(self.labels)
         held_out = np.zeros(len(labels), dtype=bool)
         for c in np.unique(labels):
@@ -146,7 +147,7 @@ class EpisodicDL(CachedDL):
         return ImageDL(dataset, do_setup=False, **(self._shared(dataset) | settings | kwargs))
 
     def new(self, dataset: Any = None, cls: Any = None, **kwargs) -> TfmdDL:
-        "The same on another dataset or with other settings; on one without labels an `ImageDL`, as there are no episodes to draw"
+        "A loader of another dataset or with other settings; an `ImageDL` if the dataset has no labels to draw episodes by"
         if dataset is not None and not has_labels(dataset):
             # Images seen once are not worth a cache, and a few not worth workers.
             once = dict(bs=64, cache=False) | (dict(num_workers=0) if len(dataset) <= 256 else {})
@@ -156,18 +157,18 @@ class EpisodicDL(CachedDL):
         return super().new(dataset, cls, **(self._shared(dataset) | {k: getattr(self, k) for k in settings} | kwargs))
 
     def decode(self, b: Episode) -> Episode:
-        "The episode with its images as they were before the batch transforms"
+        "The episode with its images before the batch transforms"
         return Episode.from_flat(*to_cpu(self.after_batch.decode(b.flat())))
 
     def decode_batch(self, b: Episode, max_n: int = 9, full: bool = True) -> L:
-        "The first images of an episode, support before queries, each with the name of its class"
+        "The first images of an episode, support first, each with the name of its class"
         x, y = self.decode(b).flat()
         return L((image, self.vocab[b.classes[label]]) for image, label in zip(x[:max_n], y.tolist()))
 
     def show_batch(self, b: Episode | None = None, *args, unique: bool = False, **kwargs) -> Any:
-        """Draw an episode, `b` or the first one: the support of each class in a row and its queries beside it.
+        """Draw an episode, `b` or the next one, with a row of support images and queries for each class.
 
-        With `unique`, one image of each class is in all of its places, to see what augmentation makes of it.
+        With `unique`, each class shows a single image several times, which shows the effect of augmentations.
         """
         if unique:
             support, query, classes = self.sampler.episode(0, self.epoch)

@@ -139,23 +139,23 @@ def _write_domain(
 def untar_glyphs(
     domain: str = 'latin', # One of `glyph_domains()`
     *,
-    n_classes: int | None = None, # Classes in all, shared among the splits in proportion; all by default
+    n_classes: int | None = None, # Classes of all splits, in the proportions of the splits; None: all
     n_images: int = 60, # Images per class
     size: int = 84, # Side of the images in pixels
-    seed: int = 0, # Another seed gives other images of the same classes
-    path: str | Path | None = None, # Where to make the domain's folder; in fastai's data folder by default
+    seed: int = 0, # Seed of the images
+    path: str | Path | None = None, # Parent of the domain's folder; None: fastai's data folder
     force: bool = False, # Render anew even if the folder exists
     progress: bool = True, # Show a progress bar
 ) -> Path:
-    """Folder of a glyph domain, rendered on the first call, as fastai's `untar_data` downloads a data set.
+    """The folder of a glyph domain, which is rendered on the first call, much as fastai's `untar_data` downloads a data set.
 
-    A glyph is a class; an image is a random font, pose and colours. `latin` is the seen domain, with the folders
-    `base`, `val` and `novel` (70, 20 and 20 classes); the other scripts, in other styles, have their class folders directly.
-    `digits` are real handwritten ones, scikit-learn's scans. The same arguments give the same pixels with the same
-    releases of matplotlib's fonts, Pillow and numpy. Syllabics and Braille are no place for augmentation by flips.
+    Each glyph is a class; its images have random fonts, poses and colours. `latin`, the seen domain, has folders `base`, `val`
+    and `novel` with 70, 20 and 20 classes. The other scripts have other styles and no splits. `digits` are scikit-learn's scans of
+    real handwriting. The same arguments give the same pixels with the same releases of matplotlib's fonts, Pillow and numpy.
+    Syllabics and Braille should not be flipped.
 
-    Several processes may ask at once: one renders, the others wait. The folder appears when it is complete.
-    Raises ValueError for an unknown domain (with the nearest names) or an argument out of range.
+    Several processes may call it at once: one renders, the others wait, and the folder appears when it is complete. Raises
+    `ValueError` for an unknown domain (and offers the nearest names) or an argument out of range.
     """
     n_classes = _checked_classes(domain, n_classes, n_images, size, seed)
     parent = fastai_path('data')/'fsc_glyphs' if path is None else Path(path)
@@ -172,7 +172,7 @@ def untar_glyphs(
 
 
 def untar_glyph_domains(
-    domains: list[str] | None = None, # Which; all unseen ones by default
+    domains: list[str] | None = None, # Names of the domains; None: all unseen ones
     **kwargs, # Arguments of `untar_glyphs`
 ) -> dict[str, Path]:
     "Folders of the unseen glyph domains by name, as `dls.with_domains` takes them"

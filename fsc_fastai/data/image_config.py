@@ -1,4 +1,4 @@
-"How the images looked that a backbone was trained on, as timm's configuration of its weights says"
+"The images that a backbone was trained on, from timm's configuration of its weights"
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from .size import Size, as_size, sides, size_text
 
 __all__ = ['ImageConfig', 'configuration', 'resampling', 'statistics_text']
 
-FITS = {'center': 'crop', 'squash': 'squish', 'border': 'pad'} # timm's ways to bring an image to a shape, in fastai's words
+FITS = {'center': 'crop', 'squash': 'squish', 'border': 'pad'} # timm's words for a resize, in fastai's
 
 
 def resampling(
@@ -29,9 +29,9 @@ def resampling(
 
 
 def configuration(
-    arch: str, # A timm name, with the tag of its weights if you like
+    arch: str, # A timm name, with or without the tag of its weights
 ) -> Any:
-    "timm's configuration of a backbone's weights, or None. `ValueError` for an unknown name or tag, with the nearest ones"
+    "timm's configuration of a backbone's weights, or None. Raises `ValueError` for an unknown name or tag"
     if not timm.is_model(arch): raise unknown('backbone', arch, timm.list_models(), '`timm.list_models()` lists them all')
     try: return timm.get_pretrained_cfg(arch)
     except RuntimeError as e:
@@ -45,13 +45,13 @@ class ImageConfig:
 
         ImageConfig.of('vit_small_patch14_dinov2.lvd142m')
     """
-    size: Size # What the backbone sees
-    mean: tuple[float, ...] # Of the channels
-    std: tuple[float, ...] # Of the channels
-    crop_pct: float = .875 # Share of the resized image that is cut out of its middle
-    fit: str = 'crop' # How an image gets the shape: as fastai's `Resize`
-    interpolation: str = 'bilinear' # As in `resampling`
-    fixed: bool = False # Does the network take images of this size alone, if it was not built to be flexible?
+    size: Size # Size of the backbone's input
+    mean: tuple[float, ...] # Means of the channels
+    std: tuple[float, ...] # Standard deviations of the channels
+    crop_pct: float = .875 # Share of the resized image that is cropped from its middle
+    fit: str = 'crop' # How images are resized, as in fastai's `Resize`
+    interpolation: str = 'bilinear' # Filter of the resize, see `resampling`
+    fixed: bool = False # The network takes only images of this size, unless it was built to be flexible
 
     @classmethod
     def of(cls,
@@ -72,12 +72,12 @@ class ImageConfig:
     def at(self,
         size: Size | None, # Another size of the images; None: their own
     ) -> ImageConfig:
-        "The same for images of another size"
+        "The same configuration for images of another size"
         return self if size is None else replace(self, size=as_size('size', size))
 
     @property
     def resize(self) -> Size:
-        "What images are brought to before their middle is cut out"
+        "The size of images before the middle is cropped"
         return as_size('resize', [floor(side / self.crop_pct) for side in sides(self.size)])
 
     @property
@@ -87,10 +87,10 @@ class ImageConfig:
                     interpolation=self.interpolation)
 
     def other_statistics(self,
-        mean: tuple[float, ...], # Of the channels
-        std: tuple[float, ...], # Of the channels
+        mean: tuple[float, ...], # Means of the channels
+        std: tuple[float, ...], # Standard deviations of the channels
     ) -> bool:
-        "Do these differ? Where the numbers of channels do, nothing can be said"
+        "Do these statistics differ from the configured ones? False for another number of channels"
         pairs = [*zip(self.mean, mean), *zip(self.std, std)] if len(mean) == len(self.mean) else []
         return not all(isclose(a, b, abs_tol=1e-3) for a, b in pairs)
 
@@ -98,10 +98,10 @@ class ImageConfig:
 
 
 def statistics_text(
-    mean: tuple[float, ...], # Of the channels
-    std: tuple[float, ...], # Of the channels
+    mean: tuple[float, ...], # Means of the channels
+    std: tuple[float, ...], # Standard deviations of the channels
 ) -> str:
-    """As people write them.
+    """Statistics as a short text.
 
     >>> statistics_text((.5, .5, .5), (.25, .25, .25))
     'mean (0.5, 0.5, 0.5), std (0.25, 0.25, 0.25)'

@@ -1,4 +1,4 @@
-"Which files are images, and which of them are the same"
+"Image files of a folder, and files that are the same"
 from __future__ import annotations
 
 import hashlib
@@ -17,11 +17,11 @@ MODELS = 'models'  # where fastai's learner puts its weights
 
 
 def image_files(
-    folder: str | Path, # Where to look, there and below
+    folder: str | Path, # The folder to search, with its subfolders
 ) -> list[Path]:
-    """The image files in a folder and below, sorted; hidden ones are left out, links are followed.
+    """The image files in a folder and its subfolders, sorted. Hidden files are left out, links are followed.
 
-    Warns once of all other files that lie where images are wanted, by their endings.
+    Warns once of all other files, by their endings.
     """
     found: list[Path] = []
     others: Counter[str] = Counter()
@@ -60,14 +60,14 @@ def _groups(files: Iterable, key) -> list[list]:
 def same_files(
     files: Iterable[str | os.PathLike],
 ) -> list[str]:
-    "Each file that occurs more than once, by that name or another that links to it, as text for a message"
+    "Files that occur more than once, under one name or by links, as text for a message"
     return [f'{" = ".join(dict.fromkeys(map(str, group)))} ({len(group)} times)' for group in _groups(files, _identity)]
 
 
 def warn_of_equal_files(
     files: Iterable[Path],
 ) -> None:
-    "Warn of different files with the same bytes"
+    "Warn of different files with equal content"
     def digest(file: Path) -> bytes: return hashlib.sha256(file.read_bytes()).digest()
     by_size = _groups({_identity(f): f for f in files}.values(), lambda f: f.stat().st_size)
     equal = [group for of_size in by_size for group in _groups(of_size, digest)]

@@ -1,4 +1,4 @@
-"Opening images of every kind, in the same way everywhere, and checking them before the training starts"
+"Opening images of every kind in one way, and checking them before training"
 # No `from __future__ import annotations`: fastai reads the annotations of `OpenImage` to know where new items enter.
 import io
 import warnings
@@ -24,7 +24,7 @@ class DatasetImage:
     "Image number `index` of a torchvision-style dataset, opened when it is used"
     dataset: Any
     index: int
-    key: int | str = 0 # Of the image in an item
+    key: int | str = 0 # Key of the image in an item
 
     def open(self) -> Any: return self.dataset[self.index][self.key]
     def __str__(self) -> str: return f'image {self.index} of {type(self.dataset).__name__}'
@@ -52,13 +52,13 @@ def _reason(e: Exception) -> str:
 
 def open_image(
     fn: ImageSource, # Arrays `(H, W)` or `(H, W, C)`, tensors `(C, H, W)`: bytes, or floats from 0 to 1
-    orient: bool = True, # Turn it as its EXIF orientation says
-    white: float | None = None, # What is white in samples other than bytes; None: what their type says, see `as_bytes`
+    orient: bool = True, # Turn the image as its EXIF orientation says
+    white: float | None = None, # The value of white in samples that are no bytes; None: as their type says, see `as_bytes`
 ) -> PILImage:
     """An RGB image from a file, its bytes, an array, a tensor or a PIL image.
 
-    Greyscale, palette, CMYK and 16-bit images are converted, transparency is shown on white. Raises `FileNotFoundError` or
-    `OSError` naming a file that is missing or broken, and `PixelError` where it cannot be known what its samples mean.
+    Greyscale, palette, CMYK and 16-bit images are converted; transparency becomes white. Raises `FileNotFoundError` or `OSError`,
+    which names the file, if it is missing or broken, and `PixelError` if the meaning of its samples is unknown.
     """
     source = fn.open() if isinstance(fn, DatasetImage) else Path(fn).expanduser() if isinstance(fn, str | Path) else fn
     try:
@@ -78,7 +78,7 @@ class OpenImage(Transform):
 
     def __init__(self,
         orient: bool = True, # Turn images as their EXIF orientation says
-        white: float | None = None, # As in `open_image`
+        white: float | None = None, # The value of white, see `open_image`
     ):
         super().__init__()
         self.orient, self.white = orient, white
@@ -87,11 +87,11 @@ class OpenImage(Transform):
 
 
 def opener_of(
-    dataset: Any, # Of a loader
+    dataset: Any, # Dataset of a loader
 ) -> OpenImage | None:
-    """What opens the images of a dataset, None where that is something of the user's own.
+    """The `OpenImage` of a dataset; None if the dataset opens images in another way.
 
-    fastai's `PILImage.create`, which `ImageBlock` brings, ignores orientations and cuts 16 bits off: an `OpenImage` replaces it.
+    An `OpenImage` replaces fastai's `PILImage.create` of `ImageBlock`, which ignores orientation and truncates 16 bits.
     """
     if not isinstance(dataset, Datasets): return None
     tfms = dataset.tls[0].tfms.fs  # which all sets of the data share
@@ -116,9 +116,9 @@ def _why_broken(fn: Path, white: float | None) -> str | None:
 
 def broken_images(
     files: Iterable[Path], # Image files
-    white: float | None = None, # As in `open_image`
+    white: float | None = None, # The value of white, see `open_image`
 ) -> dict[Path, str]:
-    "The files that cannot be used, with the reason; tried in parallel"
+    "The files that cannot be used, each with the reason; they are tried in parallel"
     files = list(files)
     reasons = parallel(_why_broken, files, white=white, threadpool=True, n_workers=8, progress=len(files) > 5000)
     return {f: why for f, why in zip(files, reasons, strict=True) if why}
@@ -126,10 +126,10 @@ def broken_images(
 
 def checked_images(
     files: list[Path], # Image files
-    verify: bool | str = True, # True: an error names the broken files; 'skip': a warning does; False: no check
-    white: float | None = None, # As in `open_image`
+    verify: bool | str = True, # True: raise an error for broken files; 'skip': leave them out with a warning; False: no check
+    white: float | None = None, # The value of white, see `open_image`
 ) -> list[bool]:
-    "Which of `files` to keep. Raises `OSError` naming the broken ones, unless `verify` says otherwise"
+    "The files to keep. Raises `OSError`, which names broken files, unless `verify` says otherwise"
     if verify not in (True, False, 'skip'): raise ValueError(f"verify={verify!r}: True, False or 'skip'")
     broken = broken_images(files, white) if verify else {}
     if broken:

@@ -1,4 +1,4 @@
-"Loaders of single images, and what loaders of episodes share with them: images by position, through a cache"
+"Loaders of single images, and their base class, which loaders of episodes share: images by position, with a cache"
 from __future__ import annotations
 
 import inspect
@@ -52,9 +52,9 @@ def _tfm_identity(tfm: Any) -> str:
 
 
 def has_labels(
-    dataset: Any, # Of images
+    dataset: Any, # A dataset of images
 ) -> bool:
-    "Whether a dataset gives a class beside each image"
+    "Does a dataset return a class with each image?"
     return not isinstance(dataset, Datasets) or len(dataset.tls) > dataset.n_inp
 
 
@@ -68,22 +68,22 @@ def _read_labels(dataset: Any) -> np.ndarray:
 
 def check_any(
     dl: Any, # A loader
-    to_do: str, # What its images are wanted for
+    to_do: str, # What the images are needed for, for the message
 ) -> None:
-    "`ValueError` for a loader without images"
+    "Raise `ValueError` for a loader without images"
     if not len(dl):
         raise ValueError(f'no images to {to_do}: a learner that was loaded comes without data, give it some (learn.dls = '
                          'EpisodeDataLoaders.from_folder(…)); where there is no validation set, hold classes out for it')
 
 
 class CachedDL(TfmdDL):
-    "What `ImageDL` and `EpisodicDL` share: images by their position, through the cache where there is one"
+    "The base class of `ImageDL` and `EpisodicDL`: images by position, from a cache if there is one"
     def __init__(self,
-        dataset: Any = None, # Of (image, class number)
+        dataset: Any = None, # Dataset of (image, class number)
         *,
         cache: CacheChoice | ImageCache = None, # Keep decoded images: True, GB, a folder, a device, False, None: where possible
-        labels: list[int] | None = None, # Class of every image; None: asked of the dataset
-        img_shape: tuple[int, int, int] | None = None, # Channels, height, width; None: found on the first image
+        labels: list[int] | None = None, # Class of every image; None: read from the dataset
+        img_shape: tuple[int, int, int] | None = None, # (channels, height, width); None: that of the first image
         num_workers: int | None = None, # None: 0 with a cache, fastai's default without; 0 with images on a device
         **kwargs, # For `TfmdDL`
     ):
@@ -116,9 +116,9 @@ class CachedDL(TfmdDL):
     def build_cache(self,
         progress: bool = True, # Show a progress bar
     ) -> bool:
-        """Decode every image now, instead of at its first use; whether they could be kept.
+        """Decode all images now, not when first used. Returns whether they can be kept.
 
-        In memory by default; with `cache=folder` in a file that is built in any case before its first use.
+        They are kept in memory by default, and with `cache=folder` in a file, which is always built before its first use.
         """
         super().before_iter()
         return self.cache is not None and self.cache.build(self._load_image, self._identity, progress)
@@ -137,7 +137,7 @@ class CachedDL(TfmdDL):
 
     @property
     def items(self) -> Sequence:
-        "What the dataset is made of, files as a rule; else the positions of its images"
+        "The items of the dataset, usually files, or else the positions of its images"
         return getattr(self.dataset, 'items', range(len(self.dataset)))
 
     @property
@@ -154,12 +154,12 @@ class CachedDL(TfmdDL):
 
     @property
     def n_classes(self) -> int:
-        "One more than the highest class"
+        "Number of classes, one more than the highest"
         return max(self.labels, default=-1) + 1
 
     @property
     def img_shape(self) -> tuple[int, int, int]:
-        "(channels, height, width) of the images that the model sees; found on the first one, without a trace in random numbers"
+        "(channels, height, width) of the images that the model sees"
         if self._img_shape is None:
             with no_random():
                 self._choose_tfms()
@@ -169,12 +169,12 @@ class CachedDL(TfmdDL):
 
     @property
     def img_size(self) -> Size:
-        "Side of the images that the model sees, or (height, width) where they are not square"
+        "Side of the images that the model sees, or (height, width) if they are not square"
         return as_size('img_size', self.img_shape[1:])
 
     @property
     def n_chans(self) -> int:
-        "Channels of the images that the model sees: 3, or 1 where they are grey"
+        "Channels of the images that the model sees: 3, or 1 for grey images"
         return self.img_shape[0]
 
     def _pipelines(self) -> tuple[Pipeline, ...]: return self.after_item, self.before_batch, self.after_batch
@@ -192,7 +192,7 @@ class CachedDL(TfmdDL):
         if not self.cache.takes_workers: self.fake_l.num_workers = 0
 
     def do_item(self, s):
-        "Item `s` after its transforms. An episode cannot do without one of its images: `SkipItemException` is an error"
+        "Item `s` after its transforms; `SkipItemException` is an error, since an episode needs all its images"
         try: return self.after_item(self.create_item(s))
         except SkipItemException as e:
             raise RuntimeError(f'a transform skips {self._describe(s)}, but an episode has a fixed number of images: '
@@ -240,17 +240,14 @@ class CachedDL(TfmdDL):
 
 
 class ImageDL(CachedDL):
-    """Batches `(images, class numbers)` of single images, or `(images,)` where the dataset has no labels.
-
-    `split_idx` decides between the transforms of training (0) and of validation (1).
-    """
+    """Batches `(images, class numbers)` of single images, or `(images,)` if the dataset has no labels."""
     def __init__(self,
         dataset: Any = None, # Dataset of (image, class number)
         bs: int = 64, # Images per batch
-        shuffle: bool = False, # Another order at each pass
+        shuffle: bool = False, # Draw a new order in each pass
         *,
         idxs: Sequence[int] | None = None, # Positions of the images to use; None: all
-        split_idx: int = 1, # Whose transforms: 0 training, 1 validation
+        split_idx: int = 1, # Transforms of training (0) or of validation (1)
         **kwargs, # For `TfmdDL`
     ):
         self.idxs, self.split_idx = idxs, split_idx
@@ -270,7 +267,7 @@ class ImageDL(CachedDL):
         for pipeline in self._pipelines(): pipeline.split_idx = self.split_idx
 
     def new(self, dataset: Any = None, cls: Any = None, **kwargs) -> ImageDL:
-        "The same on another dataset, all of it, or with other settings"
+        "A loader of another dataset or with other settings"
         own: dict[str, Any] = dict(split_idx=self.split_idx)
         if dataset is None or dataset is self.dataset: own['idxs'] = self.idxs
         return super().new(dataset, cls, **(self._shared(dataset) | own | kwargs))

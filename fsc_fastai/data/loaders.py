@@ -31,20 +31,20 @@ __all__ = ['EpisodeDataLoaders']
 
 _test_dl = DataLoaders.test_dl  # type: ignore[attr-defined]  # patched in by fastai
 NOVEL = 'novel'
-"Name of the domain that the source's own held-out test classes are"
+"Name of the domain with the source's own held-out test classes"
 
 
 class EpisodeDataLoaders(DataLoaders):
     """Episodes to train on (`train`) and to validate on (`valid`), and `domains` to test on, by name.
 
-    A test set that comes with the training data (the folder or file list `novel`, or `test`) is the domain `'novel'`:
-    the source's own held-out classes. `with_domains` adds others.
+    The test set of the training data itself (the folder or file list `novel` or `test`) is the domain `'novel'`; `with_domains`
+    adds others.
     """
     def __init__(self,
-        *loaders: Any, # Training, validation, and further ones
-        path: str | Path = '.', # Where a `Learner` stores things
-        device: str | torch.device | None = None, # Of the batches
-        domains: dict[str, EpisodicDL] | None = None, # Episodes to test on
+        *loaders: Any, # Loaders for training, validation and more
+        path: str | Path = '.', # Folder where a `Learner` stores files
+        device: str | torch.device | None = None, # Device of the batches
+        domains: dict[str, EpisodicDL] | None = None, # Loaders of test episodes by name
     ):
         super().__init__(*loaders, path=path, device=device)
         self.domains: dict[str, EpisodicDL] = dict(domains or {})
@@ -52,26 +52,27 @@ class EpisodeDataLoaders(DataLoaders):
     @classmethod
     @delegates(EpisodeBlock)
     def from_list(cls,
-        images: ImageList, # Images, classes and perhaps sets, as a reader of `fsc_fastai.data.readers` gives them
-        path: str | Path = '.', # Where a `Learner` stores things
+        images: ImageList, # Images, classes and perhaps sets, from a reader in `fsc_fastai.data.readers`
+        path: str | Path = '.', # Folder where a `Learner` stores files
         *,
         splitter: Callable | None = None, # `ClassSplitter(…)`; None: the list's own sets, or 20 % of the classes to validate on
-        arch: str | nn.Module | None = None, # Backbone whose weights say size, cut, interpolation and statistics of the images
+        arch: str | nn.Module | None = None, # Backbone, whose weights set size, crop, interpolation and statistics of the images
         size: Size | None = None, # Side of the images that the model sees, or (height, width); None: as arch, item_tfms, else 84
         orient: bool = True, # Turn images as their EXIF orientation says
-        white: float | None = None, # What is white in samples other than bytes, such as 4095; None: what their type says
+        white: float | None = None, # The value of white in samples that are no bytes, such as 4095; None: as their type says
         item_tfms: Any = None, # Instead of the default, see `episode_transforms`
         batch_tfms: Any = None, # Instead of the default
         verify: bool | str = True, # Try all files first; 'skip' leaves broken ones out with a warning; False: no check
         num_workers: int | None = None, # None: 0 with a cache, fastai's default without
         device: str | torch.device | None = None, # None: fastai's default
-        seed: int = 0, # Of the episodes and of the split
+        seed: int = 0, # Seed of the episodes and of the split
         **kwargs,
     ) -> EpisodeDataLoaders:
-        """From a list of images. A class is in one set only; broken, missing or too few images raise an error that names them.
+        """From a list of images.
 
-        Where pretrained weights are used, `arch` names their backbone, so that images are as in its training.
-        Raises `ValueError` for a `size` that the images do not have after `item_tfms` and `batch_tfms`.
+        With pretrained weights, give their backbone as `arch`: images are then preprocessed as in its training. Raises errors
+        that name them for broken, missing or too few images and for a class in several sets, and `ValueError` for a `size` that
+        images do not have after `item_tfms` and `batch_tfms`.
         """
         check_whole('seed', seed)
         like = None if arch is None else ImageConfig.of(arch).at(size)
@@ -106,7 +107,7 @@ class EpisodeDataLoaders(DataLoaders):
     @delegates(from_list)
     def from_filelist(cls,
         source: str | Path | dict, # Folder of base.json, val.json, novel.json; one file; or {set: file}; easyfsl's JSON as well
-        root: str | Path | None = None, # What relative image names start from; None: the folder of the file list
+        root: str | Path | None = None, # Folder of relative image names; None: that of the file list
         **kwargs,
     ) -> EpisodeDataLoaders:
         "From the field's JSON file lists, or easyfsl's"
@@ -116,7 +117,7 @@ class EpisodeDataLoaders(DataLoaders):
     @delegates(from_list)
     def from_csv(cls,
         source: str | Path | dict, # Folder of train.csv, val.csv, test.csv; one CSV; or {set: file}
-        root: str | Path | None = None, # What relative file names start from; None: `images` beside the CSV, or its folder
+        root: str | Path | None = None, # Folder of relative file names; None: `images` beside the CSV, or its folder
         fn_col: str | None = None, # Column of the file names; None: `filename`, or easyfsl's `image_name`
         label_col: str | None = None, # Column of the classes; None: `label`, or easyfsl's `class_name`
         set_col: str | None = None, # Column of the sets (train, valid, test), if any
@@ -129,7 +130,7 @@ class EpisodeDataLoaders(DataLoaders):
     @delegates(from_list)
     def from_df(cls,
         df: pd.DataFrame, # One row per image
-        root: str | Path = '.', # What relative file names start from
+        root: str | Path = '.', # Folder of relative file names
         fn_col: str | int = 0, # Column of the file names
         label_col: str | int = 1, # Column of the classes
         set_col: str | int | None = None, # Column of the sets (train, valid, test), if any
@@ -141,7 +142,7 @@ class EpisodeDataLoaders(DataLoaders):
     @classmethod
     @delegates(from_list)
     def from_dataset(cls,
-        dataset: Any, # Of (image, label) pairs, such as torchvision's
+        dataset: Any, # Dataset of (image, label) pairs, such as torchvision's
         **kwargs,
     ) -> EpisodeDataLoaders:
         "From a torchvision-style dataset with labels"
@@ -149,9 +150,9 @@ class EpisodeDataLoaders(DataLoaders):
 
     @classmethod
     def from_dblock(cls,
-        dblock: DataBlock, # With an `EpisodeBlock` as its last block
-        source: Any, # What its `get_items` takes
-        path: str | Path = '.', # Where a `Learner` stores things
+        dblock: DataBlock, # A `DataBlock` whose last block is an `EpisodeBlock`
+        source: Any, # Argument of its `get_items`
+        path: str | Path = '.', # Folder where a `Learner` stores files
         device: str | torch.device | None = None, # None: fastai's default
         **kwargs, # For `DataBlock.dataloaders`; those that start with `val_` are for validation and test
     ) -> EpisodeDataLoaders:
@@ -162,9 +163,9 @@ class EpisodeDataLoaders(DataLoaders):
 
     @classmethod
     def from_dls(cls,
-        dls: DataLoaders, # Of `EpisodicDL`s, as `DataBlock.dataloaders` returns them
+        dls: DataLoaders, # fastai's loaders of episodes, as `DataBlock.dataloaders` returns them
     ) -> EpisodeDataLoaders:
-        "fastai's plain `DataLoaders` of episodes with what this class adds; a third loader becomes the domain `'novel'`"
+        "From fastai's `DataLoaders` of episodes; a third loader becomes the domain `'novel'`"
         if isinstance(dls, cls): return dls
         if not all(isinstance(dl, EpisodicDL) for dl in dls):
             raise TypeError(f'loaders of episodes are needed, not {", ".join(type(dl).__name__ for dl in dls)}: use EpisodeBlock')
@@ -178,11 +179,11 @@ class EpisodeDataLoaders(DataLoaders):
         domains: Any, # {name: source}, folders, or a source: folder, file lists, frame, dataset, `ImageList`, loader or loaders
         **kwargs, # Settings that differ from validation: n_way, n_shot, n_query, n_episodes, seed, drop_small, cache; verify
     ) -> dict[str, EpisodicDL]:
-        """Episodes to test on, by name, with the transforms of validation.
+        """Loaders of test episodes by name, with validation transforms.
 
-        A source with a test set of its own (`novel`) stands for that set, any other for all its classes;
-        `EpisodeDataLoaders` stand for their `novel` domain, or for their validation classes. Folders are named by the last part
-        of their path, by more of it where several end alike.
+        A source with its own test set (`novel`) stands for this set, any other source for all its classes. `EpisodeDataLoaders`
+        stand for their `novel` domain or else their validation classes. Folders are named by the last part of their path, or by
+        more parts if several end alike.
         """
         if is_file_lists(domains): domains = {_name_of_lists(domains): domains}
         elif isinstance(domains, str | Path): domains = named_paths([domains])
@@ -214,10 +215,10 @@ class EpisodeDataLoaders(DataLoaders):
         return [as_grey] if self.n_chans == 1 else []
 
     def with_domains(self,
-        domains: Any, # As in `as_domains`
-        **kwargs, # As in `as_domains`
+        domains: Any, # Domains as for `as_domains`
+        **kwargs, # Settings as for `as_domains`
     ) -> EpisodeDataLoaders:
-        "Add domains to test on; returns itself. Raises `ValueError` for a name that is taken"
+        "Add domains to test on. Returns itself. Raises `ValueError` for a name that is taken"
         added = self.as_domains(domains, **kwargs)
         if taken := sorted(added.keys() & self.domains.keys()):
             raise ValueError(f'the domain {" and ".join(taken)} is there already: choose another name, as in '
@@ -227,7 +228,7 @@ class EpisodeDataLoaders(DataLoaders):
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        "Means and standard deviations by which validation normalises the channels: 0 and 1 where it does not"
+        "Means and standard deviations by which validation normalises the channels; 0 and 1 if it does not"
         found = [t for t in self.valid.after_batch.fs if isinstance(t, Normalize)]
         if not found: return (0.,) * self.n_chans, (1.,) * self.n_chans
         return tuple(found[-1].mean.flatten().tolist()), tuple(found[-1].std.flatten().tolist())
@@ -235,7 +236,7 @@ class EpisodeDataLoaders(DataLoaders):
     def build_cache(self,
         progress: bool = True, # Show progress bars
     ) -> EpisodeDataLoaders:
-        "Decode every image of all loaders and domains now, instead of at its first use, where they are kept; returns itself"
+        "Decode all cached images of all loaders and domains now, not when first used. Returns itself"
         for dl in (*self.loaders, *self.domains.values()): dl.build_cache(progress)
         return self
 
@@ -250,10 +251,10 @@ class EpisodeDataLoaders(DataLoaders):
     def test_dl(self,
         test_items: Any, # Files, PIL images, arrays or tensors; with labels the pairs (image, class) of these loaders' own items
         rm_type_tfms: Any = None, # For fastai's `test_dl`
-        with_labels: bool = False, # Episodes of these items, instead of single images?
+        with_labels: bool = False, # Load episodes of these items instead of single images
         **kwargs, # For the loader
     ) -> EpisodicDL | ImageDL:
-        "Batches `(images,)` of new images with the transforms of validation, or episodes of new labelled ones"
+        "A loader of new images, batches `(images,)` with validation transforms, or of episodes of new labelled images"
         try: return _test_dl(self, test_items, rm_type_tfms, with_labels, **kwargs)
         except AssertionError as e:
             raise TypeError(f'no class can be read from {test_items[0]!r}: with_labels=True takes (image, class) pairs. Or test '
@@ -264,7 +265,7 @@ class EpisodeDataLoaders(DataLoaders):
         bs: int = 64, # Images per batch
         **kwargs, # For `test_dl`
     ) -> ImageDL:
-        "Batches `(images,)` of new images in their order, with the transforms of validation"
+        "A loader of new images in their order, batches `(images,)` with validation transforms"
         return self.test_dl(listify(items), bs=bs, **kwargs)
 
     @DataLoaders.device.setter  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"Which images a domain has, so that two people know that they test on the same ones; and images that several domains share"
+"Manifests, which show that two people test on the same images; and images that several domains share"
 from __future__ import annotations
 
 import json
@@ -43,17 +43,17 @@ def _hash(classes: dict[str, list[str]]) -> str:
 
 
 def images_hash(
-    source: Any, # Folder, file lists, dataset, … as `evaluate` takes them, or a loader of episodes
+    source: Any, # A domain as for `evaluate` (folder, file lists, dataset, …) or a loader of episodes
 ) -> str:
-    "The first 12 digits of the SHA-256 of the list of a domain's images: their classes and file names, wherever they lie"
+    "The first 12 digits of the SHA-256 of a domain's classes and file names, independent of their folder"
     return _hash(_listed(source))[:12]
 
 
 def write_manifest(
-    source: Any, # As in `images_hash`
-    file: str | Path, # The JSON to write
+    source: Any, # A domain as for `images_hash`
+    file: str | Path, # JSON file to write
 ) -> str:
-    "Write the names of a domain's images by class, and the SHA-256 of their list; returns what `images_hash` does"
+    "Write the names of a domain's images by class and the SHA-256 of their list. Returns the `images_hash`"
     classes = _listed(source)
     digest = _hash(classes)
     content = dict(n_images=sum(map(len, classes.values())), sha256=digest, classes=classes)
@@ -62,10 +62,10 @@ def write_manifest(
 
 
 def check_manifest(
-    source: Any, # As in `images_hash`
-    file: str | Path, # From `write_manifest`
+    source: Any, # A domain as for `images_hash`
+    file: str | Path, # File that `write_manifest` wrote
 ) -> str:
-    "Compare a domain with its manifest; returns what `images_hash` does. Raises a `ValueError` that names what differs"
+    "Compare a domain with its manifest. Returns the `images_hash`. Raises `ValueError`, which says what differs"
     content = json.loads(Path(file).read_text(encoding='utf-8'))
     if content['sha256'] != _hash(content['classes']):
         raise ValueError(f'{file} was changed: its SHA-256 is not that of its list')
@@ -85,11 +85,11 @@ def _content(image: Any) -> str:
 
 
 def shared_images(
-    domains: dict[str, Any], # Domains by name, as in `images_hash`; the whole of each counts
+    domains: dict[str, Any], # Domains by name, as for `images_hash`, each with all its sets
 ) -> pd.DataFrame:
-    """The images that several domains have, by the SHA-256 of their pixels: sha256, domain, label, image; one row each.
+    """A table of images that several domains share, by the SHA-256 of their pixels: sha256, domain, label, image.
 
-    It opens every image. What was compressed or scaled again is not found.
+    Opens every image. Does not find images that were compressed or scaled again.
     """
     rows = []
     for name, source in domains.items():

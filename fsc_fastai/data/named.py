@@ -1,4 +1,4 @@
-"`domain('eurosat')`: any data set that has a name, as episodes"
+"`domain('eurosat')`: episodes of data sets by name"
 from __future__ import annotations
 
 import warnings
@@ -16,7 +16,7 @@ __all__ = ['domain', 'domain_images', 'domain_names']
 
 
 def domain_names() -> list[str]:
-    "Names that `domain` and `domain_images` know"
+    "The names that `domain` and `domain_images` know"
     return [*DOMAINS, 'cifar_fs', *(n.lower() for n in TORCHVISION), *(f'fastai/{n.lower()}' for n in FASTAI)]
 
 
