@@ -150,8 +150,8 @@ def untar_glyphs(
     """The folder of a glyph domain, which is rendered on the first call, much as fastai's `untar_data` downloads a data set.
 
     Each glyph is a class; its images have random fonts, poses and colours. `latin`, the seen domain, has folders `base`, `val`
-    and `novel` with 70, 20 and 20 classes. The other scripts have other styles and no splits. `digits` are scikit-learn's scans of
-    real handwriting. The same arguments give the same pixels with the same releases of matplotlib's fonts, Pillow and numpy.
+    and `novel` with 70, 20 and 20 classes. The other scripts have other styles and no splits. `digits` are scikit-learn's scans
+    of real handwriting. The same arguments give the same pixels with the same releases of matplotlib's fonts, Pillow and numpy.
     Syllabics and Braille should not be flipped.
 
     Several processes may call it at once: one renders, the others wait, and the folder appears when it is complete. Raises

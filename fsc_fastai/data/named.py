@@ -22,10 +22,10 @@ def domain_names() -> list[str]:
 
 def domain_images(
     name: str, # One of `domain_names()`
-    root: str | Path | None = None, # Where it is, or goes; None: in fastai's data folder
+    root: str | Path | None = None, # Folder of the data; None: within fastai's data folder
     *,
-    download: bool = True, # Fetch what is not there, where someone serves it
-    strict: bool = True, # The counts must be those of the complete data, where they are known
+    download: bool = True, # Download missing data, if it is served
+    strict: bool = True, # Check the counts of the complete data, if they are known
 ) -> ImageList:
     """Images of a data set by its name, with sets where its classes are split; for `with_domains` or `evaluate`.
 
@@ -48,10 +48,10 @@ def domain_images(
 @delegates(EpisodeDataLoaders.from_list)
 def domain(
     name: str, # One of `domain_names()`
-    root: str | Path | None = None, # Where it is, or goes; None: in fastai's data folder
+    root: str | Path | None = None, # Folder of the data; None: within fastai's data folder
     *,
-    download: bool = True, # Fetch what is not there, where someone serves it
-    strict: bool = True, # The counts must be those of the complete data, where they are known
+    download: bool = True, # Download missing data, if it is served
+    strict: bool = True, # Check the counts of the complete data, if they are known
     splitter: Any = None, # `ClassSplitter(…)`, to train on some of its classes and validate on others
     **kwargs,
 ) -> EpisodeDataLoaders:
