@@ -7,6 +7,7 @@ Random weights and inputs. Ratios are medians over rounds in which all competito
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 import zennit.layer
@@ -182,21 +183,24 @@ def encoder_pixels(device: str, rounds: int) -> None:
 
 
 def explained_classes(device: str, rounds: int) -> None:
-    "From images to pixels: what a class of a query costs, beside a forward pass of the query images"
+    "From images to pixels: what a class of a query costs, beside a forward pass of the episode, by default and as published"
     (support_x, y, query_x, _), n_query = episode(device=device), N_WAY
     model = ProtoNet(create_encoder('resnet10')).to(device).eval()
     y, query_x = y.as_subclass(Tensor), query_x[:n_query]
     one = torch.zeros(n_query, 1, dtype=torch.long, device=device)
-    def explain(classes: Tensor | None = None) -> object:
-        return explain_images(model, support_x, y, query_x, support=False, sum_channels=True, classes=classes)
+    def explain(explainer: Any = None, classes: Tensor | None = None) -> object:
+        return explain_images(model, support_x, y, query_x, explainer, support=False, sum_channels=True, classes=classes)
     def forward() -> Tensor:
         with torch.no_grad(): return model(support_x, y, query_x)
     report('ResNet10 at 84 px, 5 queries beside 25 examples, from images to pixels', paired({
         'forward pass of the episode': forward,
         'explanation of a class, of all five': explain,
-        'explanation of one class': lambda: explain(one),
-    }, rounds, dict.fromkeys(['explanation of a class, of all five'], N_WAY)), {'explanation of a class, of all five': 4.,
-                                                                               'explanation of one class': 4.})
+        'explanation of one class': lambda: explain(classes=one),
+        'a class as published, of all five': lambda: explain(LRP.published()),
+        'one class as published': lambda: explain(LRP.published(), one),
+    }, rounds, dict.fromkeys(['explanation of a class, of all five', 'a class as published, of all five'], N_WAY)), {
+        'explanation of a class, of all five': 4., 'explanation of one class': 4., 'a class as published, of all five': 4.,
+        'one class as published': 4.})
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def pictures(
     learn.explain_pair(first[0], first[1], n_components=None).plot(save=folder/'pair.png')
     names = [o[0].parent.name.split('_')[-1] for o in (first, second)]
     examples = dict(zip(names, (first[2:7], second[2:7])))
-    learn.explain(first[:2], examples, against=names[1]).plot(overlay=True, save=folder/'against.png')
+    learn.explain(first[:2], examples, against=names[1]).plot(save=folder/'against.png')
 
 
 if __name__ == '__main__': pictures(Path(__file__).parent)

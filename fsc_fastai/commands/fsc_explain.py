@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 from fastcore.script import call_parse
 
 from ..data.readers import read_folder
+from ..explain.lrp import LRP
 from .common import learner_from, plain_errors
 
 __all__ = ['fsc_explain']
@@ -17,8 +18,9 @@ def fsc_explain(
     support: Path, # Folder with a folder of example images per class
     *images: str, # Images to classify and explain
     out: Path = Path('heatmaps.png'), # The picture to write; the ending says the format: png, svg, pdf, …
-    overlay: bool = False, # Draw smooth heatmaps over the whole grey image, with contours
+    beside: bool = False, # Draw heatmaps as computed, beside the image, in the place of smooth ones over it
     against: str | None = None, # A class: explain why it is each of the others, and not this one
+    published: bool = False, # By the rules of Sun et al. 2020, in the place of those that are more faithful to pixels
     cmap: str = 'seismic', # Colours, by matplotlib's name; PuOr_r for the colour-blind
     device: str | None = None, # Where to compute: cpu, cuda, cuda:1, mps; default: a GPU if there is one
 ) -> None:
@@ -32,7 +34,8 @@ def fsc_explain(
         examples = read_folder(support)
         by_class: dict = {}
         for file, label in zip(examples.files, examples.labels): by_class.setdefault(label, []).append(file)
-        found = learner_from(learner, device).explain(list(images), by_class, against=against)
-        plt.close(found.plot(overlay=overlay, cmap=cmap, save=out))
+        explainer = LRP.published() if published else None
+        found = learner_from(learner, device).explain(list(images), by_class, explainer=explainer, against=against)
+        plt.close(found.plot(overlay=not beside, cmap=cmap, save=out))
         print(f'wrote {out}')
     plain_errors(explain)

@@ -53,10 +53,10 @@ class Explanation:
 def explain(
     self: FewShotClassifier,
     item: Any, # An image
-    explainer: Any = None, # `LRP()` (default), `GradientXInput()`, or a callable `(model, f_p)`, as in `explain_images`
+    explainer: Any = None, # As in `explain_images`; None: `LRP.faithful()`, `LRP.published()` as the paper
     against: Label | None = None, # A class; relevance of the difference between the scores of each other class and this one
 ) -> Explanation:
-    """Relevance of the pixels of one image for every class (Sun et al. 2020, section III), summed over the colours.
+    """Relevance of the pixels of one image for every class, summed over the colours.
 
     Raises as `predict` does, and `KeyError` for an unknown class in `against`.
 

@@ -1,6 +1,6 @@
 "Relevance: rules by layer, the engine that applies them, explainers, heatmaps"
 from .baselines import GradientXInput, IntegratedGradients
-from .composite import Composite, GammaByDepth, alpha2_beta1_flat, paper_composite, plus_flat
+from .composite import Composite, GammaByDepth, alpha2_beta1_flat, epsilon_everywhere, paper_composite, plus_flat
 from .engine import leak_report
 from .explainer import Explainer
 from .grad_cam import GradCAM
@@ -15,7 +15,7 @@ from .weights import relevance_start, relevance_weights
 
 __all__ = [
     'GradientXInput', 'IntegratedGradients', 'GradCAM', 'Occlusion', 'Explainer', 'Composite', 'paper_composite', 'plus_flat',
-    'alpha2_beta1_flat', 'GammaByDepth', 'leak_report', 'plot_heatmaps', 'plot_support_heatmaps', 'to_heatmaps',
-    'attention_maps', 'explain_images', 'PairExplanation', 'explain_pair', 'LRP', 'register_op', 'AlphaBeta', 'Epsilon', 'Flat',
-    'Gamma', 'WSquare', 'ZBox', 'ZPlus', 'relevance_start', 'relevance_weights',
+    'epsilon_everywhere', 'alpha2_beta1_flat', 'GammaByDepth', 'leak_report', 'plot_heatmaps', 'plot_support_heatmaps',
+    'to_heatmaps', 'attention_maps', 'explain_images', 'PairExplanation', 'explain_pair', 'LRP', 'register_op', 'AlphaBeta',
+    'Epsilon', 'Flat', 'Gamma', 'WSquare', 'ZBox', 'ZPlus', 'relevance_start', 'relevance_weights',
 ]

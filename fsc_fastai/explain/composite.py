@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .rules import AlphaBeta, Epsilon, Flat, Gamma, Layer, Rule
 
-__all__ = ['Composite', 'paper_composite', 'plus_flat', 'alpha2_beta1_flat', 'GammaByDepth']
+__all__ = ['Composite', 'paper_composite', 'epsilon_everywhere', 'plus_flat', 'alpha2_beta1_flat', 'GammaByDepth']
 
 Selector = str | type | int # A layer's name (with * and ?), its class, or its position (0 first, -1 last)
 
@@ -92,6 +92,13 @@ def paper_composite(
 ) -> Composite:
     "Sun et al. 2020, section III: the ε-rule for linear layers, the α-rule for convolutions"
     return _OfAnyModel({nn.Linear: Epsilon(eps), _ConvNd: AlphaBeta(alpha, beta)})
+
+
+def epsilon_everywhere(
+    eps: float = 1e-3, # ε of all layers
+) -> Composite:
+    "The ε-rule for convolutions too: without biases and ε it is gradient × input (Shrikumar et al. 2016)"
+    return _OfAnyModel({nn.Linear: Epsilon(eps), _ConvNd: Epsilon(eps)})
 
 
 def plus_flat() -> Composite:

@@ -19,7 +19,7 @@ from .overlay import DIVERGING, Original, colour_bar, draw_overlay, to_image
 __all__ = ['to_heatmaps', 'to_image', 'plot_heatmaps', 'plot_support_heatmaps']
 
 RIGHT, WRONG = 'tab:green', 'tab:red'
-SMOOTH = 1 / 32 # Of the side, σ of the blur over an image: about the width of what strides and pools leave as a grid
+SMOOTH = 1 / 20 # Of the side, σ of the blur over an image: the spread of a patch of 1/6 of the side, for which maps were measured
 Originals = tuple[Sequence[Original], Sequence[Original]] # Of support images and queries
 
 
@@ -106,7 +106,7 @@ def plot_heatmaps(
     query_y: Tensor | None = None, # True labels; the predicted class is framed green if right, red if wrong
     classes: Sequence[Any] | None = None, # Names of the classes
     attention: Tensor | None = None, # `(n_query, n_way, H, W)`, drawn beside each heatmap (Figure 4)
-    overlay: bool = False, # Draw smooth heatmaps over the grey image, at its own size, instead of beside it
+    overlay: bool = True, # Draw smooth heatmaps over the grey image, at its own size; False: as computed, as the paper does
     shared: bool = False, # One scale for the classes of a query, so that they can be compared
     percentile: float = 99.5, # See `to_heatmaps`
     cmap: str = DIVERGING, # Red speaks for the class, blue against it; 'PuOr_r' or 'RdBu_r' for the colour-blind
@@ -115,7 +115,7 @@ def plot_heatmaps(
     against: int | None = None, # The class that `R` compares all others with, if any; it has no column
     originals: Originals | None = None, # Images before they were cropped and resized, for `overlay`
     contours: bool = True, # Contours of the relevance, with `overlay`
-    smooth: float | None = None, # See `to_heatmaps`; None: 1/32 with `overlay`, else 0
+    smooth: float | None = None, # See `to_heatmaps`; None: 1/20 with `overlay`, else 0
     save: str | Path | None = None, # File to write; the ending says the format: svg, pdf, png, …
 ) -> Figure:
     """A figure with a row per query and a column per class, which show the relevance of the query for that class.
@@ -155,7 +155,7 @@ def plot_support_heatmaps(
     R: Tensor, # Their relevance for one query `(n_way, n_support, channels, height, width)`
     support_y: Tensor, # Their labels
     classes: Sequence[Any] | None = None, # Names of the classes
-    overlay: bool = False, # Draw smooth heatmaps over the grey image, at its own size, instead of beside it
+    overlay: bool = True, # Draw smooth heatmaps over the grey image, at its own size; False: as computed, as the paper does
     percentile: float = 99.5, # See `to_heatmaps`; all maps share a scale
     cmap: str = DIVERGING, # Red speaks for the class, blue against it; 'PuOr_r' or 'RdBu_r' for the colour-blind
     size: float = 1.6, # Side of a picture in inches
@@ -163,7 +163,7 @@ def plot_support_heatmaps(
     against: int | None = None, # As in `plot_heatmaps`
     originals: Originals | None = None, # As in `plot_heatmaps`
     contours: bool = True, # Contours of the relevance, with `overlay`
-    smooth: float | None = None, # See `to_heatmaps`; None: 1/32 with `overlay`, else 0
+    smooth: float | None = None, # See `to_heatmaps`; None: 1/20 with `overlay`, else 0
     save: str | Path | None = None, # File to write; the ending says the format: svg, pdf, png, …
 ) -> Figure:
     "A figure of the support images by class: what in each of them speaks for or against the query being of that class"

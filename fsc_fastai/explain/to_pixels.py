@@ -30,7 +30,7 @@ def explain_images(
     support_x: Tensor, # Images `(n_support, 3, height, width)`
     support_y: Tensor, # Their labels `(n_support,)`
     query_x: Tensor, # Images `(n_query, 3, height, width)`
-    explainer: Any = None, # `LRP()` (default), `GradientXInput()`, `IntegratedGradients()`, or a callable `(model, f_p)`
+    explainer: Any = None, # `LRP.published()`, `IntegratedGradients()`, …, or a callable `(model, f_p)`; None: `LRP.faithful()`
     support: bool = True, # Explain the support images too, with n_query·n_way maps for each
     sum_channels: bool = False, # Sum over the channels, which saves memory: `channels` is then 1
     chunk: int = 64, # Maps that pass back through the encoder at once
@@ -49,7 +49,7 @@ def explain_images(
     for an `against` that is no class.
     """
     if model.training: raise ValueError('explain_images in training mode, where batch norm mixes the images: call model.eval()')
-    explainer = LRP() if explainer is None else explainer
+    explainer = LRP.faithful() if explainer is None else explainer
     rules = explainer if isinstance(explainer, Explainer) else LRP()
     images = plain(support_x).detach(), plain(query_x).detach()
     with undisturbed(query_x.device, model), torch.no_grad():

@@ -35,7 +35,7 @@ class EpisodeExplanation:
     classes: list[Any]          # Names, in the order of the scores
     query_y: Tensor | None      # True labels, if they are known
     attention: Tensor | None    # Attention maps of a cross attention network `(n_query, n_way, H, W)`
-    originals: Originals | None = None # Original support images and queries, which `overlay=True` draws
+    originals: Originals | None = None # Original support images and queries, which overlays draw
     against: int | None = None  # The class that all others are compared with
     __repr__ = brief_repr
 
@@ -88,17 +88,18 @@ def explain(
     query: Any = None, # Images (files, PIL images, arrays, tensors) or one; None: one query per class of a validation episode
     support: Mapping[Any, Sequence[Any]] | None = None, # {class: its images}; None: the support of a validation episode
     *,
-    explainer: Any = None, # `LRP()` (default), `GradientXInput()`, `IntegratedGradients()`, or a callable
+    explainer: Any = None, # None: `LRP.faithful()`; `LRP.published()` as the paper; or another, or a callable
     explain_support: bool = False, # Explain the support images too, with n_query·n_way maps for each
     adapt: Any = None, # An adaptation to the support, or its name; the adapted model is explained
     against: Any = None, # A class; relevance of the difference between the scores of each other class and this one
 ) -> EpisodeExplanation:
     """Relevance of every pixel for every (query, class), from the scores through the whole model (Sun et al. 2020, IV-E).
 
+    The default was chosen by measurement (`learn.faithfulness`, docs/explanations.md); the paper's figures use `LRP.published()`.
     Each class costs about a forward pass of the episode, the support several (see `explain_images`). Raises `ValueError` if only
     one of `query` and `support` is given or one is empty, for an unknown class in `against`, and for scores that are not finite.
 
-        learn.explain(['new.jpg'], {'kestrel': kestrels, 'wren': wrens}).plot(overlay=True)
+        learn.explain(['new.jpg'], {'kestrel': kestrels, 'wren': wrens}).plot()
     """
     if (query is None) != (support is None):
         raise ValueError('explain needs both: learn.explain(images, {class: its images}), or neither for a validation episode')

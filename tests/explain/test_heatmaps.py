@@ -95,7 +95,7 @@ def test_without_support_and_labels():
 
 def test_support_figure():
     data = episode()
-    fig = plot_support_heatmaps(data['support_x'], torch.randn(3, 6, 1, 8, 8), data['support_y'], overlay=True)
+    fig = plot_support_heatmaps(data['support_x'], torch.randn(3, 6, 1, 8, 8), data['support_y'])
     assert len(fig.axes) == 6 * 4 + 1 and fig.axes[1].get_title() == 'for class 0'
 
 
@@ -128,7 +128,7 @@ def test_overlay_has_the_size_of_the_original_and_contours():
     data |= dict(scores=data['scores'][:1], R=torch.zeros(1, 3, 3, 16, 16))
     data['R'][0, 0, :, 4:6, 12:14], data['R'][0, 1, :, 8:10, 0:2] = 1., -1.
     original = Original(image, (40., 0., 100., 60.)) # 3.75 px a pixel
-    fig = plot_heatmaps(data['query_x'][:1], data['R'], data['scores'], overlay=True, originals=([], [original]))
+    fig = plot_heatmaps(data['query_x'][:1], data['R'], data['scores'], smooth=1/32, originals=([], [original]))
     axes = fig.axes[:4]
     drawn = [np.asarray(ax.images[0].get_array()) for ax in axes]
     assert all(o.shape == image.shape for o in drawn) and np.allclose(drawn[0], image)
@@ -138,7 +138,7 @@ def test_overlay_has_the_size_of_the_original_and_contours():
     assert middle(bluer.clip(0))[0] == pytest.approx(9 * 3.75, abs=1.5) and (bluer[:, :40] == 0).all() and bluer.max() > .3
     lines = [[p for c in ax.collections for p in c.get_paths()] for ax in axes]
     assert [len(o) for o in lines] == [0, 3, 3, 0] # levels, of the classes that have any relevance
-    without = plot_heatmaps(data['query_x'][:1], data['R'], data['scores'], overlay=True, contours=False)
+    without = plot_heatmaps(data['query_x'][:1], data['R'], data['scores'], contours=False)
     assert not any(ax.collections for ax in without.axes[:4])
 
 
@@ -156,7 +156,7 @@ def test_smoothing_keeps_the_sum_and_removes_the_grid():
 
 def test_a_comparison_has_no_column_for_what_it_compares_with():
     data = episode()
-    fig = plot_heatmaps(**data, classes=['ant', 'bee', 'cat'], against=1)
+    fig = plot_heatmaps(**data, classes=['ant', 'bee', 'cat'], against=1, overlay=False)
     assert [ax.get_title() for ax in fig.axes[:3]] == ['', 'ant', 'cat'] and len(fig.axes) == 3 * 3 + 1
     assert [o.get_text() for o in fig.axes[-1].get_yticklabels()] == ['for\nbee', '0', 'for']
     np.testing.assert_allclose(fig.axes[5].images[0].get_array(), to_heatmaps(data['R'])[0, 2])
@@ -166,7 +166,7 @@ def test_a_comparison_has_no_column_for_what_it_compares_with():
 
 def test_figures_are_saved_as_vectors_or_pixels(tmp_path):
     data = episode(n_way=2) | dict(scores=torch.rand(1, 2), query_x=torch.rand(1, 3, 8, 8), R=torch.randn(1, 2, 3, 8, 8))
-    plot_heatmaps(**data, overlay=True, cmap='PuOr_r', save=tmp_path/'new'/'a.svg')
+    plot_heatmaps(**data, cmap='PuOr_r', save=tmp_path/'new'/'a.svg')
     plot_support_heatmaps(data['support_x'][::2], torch.randn(2, 2, 1, 8, 8), data['support_y'][::2], save=str(tmp_path/'b.pdf'))
     fig = plot_heatmaps(**data, save=tmp_path/'c.png')
     for file, start in {'new/a.svg': b'<?xml', 'b.pdf': b'%PDF', 'c.png': b'\x89PNG'}.items():

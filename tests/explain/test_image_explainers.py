@@ -27,7 +27,7 @@ from fsc_fastai.methods import create_fsc_model
 from ..methods.toys import METHODS
 from .test_to_pixels import few_shot
 
-EXPLAINERS = dict(lrp=LRP(), r_form=LRP(form='R'), contrast=LRP(start='contrast'),
+EXPLAINERS = dict(default=LRP.faithful(), lrp=LRP(), r_form=LRP(form='R'), contrast=LRP(start='contrast'),
                   flat=LRP(encoder=plus_flat()), alpha2=LRP(encoder=alpha2_beta1_flat()),
                   gamma=LRP(encoder=GammaByDepth()), cam=GradCAM(), occlusion=Occlusion(16),
                   gradient=GradientXInput(start='contrast'), integrated=IntegratedGradients(2, start='contrast'))

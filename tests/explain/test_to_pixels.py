@@ -1,19 +1,22 @@
 "From the scores to the pixels of query and support images"
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.explain import (
     LRP,
     GradientXInput,
     IntegratedGradients,
     Occlusion,
     attention_maps,
+    epsilon_everywhere,
     explain_images,
     relevance_start,
 )
 from fsc_fastai.methods import FewShotModel, Pairs, class_means, create_fsc_model, pair_parts
-from tests.methods.toys import feature_encoder
+from tests.methods.toys import METHODS, feature_encoder
 
 
 def few_shot(method, arch='conv4', size=32, n_way=3, n_shot=1, n_query=1):
@@ -27,7 +30,7 @@ def few_shot(method, arch='conv4', size=32, n_way=3, n_shot=1, n_query=1):
 @pytest.mark.parametrize('method', ['relation', 'can', 'proto', 'matching'])
 def test_the_relevance_of_a_class_arrives_at_query_and_support(method):
     model, episode = few_shot(method)
-    R = explain_images(model, *episode)
+    R = explain_images(model, *episode, LRP.published())
     arrived, start = R.query.sum((2, 3, 4)) + R.support.sum((2, 3, 4, 5)), relevance_start(R.scores)
     assert torch.corrcoef(torch.stack([arrived.flatten(), start.flatten()]))[0, 1] > .99
     assert (arrived / start).median() > .9
@@ -36,7 +39,7 @@ def test_the_relevance_of_a_class_arrives_at_query_and_support(method):
 @pytest.mark.parametrize('method', ['relation', 'proto', 'matching'])
 def test_support_images_speak_for_their_own_class(method):
     model, (support_x, support_y, query_x) = few_shot(method)
-    R = explain_images(model, support_x, support_y, query_x).support.abs().sum((3, 4, 5))
+    R = explain_images(model, support_x, support_y, query_x, LRP.published()).support.abs().sum((3, 4, 5))
     others = support_y[None] != torch.arange(3)[:, None]
     assert R[:, others].max() == 0 and R[:, ~others].min() > 0
 
@@ -82,9 +85,32 @@ def test_gradients_are_those_of_the_whole_model():
         assert_close(R.query[q, c], (R_c * query_x * gradients[1]).detach()[q], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize('method', METHODS)
+def test_the_rules_by_default(method):
+    "They have a name, as the published ones have, which guide as they did"
+    model, episode = few_shot(method)
+    found, named, published = (explain_images(model, *episode, e) for e in (None, LRP.faithful(), LRP.published()))
+    assert_close(found, named)
+    assert not torch.allclose(found.query, published.query, rtol=.1)
+    assert LRPGuidedCallback().explainer.as_published and LRP.published().start == 'log-odds'
+
+
+def test_without_biases_and_epsilon_the_rules_by_default_are_the_gradient_of_the_log_odds():
+    "Times the input; the published ones are something else"
+    model, episode = few_shot('relation')
+    for m in model.modules():
+        if getattr(m, 'bias', None) is not None: nn.init.zeros_(m.bias)
+    wanted = explain_images(model, *episode, GradientXInput(start='contrast'))
+    found = explain_images(model, *episode, LRP(1e-9, composite=epsilon_everywhere(1e-9), start='contrast', norm='fold'))
+    published = explain_images(model, *episode, LRP.published())
+    for i in range(2):
+        assert_close(found[i], wanted[i], rtol=1e-3, atol=1e-3 * wanted[i].abs().max().item())
+        assert torch.corrcoef(torch.stack([published[i].flatten(), wanted[i].flatten()]))[0, 1] < .5
+
+
 def test_any_callable_explains_the_classifier():
     model, episode = few_shot('relation')
-    assert_close(explain_images(model, *episode, lambda model, f_p: LRP()(model, f_p)), explain_images(model, *episode))
+    assert_close(explain_images(model, *episode, lambda model, f_p: LRP()(model, f_p)), explain_images(model, *episode, LRP()))
     model, episode = few_shot('gnn')
     with pytest.raises(ValueError, match='all classes at once'): explain_images(model, *episode, lambda m, f_p: f_p.features)
 
@@ -113,7 +139,7 @@ def test_attention_maps():
 @pytest.mark.parametrize('method', ['relation', 'can', 'proto', 'matching'])
 def test_relevance_of_a_difference_adds_up_to_it(method):
     model, episode = few_shot(method)
-    R = explain_images(model, *episode, against=1)
+    R = explain_images(model, *episode, LRP.published(), against=1)
     arrived, wanted = R.query.sum((2, 3, 4)) + R.support.sum((2, 3, 4, 5)), R.scores - R.scores[:, 1:2]
     assert R.query[:, 1].abs().max() == R.support[:, 1].abs().max() == 0
     assert_close(arrived, wanted, rtol=.25, atol=.2 * wanted.abs().max().item())  # of what biases and stabilisers take

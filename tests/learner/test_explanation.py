@@ -45,9 +45,9 @@ def test_pictures_have_the_size_of_the_files(root, tmp_path):
     of_support, (original,) = found.originals
     assert [o.image.shape for o in of_support] == [(20, 20, 3)] * 3 and original.image.shape == (384, 768, 3), 'half as large'
     assert original.box == pytest.approx((192 + 32, 32, 192 + 352, 352)), 'the middle 20 of 24 pixels of the middle square'
-    fig = found.plot(overlay=True, cmap='PuOr_r', save=tmp_path/'wide.svg')
+    fig = found.plot(cmap='PuOr_r', save=tmp_path/'wide.svg')
     assert fig.axes[4].images[0].get_array().shape == (384, 768, 3) and (tmp_path/'wide.svg').exists()
-    assert found.plot_support(overlay=True).axes[1].images[0].get_array().shape == (20, 20, 3)
+    assert found.plot_support().axes[1].images[0].get_array().shape == (20, 20, 3)
     assert learn.explain().originals[1][0].image.shape == (20, 20, 3), 'of a validation episode too'
 
 
