@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 DOCS_READY  := $(VENV)/.ready-docs
 
-.PHONY: ready demo test test-slow test-all test-gpu lint tour notebooks notebooks-quick docs mutants attack bench dist clean
+.PHONY: ready demo test test-slow test-all test-gpu lint tour notebooks notebooks-quick docs mutants attack bench bench-gpu dist clean
 
 $(READY): settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,6 +43,9 @@ lint: $(READY)          ## style and types
 
 bench: $(BENCH_READY)   ## speed as ratios against peers and limits
 	$(BIN)/python -m benchmarks
+
+bench-gpu: $(BENCH_READY) ## all that a machine with a GPU has to show, in ten minutes: tests, then speed with its limits
+	$(BIN)/python -m benchmarks gpu
 
 tour: $(READY)          ## the first hour: README and recipes as a new user follows them, small
 	$(BIN)/python -m tour

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -23,23 +24,34 @@ CARD = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
 RECORDS = HERE.parent/'build'/('bench-gpu' if CARD else 'bench')
 RESULTS = HERE/('RESULTS-GPU.md' if CARD else 'RESULTS.md')
 NOT_BENCHMARKS = {'__init__', '__main__', 'gpu', 'timing', 'images', 'options', 'heads', 'photographs'}
-OF_ANOTHER_MACHINE = {'imports', 'kernels', 'scaling', 'statistics'} if CARD else {'steps'}
+OF_ANOTHER_MACHINE = {'imports', 'kernels', 'scaling', 'statistics'} if CARD else {'steps', 'paper_run'}
 VERSIONS = ('torch', 'fastai', 'timm', 'numpy', 'pillow', 'easyfsl', 'zennit', 'captum')
 
 
-def run(name: str, options: list[str]) -> bool:
-    "Whether the benchmark ended well; its old record goes when it does"
+def ended_well(command: list[str], seconds: float | None = None, **env: str) -> bool:
+    "Did it end without an error, within this time? Else it is ended with all that it has started"
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | env)
+    try: return not process.wait(seconds)
+    except subprocess.TimeoutExpired: return False
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def run(name: str, options: list[str], seconds: float | None = None) -> bool:
+    "Whether the benchmark ended well, and within this time; its old record goes when it does"
     RECORDS.mkdir(parents=True, exist_ok=True)
     record = RECORDS/f'{" ".join([name, *options])}.jsonl'
     part = record.with_suffix('.part')
     part.unlink(missing_ok=True)
     command = [sys.executable, '-m', f'benchmarks.{name}', *options]  # of its own, not inheriting threads and memory of another
-    ended_well = not subprocess.run(command, env=os.environ | {RECORD: str(part)}).returncode
-    if ended_well and part.exists():
+    well = ended_well(command, seconds, **{RECORD: str(part)})
+    if well and part.exists():
         commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=HERE, capture_output=True, text=True).stdout.strip()
         record.write_text(json.dumps(dict(note=f'Of commit {commit}.')) + '\n' + part.read_text())
         part.unlink()
-    return ended_well
+    return well
 
 
 def machine() -> str:
@@ -81,7 +93,7 @@ def main(args: list[str]) -> None:
     if not args: shutil.rmtree(RECORDS, ignore_errors=True)
     names = args[:at] or sorted(p.stem for p in HERE.glob('*.py') if p.stem not in NOT_BENCHMARKS | OF_ANOTHER_MACHINE)
     failed = [name for name in names if not run(name, args[at + 1:])]
-    write_results()
+    if set(names) != {'gpu'}: write_results()  # which writes its own
     if failed: sys.exit(f'failed: {", ".join(failed)}')
 
 

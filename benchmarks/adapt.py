@@ -17,7 +17,7 @@ from easyfsl import methods as peers
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.options import options
+from benchmarks.options import DEVICE, options
 from benchmarks.plain import plain_fine_tune, plain_pmf
 from benchmarks.timing import note, paired, report
 from fsc_fastai.adapt import BDCSPN, PMF, PTMAP, TIM, FineTune, LaplacianShot, SimpleShot, TransductiveTuning, TunedPrototypes
@@ -36,14 +36,16 @@ PAIRS: dict[str, tuple[FeatureMethod, Callable[..., nn.Module]]] = {
     'PT-MAP': (PTMAP(), lambda b: peers.PTMAP(b, **UNIT)),
     'Finetune': (TunedPrototypes(steps=50, treatment='l2'), lambda b: peers.Finetune(b, fine_tuning_steps=50, **UNIT)),
     'TransductiveFinetuning': (TransductiveTuning(treatment='l2'), lambda b: peers.TransductiveFinetuning(b, **UNIT))}
-Y, QUERY_Y = (torch.arange(N_WAY).repeat_interleave(n) for n in (N_SHOT, N_QUERY))
+PLACE = DEVICE['default']
+Y, QUERY_Y = (torch.arange(N_WAY, device=PLACE).repeat_interleave(n) for n in (N_SHOT, N_QUERY))
 
 
 def features(n: int) -> tuple[Tensor, Tensor]:
     "Support and queries of n episodes, not negative, as behind a ReLU"
     torch.manual_seed(0)
     centres = torch.rand(n, N_WAY, D)
-    return tuple((centres[:, y] + .3 * torch.randn(n, len(y), D)).relu() for y in (Y, QUERY_Y))  # type: ignore[return-value]
+    support, query = ((centres[:, y.cpu()] + .3 * torch.randn(n, len(y), D)).relu().to(PLACE) for y in (Y, QUERY_Y))
+    return support, query
 
 
 def peer_scores(make: Callable[..., nn.Module], support: Tensor, query: Tensor) -> Tensor:
@@ -58,6 +60,11 @@ def peer_scores(make: Callable[..., nn.Module], support: Tensor, query: Tensor) 
 
 def peak(run: Callable[[], Tensor]) -> float:
     "Megabytes of tensors at the same time in a run"
+    if PLACE == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found: run()
     events = [(e.start_ns(), e.nbytes()) for e in found.profiler.kineto_results.events() if e.name() == '[memory]']
     return max(accumulate((size for _, size in sorted(events)), initial=0)) / 2**20
@@ -81,8 +88,8 @@ def on_features(rounds: int, episodes: int) -> None:
 def on_images(arch: str, rounds: int) -> None:
     "Four tables for a backbone"
     torch.manual_seed(0)
-    model = create_fsc_model('proto', arch, img_size=SIZE).eval()
-    x, query = torch.randn(len(Y), 3, SIZE, SIZE), torch.randn(len(QUERY_Y), 3, SIZE, SIZE)
+    model = create_fsc_model('proto', arch, img_size=SIZE).eval().to(PLACE)
+    x, query = (torch.randn(len(y), 3, SIZE, SIZE).to(PLACE) for y in (Y, QUERY_Y))
     episode = model, x, Y, query, STEPS
     pmf = lambda augment: (PMF(lr=1e-4, steps=STEPS, augment=augment), lambda: plain_pmf(*episode, 1e-4, augment))
     fine_tune = lambda freeze: (FineTune(steps=STEPS, freeze=freeze), lambda: plain_fine_tune(*episode, freeze))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.explain import plain_head
 from benchmarks.images import N_QUERY, N_SHOT, N_WAY, peer_loader
-from benchmarks.options import DEVICE, options
+from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import Timing, note, report, seconds
 from fsc_fastai.data.episode_loader import EpisodicDL
 from fsc_fastai.data.glyphs import untar_glyphs
@@ -31,7 +31,7 @@ from fsc_fastai.learner.core import FSCLearner, fsc_learner
 from fsc_fastai.learner.episode_scores import encode_images, episode_scores
 from fsc_fastai.methods import RelationNet
 
-N_CLASSES, N_IMAGES, N_EPISODES, SIZE = 50, 60, 2000, 84
+N_CLASSES, N_IMAGES, N_EPISODES = 50, 60, 2000
 PEER_LIMIT, LEAST_LIMIT = 1/20, 1.5
 SAMPLE, PEER_SAMPLE, ENCODED = 32, 2, 128 # Episodes and images that a round measures
 
@@ -59,14 +59,13 @@ def as_peer(learn: FSCLearner) -> nn.Module:
 def measure(learn: FSCLearner, dl: EpisodicDL, rounds: int) -> None:
     "Print the table of one method"
     model, name = learn.model.eval(), type(learn.model).__name__
-    device = learn.dls.device
-    peer, loader = as_peer(learn), peer_loader(dl, SIZE, PEER_SAMPLE, same=True)
+    device, size = learn.dls.device, dl.img_shape[-1]
+    peer, loader = as_peer(learn), peer_loader(dl, size, PEER_SAMPLE, same=True)
     sampler = EpisodeSampler(dl.labels, N_WAY, N_SHOT, N_QUERY)
     few = dl.images(idxs=range(ENCODED))
     ready = torch.cat([x.as_subclass(Tensor) for x, _ in few])
     maps = encode_images(model, dl.images())
     y = torch.arange(N_WAY, device=device).repeat_interleave(N_SHOT)
-    head = model.head()
     head = model.head()
     compact = head.compact(maps)
     split = [(maps[e.support], maps[e.query]) for e in map(sampler.episode, range(8))]
@@ -87,10 +86,10 @@ def measure(learn: FSCLearner, dl: EpisodicDL, rounds: int) -> None:
         if i: totals.append([*whole, took['encode'] * n_images])
     peers, ours, least, encode = (statistics.median(column) for column in zip(*totals, strict=True))
     ratio = statistics.median(t[1] / t[0] for t in totals)
-    report(f'{name} on ResNet10, {N_EPISODES} test episodes of {SIZE} px, against easyfsl', {
+    report(f'{name} on ResNet10, {N_EPISODES} test episodes of {size} px, against easyfsl', {
         'easyfsl.utils.evaluate, measured by the episode': Timing(peers, 1.), 'learn.evaluate': Timing(ours, ratio)},
         {'learn.evaluate': PEER_LIMIT})
-    report(f'{name} on ResNet10, {N_EPISODES} test episodes of {SIZE} px, against the least work', {
+    report(f'{name} on ResNet10, {N_EPISODES} test episodes of {size} px, against the least work', {
         'each image encoded once, plain classifier': Timing(least, 1.),
         'learn.evaluate': Timing(ours, statistics.median(t[1] / t[2] for t in totals))}, {'learn.evaluate': LEAST_LIMIT})
     note(f'{name}: {encode:.1f} s of the {ours:.1f} s encode {len(dl.items)} images, the rest classifies')
@@ -99,17 +98,19 @@ def measure(learn: FSCLearner, dl: EpisodicDL, rounds: int) -> None:
 @torch.no_grad()
 def same_accuracy(learn: FSCLearner, dl: EpisodicDL, n: int = 6) -> None:
     "The peer finds the same accuracy on the same episodes"
-    theirs = peer_evaluate(as_peer(learn), peer_loader(dl, SIZE, n, same=True), device=learn.dls.device, use_tqdm=False)
+    loader = peer_loader(dl, dl.img_shape[-1], n, same=True)
+    theirs = peer_evaluate(as_peer(learn), loader, device=learn.dls.device, use_tqdm=False)
     ours = learn.evaluate({'same': dl}, n_episodes=n).accuracy.item()
     assert abs(ours - theirs) < .005, (ours, theirs)
     note(f'{type(learn.model).__name__}: accuracy on the same {n} episodes {100 * ours:.2f} % (easyfsl {100 * theirs:.2f} %)')
 
 
 def main() -> None:
-    args = options(__doc__, device=DEVICE, methods=dict(nargs='+', default=['ProtoNet', 'RelationNet']),
+    args = options(__doc__, device=DEVICE, methods=dict(nargs='+', default=['ProtoNet', 'RelationNet']), size=SIZE,
+                   images=dict(type=int, default=N_IMAGES, help='of a class'),
                    whole=dict(action='store_true', help=f'run all {N_EPISODES} episodes once'))
-    folder = untar_glyphs(n_images=N_IMAGES, size=SIZE, progress=False)
-    dls = EpisodeDataLoaders.from_folder(folder, size=SIZE, n_way=N_WAY, n_shot=N_SHOT, n_query=N_QUERY, verify=False,
+    folder = untar_glyphs(n_images=args.images, size=args.size, progress=False)
+    dls = EpisodeDataLoaders.from_folder(folder, size=args.size, n_way=N_WAY, n_shot=N_SHOT, n_query=N_QUERY, verify=False,
                                          device=torch.device(args.device))
     classes = set(sorted(set(dls.train.labels))[:N_CLASSES])
     items = [item for item, y in zip(dls.train.items, dls.train.labels, strict=True) if y in classes]

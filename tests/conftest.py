@@ -7,6 +7,7 @@ import pytest
 import torch
 from fastai.torch_core import set_seed
 
+from tests.gpu import GPU
 from tests.learners import write_hues
 
 matplotlib.use('Agg')
@@ -51,7 +52,7 @@ def full_single_precision(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
 
 
-@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+@pytest.fixture(params=['cpu', pytest.param(GPU, marks=pytest.mark.gpu, id='gpu')])
 def device(request, full_single_precision):
     "Where a test computes"
     return request.param

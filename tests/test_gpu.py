@@ -8,15 +8,17 @@ from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import FTCallback
 from fsc_fastai.deploy import FewShotClassifier
 from fsc_fastai.encode import create_encoder
-from fsc_fastai.explain import LRP, explain_images, relevance_start
+from fsc_fastai.explain import LRP, GradCAM, explain_images, relevance_start
+from fsc_fastai.learner import faithfulness  # noqa: F401  adds it to the learner
 from tests.callback.episodes import Episodes, build_model, gammas, learner, lft, start
 from tests.deploy.toys import classifier, examples
+from tests.gpu import GPU, ON_CUDA
 from tests.learners import hue_learner, weights
 from tests.methods.toys import METHODS, feature_episode, feature_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('full_single_precision')]
 
-PLACES = 'cpu', 'cuda'
+PLACES = 'cpu', GPU
 
 
 @pytest.fixture
@@ -99,9 +101,9 @@ def test_training_steps(method, kind, monkeypatch, double_by_default):
 @pytest.mark.parametrize('method', METHODS)
 def test_evaluation_and_exported_learner(method, tmp_path):
     def table(learn): return learn.evaluate(n_episodes=6, n_query=5).attrs['episodes']['novel']
-    learn = hue_learner(tmp_path/'hues', method, dls_kwargs=dict(device='cuda'))
+    learn = hue_learner(tmp_path/'hues', method, dls_kwargs=dict(device=GPU))
     learn.fit(1)
-    assert learn.dls.one_batch()[0].is_cuda and learn.dls.one_batch()[-1].is_cuda
+    assert {o.is_cuda for o in learn.dls.one_batch()} == {ON_CUDA}
     learn.export('learner.pkl')
     cpu = hue_learner(tmp_path/'hues', method)
     cpu.model.load_state_dict(on_cpu(learn.model.state_dict()))
@@ -120,8 +122,8 @@ def test_evaluation_and_exported_learner(method, tmp_path):
 def test_deployed_classifier(method, tmp_path):
     items, labels = examples()
     queries = examples(2, first=10)[0]
-    known = classifier(method).to('cuda').fit(items, labels)
-    assert known.device.type == 'cuda'
+    known = classifier(method).to(GPU).fit(items, labels)
+    assert known.device.type == torch.device(GPU).type
     here = known.predict_proba(queries)
     alone = [known.predict_proba([q])[0] for q in queries]
     assert_close(torch.as_tensor(here), torch.stack([torch.as_tensor(p) for p in alone]), rtol=1e-3, atol=1e-5)
@@ -129,10 +131,46 @@ def test_deployed_classifier(method, tmp_path):
     loaded = FewShotClassifier.from_pretrained(tmp_path/'known')
     assert loaded.device.type == 'cpu'
     assert_close(torch.as_tensor(loaded.predict_proba(queries)), torch.as_tensor(here), rtol=1e-3, atol=1e-4)
-    moved = loaded.to('cuda')
+    moved = loaded.to(GPU)
     assert_close(torch.as_tensor(moved.predict_proba(queries)), torch.as_tensor(here), rtol=1e-3, atol=1e-4)
     R = moved.explain(queries[0]).relevance
     assert R.keys() == set(labels) and all(abs(r).sum() > 0 for r in R.values())
+
+
+@pytest.mark.skipif(not ON_CUDA, reason="fastai's mixed precision knows CUDA alone")
+@pytest.mark.parametrize('precision', ['to_fp16', 'to_bf16'])
+@pytest.mark.parametrize('method', METHODS)
+def test_mixed_precision_learns_what_single_precision_does(method, precision, tmp_path):
+    def losses(place, precision=None):
+        torch.manual_seed(0)
+        settings = dict(n_episodes=4, batch_tfms=[], device=place)
+        learn = hue_learner(tmp_path/'hues', method, cbs=[LRPGuidedCallback()], dls_kwargs=settings)
+        if precision: getattr(learn, precision)()
+        learn.fit(1, 1e-3)
+        return torch.tensor(learn.lrp_guided.losses)
+    assert_close(losses(GPU, precision), losses('cpu'), rtol=5e-2, atol=5e-2)
+
+
+def test_pre_training_and_fine_tuning(tmp_path):
+    "Of the encoder as a classifier, then of everything, with the augmentations of training and images on the device"
+    learn = hue_learner(tmp_path/'hues', cbs=[LRPGuidedCallback()], dls_kwargs=dict(n_episodes=2, device=GPU, cache=GPU))
+    before = weights(learn)
+    learn.fine_tune(1, pretrain_epochs=1)
+    after = weights(learn)
+    assert all(v.isfinite().all() and v.device.type == torch.device(GPU).type for v in after.values())
+    assert any(not torch.equal(before[k], v) for k, v in after.items() if k.startswith('encoder'))
+
+
+@pytest.mark.parametrize('explainer', [LRP(), GradCAM()], ids=['lrp', 'grad_cam'])
+def test_faithfulness(explainer, tmp_path):
+    def table(place):
+        torch.manual_seed(0)
+        learn = hue_learner(tmp_path/'hues', 'proto', dls_kwargs=dict(device=place, size=32))
+        found = learn.faithfulness({'it': explainer}, n_episodes=1, n_query=1)
+        return torch.tensor(found[found.measure != 'passes'].value.tolist())
+    a, b = map(table, PLACES)
+    assert_close(a, b, rtol=5e-2, atol=5e-2)
+    assert len(a) > 5 and a.abs().sum() > 0
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -141,7 +179,7 @@ def test_channels_last(method):
     def trained(layout):
         model = build_model(method=method)
         model.encoder.to(memory_format=layout)
-        learn = learner([LRPGuidedCallback()], model=model, lr=.01, device='cuda')
+        learn = learner([LRPGuidedCallback()], model=model, lr=.01, device=GPU)
         learn.fit(1)
         return on_cpu(weights(learn))
     a, b = trained(torch.contiguous_format), trained(torch.channels_last)
@@ -149,5 +187,5 @@ def test_channels_last(method):
 
 
 def test_start_of_relevance_in_half_precision_scores():
-    scores = torch.tensor([[10., -10., 3.]], device='cuda').half()
+    scores = torch.tensor([[10., -10., 3.]], device=GPU).half()
     assert relevance_start(scores).isfinite().all() and relevance_start(scores).dtype == torch.float32

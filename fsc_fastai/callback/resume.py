@@ -51,7 +51,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
     random.setstate(state['python'])
     torch.set_rng_state(state['torch'].cpu())
-    if state['cuda']: torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
+    here = state['cuda'][:torch.cuda.device_count()]  # a training may go on where there are fewer devices, or none
+    if here: torch.cuda.set_rng_state_all([s.cpu() for s in here])
 
 
 def callbacks_with_state(
@@ -93,9 +94,10 @@ class ResumeFit(Callback):
     """Save the state of the training after each epoch. If the file exists at the start of a fit, continue from it.
 
     The resumed training ends with the same weights as an uninterrupted one, bit for bit on a CPU, and on a GPU if its algorithms
-    are deterministic (`set_seed(…, reproducible=True)`). Callbacks with `state_dict` and `load_state_dict` are included. One file
-    serves several fits of a learner, such as the two of `fine_tune`; finished ones are not repeated. Several ranks share the
-    file. It is always whole, even after a kill. Does nothing in `lr_find`.
+    are deterministic (`set_seed(…, reproducible=True)`). It may continue on another device, whose random numbers and rounding
+    differ. Callbacks with `state_dict` and `load_state_dict` are included. One file serves several fits of a learner, such as the
+    two of `fine_tune`; finished ones are not repeated. Several ranks share the file. It is always whole, even after a kill. Does
+    nothing in `lr_find`.
 
     Raises `ValueError`, which names the file, if it is broken or belongs to another training, and says what differs: schedule,
     epochs, seeds, episodes, model, optimizer or callbacks. Warns of callbacks that may matter. Raises `OSError` if the file
@@ -152,7 +154,7 @@ class ResumeFit(Callback):
         shapes = repr([(k, tuple(v.shape)) for k, v in model.state_dict().items()])
         return dict(
             epochs=self.n_epoch, schedule=schedule, hypers={k: v for k, v in _hypers(opt).items() if k not in schedule},
-            optimizer=type(getattr(opt, 'opt', opt)).__name__, frozen=opt.frozen_idx, ranks=num_distrib(),
+            optimizer=_optimizer_name(getattr(opt, 'opt', opt)), frozen=opt.frozen_idx, ranks=num_distrib(),
             model=f'{type(model).__name__} {sha256(shapes.encode()).hexdigest()[:8]}',
             loss=getattr(self.loss_func, '__qualname__', type(self.loss_func).__name__), seed=torch.initial_seed(),
             episodes={k: _plain(getattr(train, k)) for k in _EPISODES if hasattr(train, k)},
@@ -224,6 +226,11 @@ class ResumeFit(Callback):
         "That of fastai's mixed precision, None without it"
         mixed = getattr(self.learn, 'mixed_precision', None)
         return None if mixed is None else mixed.scaler
+
+
+def _optimizer_name(opt: Any) -> str:
+    "The class of an optimizer, or of the one that it goes on for"
+    return getattr(type(opt), 'resumes', type(opt).__name__)
 
 
 def _hypers(opt: Any) -> dict[str, list[float]]:

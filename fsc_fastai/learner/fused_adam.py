@@ -17,9 +17,11 @@ class FusedAdam(Optimizer):
     """fastai's `Adam`, computed by torch's fused AdamW; equal within rounding.
 
     Hyper-parameters, parameter groups, freezing and weights without decay work as in fastai, and each can load the state of the
-    other. fastai updates one tensor after the other, which on a GPU takes longer than a step of a small network. `zero_grad`
-    frees gradients, so that weights which a step does not use do not change.
+    other, so that `ResumeFit` continues a training with either. fastai updates one tensor after the other, which on a GPU takes
+    longer than a step of a small network. `zero_grad` frees gradients, so that weights which a step does not use do not change.
     """
+    resumes = Optimizer.__name__ # The class of fastai's Adam
+
     def __init__(self,
         params: Tensor | Iterable, # Model parameters, perhaps in groups
         lr: float | slice, # Default learning rate

@@ -1,4 +1,6 @@
 "Every adaptation makes of a model a model: the original stays, seeds repeat, what comes out explains and refuses clearly"
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from fsc_fastai.adapt import get_adaptation, list_adaptations
 from fsc_fastai.adapt.base import as_adaptation
 from fsc_fastai.explain.to_pixels import explain_images
 from fsc_fastai.methods import create_fsc_model
+from tests.gpu import GPU
 
 QUICK = {'finetune': dict(steps=3), 'episode_tune': dict(steps=2, n_pseudo=12), 'tsa': dict(steps=2),
          'pmf': dict(steps=2, search_steps=1, lrs=(1e-3,)), 'pa': dict(steps=3), 'tim': dict(steps=3), 'tim_adm': dict(steps=3),
@@ -44,6 +47,23 @@ def test_the_original_stays_as_it_is_and_a_seed_repeats_the_answer(name, model):
     assert first.shape == (6, 3) and first.isfinite().all() and torch.equal(first, second)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and torch.equal(state, torch.get_rng_state())
     assert not model.training and all(p.requires_grad for p in model.parameters())
+
+
+DRAWS = {'distribution_calibration', 'pmf', 'episode_tune'}
+"Draw random numbers where the images are, and a GPU draws others"
+
+
+@pytest.mark.gpu
+@every_adaptation
+def test_answers_of_a_gpu_are_those_of_the_cpu(name, model, full_single_precision):
+    def answer(place, **settings):
+        x, y, query, _ = (o.to(place) for o in episode())
+        with torch.no_grad(): scores = made(name, **settings)(copy.deepcopy(model).to(place), x, y, query)(x, y, query)
+        assert scores.device.type == torch.device(place).type
+        return scores.cpu()
+    ours, expected = answer(GPU), answer('cpu')
+    if name in DRAWS: assert ours.isfinite().all() and torch.equal(ours, answer(GPU)) and ours.shape == expected.shape
+    else: torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
 @every_adaptation

@@ -1,16 +1,19 @@
 "A fit that was cut off goes on as if nothing had happened"
 import os
 import random
+from functools import partial
 
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
-from fastai.optimizer import SGD
+from fastai.optimizer import SGD, Adam
 from fastai.torch_core import set_seed
 
 from fsc_fastai.callback.accumulate import EpisodeAccumulation
 from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.resume import ResumeFit, callbacks_with_state, rng_state, set_rng_state
+from fsc_fastai.learner.fused_adam import FusedAdam
+from tests.gpu import GPU
 from tests.learners import hue_learner, weights
 from tests.ranks import in_ranks
 
@@ -112,6 +115,39 @@ def test_a_fit_that_a_callback_ended_is_over(hues, state):
     again = learner(hues, ResumeFit(state), Early(), steps := Steps())
     with pytest.warns(UserWarning, match="written beside .'Early'., now it is beside .'Early', 'Steps'."): again.fit(4)
     assert steps.counts == [0] and same(first, again)
+
+
+@pytest.mark.parametrize('first, then', [((Adam, 'cpu'), (FusedAdam, 'cpu')), ((FusedAdam, 'cpu'), (Adam, 'cpu')),
+                                         *(pytest.param(*places, marks=pytest.mark.gpu) for places in
+                                           [((Adam, 'cpu'), (FusedAdam, GPU)), ((FusedAdam, GPU), (Adam, 'cpu'))])],
+                         ids=['to fused', 'from fused', 'to gpu', 'from gpu'])
+def test_goes_on_by_the_other_adam_and_on_another_device(root, full_single_precision, first, then):
+    "A GPU's default optimizer is the fused one. A large ε, for else what is rounded of gradients that are 0 makes steps"
+    def made(where, *cbs):
+        set_seed(5, reproducible=True)
+        settings = dict(n_episodes=3, batch_tfms=[], device=where[1])
+        return hue_learner(root, cbs=[LRPGuidedCallback(), *cbs], dls_kwargs=settings, opt_func=partial(where[0], eps=.1))
+    whole = made((Adam, 'cpu'))
+    before = weights(whole)
+    whole.fit_one_cycle(2, .1)
+    state = root.parent/'state.pt'
+    with pytest.raises(KeyboardInterrupt): made(first, ResumeFit(state), CutOff(1, 1)).fit_one_cycle(2, .1)
+    resumed = made(then, ResumeFit(state), steps := Steps())
+    resumed.fit_one_cycle(2, .1)
+    assert steps.counts == [3]
+    after, found = weights(whole), weights(resumed)
+    assert max((after[k].float() - v.float()).abs().max() for k, v in before.items() if 'weight' in k) > 1e-2
+    for k, v in after.items(): torch.testing.assert_close(found[k].cpu(), v, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('here', [0, 1, 3])
+def test_generators_of_devices_that_are_not_here_are_left_out(monkeypatch, here):
+    put = []
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: here)
+    monkeypatch.setattr(torch.cuda, 'set_rng_state_all', put.extend)
+    states = [torch.zeros(4, dtype=torch.uint8), torch.ones(4, dtype=torch.uint8)]
+    set_rng_state(rng_state() | dict(cuda=states))
+    assert [s.tolist() for s in put] == [s.tolist() for s in states[:here]]
 
 
 @pytest.fixture(scope='module')

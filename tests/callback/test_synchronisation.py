@@ -20,6 +20,7 @@ from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback
 from fsc_fastai.callback.wave_san import WaveSANCallback
 from fsc_fastai.explain import LRP, Gamma, GradientXInput, IntegratedGradients
+from tests.gpu import GPU, wait_errors
 from tests.learners import hue_learner, hue_loaders
 from tests.methods.toys import METHODS
 
@@ -119,8 +120,8 @@ def test_step_does_not_synchronise_the_gpu(hues, method, kind):
     class Strict(Callback):
         "An error where a step synchronises, except in the first step and in what fastai's recorder does after the last event"
         order, run_valid = -100, False
-        def before_batch(self): torch.cuda.set_sync_debug_mode('error' if self.iter else 'default')
-        def after_step(self): torch.cuda.set_sync_debug_mode('default')
-        def after_cancel_batch(self): torch.cuda.set_sync_debug_mode('default')
-    try: trained(hues, method, [*(KINDS | EXPLAINED)[kind](hues), Strict()], device='cuda')
-    finally: torch.cuda.set_sync_debug_mode('default')
+        def before_batch(self): wait_errors('error' if self.iter else 'default')
+        def after_step(self): wait_errors('default')
+        def after_cancel_batch(self): wait_errors('default')
+    try: trained(hues, method, [*(KINDS | EXPLAINED)[kind](hues), Strict()], device=GPU)
+    finally: wait_errors('default')

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from fsc_fastai.learner.core import fsc_learner
 from fsc_fastai.learner.fused_adam import FusedAdam, default_optimizer
 from fsc_fastai.learner.pretrain import classification_learner
+from tests.gpu import GPU
 from tests.learners import hue_learner, hue_loaders, weights
 
 CLOSE = dict(rtol=1e-8, atol=1e-10)
@@ -18,16 +19,16 @@ CLOSE = dict(rtol=1e-8, atol=1e-10)
 def net(): return nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3)).double()
 
 
-def stepped(opt_func, schedule, state=None, steps=6, groups=2):
+def stepped(opt_func, schedule, state=None, steps=6, groups=2, device='cpu'):
     "Weights after some steps, with the hyper-parameters that `schedule` sets before each, and the optimizer"
     torch.manual_seed(0)
-    model = net()
+    model = net().to(device)
     opt = opt_func([[*model[:2].parameters()], [*model[2:].parameters()]][:groups], lr=.1)
     for p in model[1].parameters(): opt.state[p] |= dict(do_wd=False, force_train=True)
     if state is not None: opt.load_state_dict(state)
     for i in range(steps):
         schedule(opt, i)
-        model(torch.randn(8, 4).double()).pow(3).mean().backward()
+        model(torch.randn(8, 4).double().to(device)).pow(3).mean().backward()
         opt.step()
         opt.zero_grad()
     return [p.detach() for p in model.parameters()], opt
@@ -45,6 +46,16 @@ def test_steps_as_fastai_does(schedule, kwargs):
     assert max((a - b).abs().max() for a, b in zip(ours[0], before, strict=True)) > 1e-2
     for a, b in zip(ours[0], theirs[0], strict=True): assert_close(a, b, **CLOSE)
     assert ours[1].hypers == theirs[1].hypers
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('opt_func', [Adam, FusedAdam])
+@pytest.mark.parametrize('schedule', [one_cycle, half_frozen])
+def test_steps_on_a_gpu_as_on_the_cpu(schedule, opt_func):
+    (ours, opt), (theirs, expected) = stepped(opt_func, schedule, device=GPU), stepped(Adam, schedule)
+    for a, b in zip(ours, theirs, strict=True): assert_close(a.cpu(), b, **CLOSE)
+    found = stepped(Adam, schedule, state=opt.state_dict())[0]  # what the GPU has saved
+    for a, b in zip(found, stepped(Adam, schedule, state=expected.state_dict())[0], strict=True): assert_close(a, b, **CLOSE)
 
 
 @pytest.mark.parametrize('first, then', [(Adam, FusedAdam), (FusedAdam, Adam), (FusedAdam, FusedAdam)])
