@@ -105,7 +105,7 @@ def test_places_that_contributing_names_exist():
     lines = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8').splitlines()
     rows = [line.split('|')[1:-1] for line in lines if line.startswith('| a')]
     wanted = ('a method, a faster head, a backbone, a relevance rule, a layer or operation, an explainer, a domain, '
-              'an adaptation, a callback, a training method, a command')
+              'an adaptation, a callback, a captured callback, a test for a GPU, a training method, a command')
     assert [row[0].strip() for row in rows] == wanted.split(', ')
     for row in rows:
         for code in re.findall(r'`([^`]+)`', '|'.join(row)):
