@@ -1,4 +1,4 @@
-"What a deployed classifier answers, and how it is written: without torch, so that `fsc_fastai.light` shares it"
+"Predictions of a deployed classifier and their text, without torch, for `fsc_fastai.light` too"
 from __future__ import annotations
 
 import csv
@@ -18,9 +18,9 @@ STEERING = {'LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI'} # Tur
 @dataclass(frozen=True)
 class Prediction:
     "The answer for one image"
-    label: str | int | None # None where a threshold says that it is none of the classes
+    label: str | int | None # None if the image is rejected as none of the classes
     confidence: float # Probability of the likeliest class
-    probabilities: dict[Any, float] # Of every class, in sum 1
+    probabilities: dict[Any, float] # Probabilities of all classes
     strangeness: float = field(default=float('nan'), compare=False) # Distance from the nearest class, of features at unit length
 
     @property
@@ -30,12 +30,12 @@ class Prediction:
 
 
 def answered(
-    probabilities: dict[Any, float], # Of every class
+    probabilities: dict[Any, float], # Probabilities of all classes
     strangeness: float, # Distance from the nearest class
-    reject: float | None, # Below this probability it is none of the classes
-    limit: float | None, # Beyond this strangeness it is none of the classes
+    reject: float | None, # Least probability of an answer
+    limit: float | None, # Largest strangeness of an answer
 ) -> Prediction:
-    "The answer that the thresholds give"
+    "The `Prediction` for an image, rejected if a threshold says so"
     label, confidence = max(probabilities.items(), key=lambda o: o[1])
     rejected = reject is not None and confidence < reject or limit is not None and strangeness > limit
     return Prediction(None if rejected else label, confidence, probabilities, strangeness)

@@ -1,4 +1,4 @@
-"Progress bars with the time that is left, where somebody watches them"
+"Progress bars with the remaining time, in terminals and notebooks only"
 from __future__ import annotations
 
 import sys
@@ -19,7 +19,7 @@ def watched() -> bool:
 
 
 class Bar:
-    """One bar for several loops, which is gone at the end; none where it would not be watched.
+    """A progress bar for several loops, removed at the end, and drawn only in terminals and notebooks.
 
     >>> bar = Bar(total=5)
     >>> [*bar.through('ab'), *bar.through('c', worth=3)], bar.done
@@ -27,8 +27,8 @@ class Bar:
     """
     def __init__(self,
         total: int, # Steps of all loops
-        show: bool = True, # Unless a user asked for none
-        comment: str = '', # What is done, shown beside the time; may be set anew
+        show: bool = True, # Draw the bar
+        comment: str = '', # Text beside the time, which may be changed
     ):
         self.done, self.comment = 0, comment
         self._bar: Any = progress_bar(range(total), leave=False) if total and show and watched() else None
@@ -40,7 +40,7 @@ class Bar:
         each: int = 1, # Steps that an item stands for
         worth: int | None = None, # Steps of the whole loop, reached when it ends; None: those of its items
     ) -> Iterator[_T]:
-        "The items, each counted when the loop has done with it"
+        "Yield the items; each is counted after its turn in the loop"
         start = self.done
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"Records of tensors that a notebook can print: shapes in the place of numbers"
+"Short texts for records of tensors: shapes instead of numbers"
 from __future__ import annotations
 
 from typing import Any
@@ -19,6 +19,6 @@ def _brief(value: Any) -> str:
 def brief_repr(
     self: Any, # A dataclass or a named tuple
 ) -> str:
-    "What stands in `__repr__` of records with tensors: each field, a tensor by its type and shape"
+    "A `__repr__` for records with tensors, which shows type and shape of each tensor"
     fields = self._asdict() if hasattr(self, '_asdict') else vars(self)
     return f'{type(self).__name__}({", ".join(f"{k}={_brief(v)}" for k, v in fields.items())})'

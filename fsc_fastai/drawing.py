@@ -1,4 +1,4 @@
-"What all figures share: names that fit, files"
+"Helpers of all figures: names that fit, files"
 from __future__ import annotations
 
 from pathlib import Path
@@ -15,19 +15,19 @@ __all__ = ['no_math', 'fitted', 'save_figure']
 
 
 def no_math(
-    name: Any, # Of a class or a domain, to be drawn
+    name: Any, # Name of a class or a domain
 ) -> str:
     "The name for matplotlib, which takes what stands between two `$` for a formula"
     return str(name).replace('$', r'\$')
 
 
 def fitted(
-    name: Any, # Of a class or a domain, to be drawn
-    inches: float, # Room for it
-    fontsize: float = 8., # In points
-    tail: str = '', # Stays whole, behind the name
+    name: Any, # Name of a class or a domain
+    inches: float, # Available width
+    fontsize: float = 8., # Size in points
+    tail: str = '', # Text after the name, which is never shortened
 ) -> str:
-    """The name in one line, or two, that are no wider than the room, escaped for matplotlib; what is too long loses its middle.
+    """The name in one or two lines that fit the width, escaped for matplotlib; a longer name loses its middle.
 
     >>> fitted('Brachypelma smithi', .9, tail=' 0.93')
     'Brachypelma\\nsmithi 0.93'
@@ -52,11 +52,11 @@ def _width(text: str, fontsize: float) -> float:
 
 
 def save_figure(
-    path: str | Path, # The ending says the format: svg, pdf, png, …; its folder is made if it is not there
-    figure: Figure | None = None, # None: the current one of matplotlib, which is closed
+    path: str | Path, # File; the ending sets the format: svg, pdf, png, …; its folder is created if needed
+    figure: Figure | None = None, # The figure; None: matplotlib's current one, which is closed
     dpi: float = 110, # Dots per inch of pictures, also of those within an svg or pdf
 ) -> None:
-    "Write a figure. Raises `ValueError` for an unknown format, and names those there are"
+    "Write a figure to a file. Raises `ValueError` for an unknown format, and names the known ones"
     drawn, form = figure or plt.gcf(), Path(path).suffix[1:] or 'png'
     with atomic_write(path) as part: drawn.savefig(part, format=form, dpi=dpi, bbox_inches='tight')
     if figure is None: plt.close(drawn)

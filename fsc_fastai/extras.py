@@ -1,4 +1,4 @@
-"What only some need is installed by an extra; whoever lacks it is told which"
+"Imports of optional packages, which extras install"
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ __all__ = ['extra']
 def extra(
     name: str, # As in `extras_require` of setup.py
 ) -> Iterator[None]:
-    "Import what belongs to an extra inside. Raises `ImportError` with the command that installs it where a part is missing"
+    "Import packages of an extra inside the block. Raises `ImportError` with the command that installs it if one is missing"
     try: yield
     except ModuleNotFoundError as e:
         raise ImportError(f"{e.name} is not installed: pip install 'fsc_fastai[{name}]'", name=e.name) from e

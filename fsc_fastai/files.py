@@ -1,4 +1,4 @@
-"Files that are whole or not there, and know what they were made with"
+"Atomic writes, and weights in files that record the settings they were made with"
 from __future__ import annotations
 
 import json
@@ -27,12 +27,12 @@ _POSIX = os.name == 'posix'  # elsewhere a folder cannot be flushed, nor a proce
 def atomic_write(
     path: str | os.PathLike, # The file, or the folder; what stands there stays until the new one is whole
 ) -> Iterator[Path]:
-    """Write to the path that this gives: when the block ends without an error, it takes the name `path` in one step.
+    """Yield a temporary path to write to, which is renamed to `path` in one step when the block ends without an error.
 
-    By then it is on the disk, so that not even a power cut leaves half of it. Threads, processes and machines may write the same
-    file at once: the last one stays. After an error nothing is left behind, and what a killed process left, the next write of the
-    same file removes. A folder only takes the place of nothing or of an empty one. Raises an `OSError` that names the file where
-    the system refuses (a full disk, a folder that is read-only); what else goes wrong in the block comes through as it is.
+    By then it is on the disk, so not even a power cut leaves half a file. Threads, processes and machines may write the same file
+    at once; the last one wins. An error leaves nothing behind, and the next write of the same file removes the leftovers of a
+    killed process. A folder can only replace an empty folder. Raises `OSError`, which names the file, if the system refuses to
+    write (a full disk, a read-only folder); other errors in the block pass unchanged.
     """
     target = Path(os.path.realpath(path))  # through a link, as `open` would
     part = target.with_name(f'.{target.name}.{_machine()}-{os.getpid()}-{next(_numbers)}.part')
@@ -96,11 +96,11 @@ def _remove(part: Path) -> None:
 
 
 def save_weights(
-    module: nn.Module, # Whose state
-    path: Path, # Of the safetensors file
-    made: dict[str, Any], # What the weights depend on, as plain values; `load_weights` asks for the same
+    module: nn.Module, # The module
+    path: Path, # The safetensors file
+    made: dict[str, Any], # Plain values that the weights depend on, which `load_weights` compares
 ) -> None:
-    "Write the module's state as safetensors, in one step; `OSError` where that fails"
+    "Write the state of a module as safetensors in one step. Raises `OSError` if that fails"
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     # as bytes, because `save_file` writes a part of its own, which a kill would leave behind
     # with one entry of metadata, because safetensors would write several in any order
@@ -109,10 +109,10 @@ def save_weights(
 
 
 def load_weights(
-    path: Path, # That `save_weights` wrote
-    made: dict[str, Any], # What the weights must depend on
+    path: Path, # File that `save_weights` wrote
+    made: dict[str, Any], # Plain values that the weights must depend on
 ) -> dict[str, Tensor]:
-    "The state that was saved. Raises `ValueError` that names the file where it is broken, or was made with other settings"
+    "The saved state. Raises `ValueError`, which names the file, if it is broken or was made with other settings"
     try:
         with safe_open(path, 'pt') as file:
             about = json.loads((file.metadata() or {}).get('about', '{}'))
@@ -139,10 +139,10 @@ def broken(path: Path, e: Exception) -> ValueError:
 
 def check_made(
     path: Path, # The file
-    found: Any, # What it was made with, as plain values
-    wanted: Any, # What it has to be made with
+    found: Any, # Plain values that it was made with
+    wanted: Any, # Plain values that it must be made with
 ) -> None:
-    "Raise a `ValueError` that names the file and what differs"
+    "Raise `ValueError`, which names the file and the differences, if the values differ"
     there, here = _flat(found), _flat(json.loads(json.dumps(wanted)))
     differs = [f'{k}={there.get(k)!r} (now {here.get(k)!r})' for k in {**here, **there} if there.get(k) != here.get(k)]
     if differs:

@@ -1,4 +1,4 @@
-"The error for a name that nothing has"
+"The error for an unknown name"
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -8,12 +8,12 @@ __all__ = ['unknown']
 
 
 def unknown(
-    kind: str, # What was asked for: method, domain, …
-    name: str, # What the user called it
-    known: Iterable[str], # The names that there are
-    all_of_them: str | None = None, # Where to find them all; None: they are listed
+    kind: str, # Kind of the name: method, domain, …
+    name: str, # The unknown name
+    known: Iterable[str], # All known names
+    all_of_them: str | None = None, # Where to find them all; None: list them
 ) -> ValueError:
-    "An error to raise, which offers the nearest names in their place"
+    "A `ValueError` to raise, which offers the nearest names"
     known = list(known)
     near = get_close_matches(str(name).lower(), known, 3, .4)
     meant = f'did you mean {" or ".join(near)}? ' if near else ''

@@ -1,4 +1,4 @@
-"Samples of any type as bytes, pictures of any mode as RGB; where it cannot be known what a sample means, an error says so"
+"Samples of any type as bytes, and pictures of any mode as RGB; an error for samples of unknown meaning"
 from __future__ import annotations
 
 from typing import Any
@@ -13,17 +13,17 @@ DARK = 4096
 
 
 class PixelError(ValueError):
-    "It cannot be known what the samples of an image mean"
+    "The meaning of the samples of an image is unknown"
 
 
 def as_bytes(
     a: np.ndarray, # Samples of any type
-    white: float | None = None, # What is white, where samples are no bytes; None: what the type says
+    white: float | None = None, # The value of white in samples that are no bytes; None: as their type says
 ) -> np.ndarray:
     """Samples scaled to bytes by the depth of their type, never by the values that an image happens to have.
 
-    Bytes stay; bool is black and white; floats count from 0 to 1, 16 bits without sign from 0 to 65535, all other integers from 0
-    to 255. Raises `PixelError` for values outside, and for 16 bits that are black if they are what they seem.
+    Bytes are unchanged; bool is black and white; floats range from 0 to 1, unsigned 16-bit integers from 0 to 65535, all other
+    integers from 0 to 255. Raises `PixelError` for values outside, and for 16-bit images that would be almost black.
     """
     if a.dtype == np.uint8: return a
     if a.dtype == bool: return a * np.uint8(255)
@@ -43,7 +43,7 @@ def as_bytes(
 
 def from_array(
     x: Any, # Arrays `(H, W)` or `(H, W, C)`, tensors `(H, W)` or `(C, H, W)`
-    white: float | None = None, # As in `as_bytes`
+    white: float | None = None, # The value of white, see `as_bytes`
 ) -> Image.Image:
     "A picture: grey, grey with alpha, RGB or RGBA by the number of channels. Raises `PixelError` for other shapes"
     is_tensor = not isinstance(x, np.ndarray)
@@ -77,9 +77,9 @@ def oriented(im: Image.Image) -> Image.Image:
 
 def to_rgb(
     im: Image.Image, # Loaded
-    white: float | None = None, # As in `as_bytes`
+    white: float | None = None, # The value of white, see `as_bytes`
 ) -> Image.Image:
-    "RGB with bytes for samples, transparent parts shown on white. Raises `PixelError`"
+    "An RGB picture; transparent parts become white. Raises `PixelError` for samples of unknown meaning"
     if is_deep(im): im = Image.fromarray(as_bytes(np.asarray(im), white))
     if im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info:
         im = im.convert('RGBA')

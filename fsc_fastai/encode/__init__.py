@@ -1,4 +1,4 @@
-"Encode: images to feature maps, by any backbone"
+"Encoders: images to feature maps by any backbone"
 from .checkpoints import load_reference_state
 from .encoder import Encoder, create_encoder
 

@@ -40,7 +40,7 @@ default_cfgs = {
 
 
 class Backbone(nn.Module, ABC):
-    "timm's interface around `forward_features`: the head and the attributes that timm's tools read"
+    "timm's interface around `forward_features`: the classifier, and the attributes that timm's tools read"
     def __init__(self,
         num_features: int, # Channels of the feature map
         in_chans: int = 3, # Channels of the images
@@ -50,13 +50,13 @@ class Backbone(nn.Module, ABC):
         self.in_chans = in_chans
 
     def add_head(self,
-        num_classes: int = 1000, # Outputs of the classifier; 0: without
+        num_classes: int = 1000, # Outputs of the classifier; 0: no classifier
         global_pool: str = 'avg', # How the classifier pools the map
         drop_rate: float = 0., # Dropout before the classifier
     ) -> None:
-        """The classifier, and the field's start: He's normal by fan-out for convolutions, 1 and 0 for batch norms.
+        """Add the classifier and initialise as the field does: He's normal by fan-out for convolutions, 1 and 0 for batch norms.
 
-        A subclass calls it last: timm's `features_only` runs the modules in the order in which they came.
+        A subclass must call it last, because timm's `features_only` runs modules in the order of their registration.
         """
         self.drop_rate, self.num_classes = drop_rate, num_classes
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
@@ -66,14 +66,14 @@ class Backbone(nn.Module, ABC):
                 if m.bias is not None: nn.init.zeros_(m.bias)
 
     def get_classifier(self) -> nn.Module:
-        "The last linear layer"
+        "The classifier, the last linear layer"
         return self.fc
 
     def reset_classifier(self,
-        num_classes: int, # Outputs; 0: without
+        num_classes: int, # Outputs; 0: no classifier
         global_pool: str | None = None, # How it pools the map; None: as before
     ) -> None:
-        "A new classifier"
+        "Replace the classifier"
         self.num_classes = num_classes
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool)
@@ -98,12 +98,12 @@ class Backbone(nn.Module, ABC):
 
 
 class ConvBlock(nn.Module):
-    "Convolution 3×3, batch norm, ReLU and, where asked, max-pool by 2"
+    "Convolution 3×3, batch norm, ReLU and optionally max-pool by 2"
     def __init__(self,
         n_in: int, # Channels in
         n_out: int, # Channels out
-        padding: int = 1, # Of the convolution
-        pool: bool = True, # Halve the map?
+        padding: int = 1, # Padding of the convolution
+        pool: bool = True, # End with a max-pool by 2
     ):
         super().__init__()
         self.conv = nn.Conv2d(n_in, n_out, 3, padding=padding)
@@ -120,8 +120,8 @@ class ConvNet(Backbone):
     "A chain of `ConvBlock`s of one width: conv4, conv4np, conv6"
     def __init__(self,
         depth: int = 4, # Number of blocks
-        n_pool: int = 4, # The first blocks, which halve the map
-        pad_pooled: bool = True, # Pad the convolutions of the blocks that pool?
+        n_pool: int = 4, # Number of first blocks that pool
+        pad_pooled: bool = True, # Pad the convolutions of blocks that pool
         width: int = 64, # Channels of every block
         in_chans: int = 3, # Channels of the images
         **kwargs: Any, # `num_classes`, `global_pool`, `drop_rate`
@@ -201,7 +201,7 @@ def conv4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def conv4np(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    "conv4 whose last two blocks do not pool, so that a relation module has a map to work on"
+    "conv4 whose last two blocks do not pool, which leaves larger maps for a relation module"
     return _convnet('conv4np', pretrained, **{'n_pool': 2, 'pad_pooled': False, **kwargs})
 
 
@@ -213,7 +213,7 @@ def conv6(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def resnet10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    "One basic block a stage: the backbone of the cross-domain benchmark"
+    "A ResNet with one basic block per stage, the backbone of the cross-domain benchmark"
     return _resnet('resnet10', pretrained, (1, 1, 1, 1), **kwargs)
 
 

@@ -1,4 +1,4 @@
-"Weights under other names: the checkpoints of the publications, and encoders from anywhere"
+"Checkpoints with other names: those of the publications, and encoders from other libraries"
 from __future__ import annotations
 
 import re
@@ -39,11 +39,11 @@ _CONV = {'C': 'conv', 'BN': 'norm', 'trunk.0': 'conv', 'trunk.1': 'norm'}
 
 @dataclass
 class LoadReport:
-    "Which tensors of a checkpoint were loaded, and which were not"
-    loaded: list[str] = field(default_factory=list) # Names of the model's tensors that were filled
-    missing: list[str] = field(default_factory=list) # Names of the model's tensors that were not
-    unexpected: list[str] = field(default_factory=list) # Names of the checkpoint that have no place here
-    renamed: dict[str, str] = field(default_factory=dict) # The checkpoint's name of each tensor that was matched by position
+    "The tensors of a checkpoint that were loaded, and those that were not"
+    loaded: list[str] = field(default_factory=list) # Names of the model's tensors that were loaded
+    missing: list[str] = field(default_factory=list) # Names of the model's tensors that were not loaded
+    unexpected: list[str] = field(default_factory=list) # Names in the checkpoint that the model does not have
+    renamed: dict[str, str] = field(default_factory=dict) # Name in the checkpoint of each tensor that was matched by position
 
     def __str__(self) -> str:
         n = len(self.loaded) + len(self.missing)
@@ -56,14 +56,14 @@ class LoadReport:
 
 @dataclass
 class Checkpoint:
-    "The tensors of a checkpoint, and what is known of where they come from"
-    state: dict[str, Tensor] # By name, without wrappers
-    where: str = 'the given dictionary' # For errors
-    backbone: str = '' # Whose weights it says that they are
+    "The tensors of a checkpoint, and where they come from"
+    state: dict[str, Tensor] # Tensors by name, without wrappers
+    where: str = 'the given dictionary' # Source, for errors
+    backbone: str = '' # Name of the backbone, if the checkpoint says it
 
 
 def read_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
-    """A checkpoint: a file (safetensors, or torch's without code to run), or a dictionary, out of its wrappers.
+    """Read a checkpoint: a safetensors file, a torch file (without executing code), or a dictionary, with or without wrappers.
 
     Raises `FileNotFoundError` for a missing file and `ValueError` for one that holds no tensors.
     """
@@ -160,9 +160,9 @@ def load_reference_state(
     model: nn.Module, # A few-shot model, an `Encoder`, or a backbone
     state_dict: str | Path | Mapping[str, Any], # Tensors by name, a wrapper around them (`state`, `state_dict`), or a file
 ) -> LoadReport:
-    """Load weights named as in the publications' code or as here, and report which were loaded.
+    """Load weights with the names of the publications' code or of this library. Returns a report of what was loaded.
 
-    Raises `ValueError` where a tensor has another shape than ours, or where none finds a place; the model is then unchanged.
+    Raises `ValueError` if a tensor has another shape than in the model, or if none fits; the model is then unchanged.
     """
     state = read_checkpoint(state_dict).state
     placed, report = _place(model, state)
@@ -174,15 +174,15 @@ def load_reference_state(
 
 
 def load_encoder_weights(
-    encoder: nn.Module, # Gets the weights
+    encoder: nn.Module, # The encoder, changed in place
     weights: str | Path | Mapping[str, Any] | Checkpoint, # State dict or checkpoint of an encoder, or of a model that holds one
-    remap: bool = False, # Match tensors by their position, whatever their names: every shape must agree
+    remap: bool = False, # Match tensors by position instead of name; all shapes must agree
 ) -> LoadReport:
-    """Load an encoder from a checkpoint, which may hold other parts of a model besides.
+    """Load an encoder from a checkpoint, which may also hold other parts of a model.
 
-    Names are ours, timm's, those of the publications, or those of a vendor where timm knows how to read them. Raises
-    `ValueError`, which names checkpoint and backbone, if one of the encoder's tensors is missing there or has another shape, and
-    for a checkpoint of a larger backbone; the encoder is then unchanged.
+    Names may be those of this library, of timm, of the publications, or of a vendor that timm can read. Raises `ValueError`,
+    which names checkpoint and backbone, if a tensor of the encoder is missing or has another shape, and for a checkpoint of a
+    larger backbone; the encoder is then unchanged.
     """
     found = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
     try: placed, report = _by_position(encoder, found.state) if remap else _by_name(encoder, found.state)

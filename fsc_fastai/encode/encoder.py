@@ -1,4 +1,4 @@
-"Any backbone as an encoder: images to feature maps `(n, C, H, W)`, whatever layout the backbone itself works in"
+"Any backbone as an encoder: images to feature maps `(n, C, H, W)`, whatever the layout of the backbone"
 from __future__ import annotations
 
 import math
@@ -29,22 +29,22 @@ TokenPool = Literal['auto', 'cls', 'mean', 'both']
 class Encoder(nn.Module):
     """A backbone whose output is always a map `(n, C, H, W)`.
 
-    Convolutional nets give their last map, transformers their tokens as a map (without class and register tokens), nets that work
-    channels-last are permuted, and a module that gives vectors has maps of 1×1. So has an encoder with a `pool`: the class token
-    of a transformer ('cls'), the mean of its patches ('mean'), one beside the other ('both'), or what the classifier of the
-    backbone was trained on ('auto'), with the norm that comes before that.
-    Raises `ValueError` for an image size that the backbone cannot encode, and for a `pool` that it cannot give.
+    For convolutional networks this is the last map, permuted if they compute channels-last; for transformers, their patch tokens
+    as a map; for a module that returns vectors, a map of 1×1. With `pool` the map is also 1×1 and holds the class token of a
+    transformer ('cls'), the mean of its patches ('mean'), both concatenated ('both'), or the features that the classifier of the
+    backbone was trained on ('auto'), after the norm that precedes it. Raises `ValueError` for an image size that the backbone
+    cannot encode, and for a `pool` that it does not have.
     """
-    config: dict[str, Any] | None = None # The plain arguments of `create_encoder`, where a name built it
-    trained_on: ImageConfig | None = None # The images that its pretrained weights were trained on, where timm knows them
-    loaded: LoadReport | None = None # What was loaded of a checkpoint
+    config: dict[str, Any] | None = None # The arguments of `create_encoder`, if it was built by name
+    trained_on: ImageConfig | None = None # The images that its pretrained weights were trained on, if timm knows them
+    loaded: LoadReport | None = None # What was loaded from a checkpoint
 
     def __init__(self,
-        body: nn.Module, # A timm model, or any module from images to maps or vectors
+        body: nn.Module, # A timm model, or any module that maps images to feature maps or vectors
         img_size: ImageSize = 84, # Side of the training images, or (height, width)
         in_chans: int = 3, # Channels of the images
-        name: str = '', # What errors call the backbone; default: its class
-        pool: TokenPool | None = None, # 'auto', 'cls', 'mean' or 'both': vectors in the place of maps; None: maps
+        name: str = '', # Name of the backbone in errors; default: its class
+        pool: TokenPool | None = None, # 'auto', 'cls', 'mean' or 'both': vectors instead of maps; None: maps
     ):
         super().__init__()
         self.body, self.img_size, self.in_chans = body, _square(img_size), in_chans
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
 
     @property
     def nonnegative(self) -> bool:
-        "Are all feature maps nonnegative, as behind a ReLU? False once a part of the encoder was changed"
+        "Are all feature maps nonnegative, as after a ReLU? False if a part of the encoder was changed"
         return getattr(self, 'ends_nonnegative', False) and as_built(self, type(self))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,14 +153,14 @@ def _checked_pool(pool: TokenPool | None, body: nn.Module, name: str) -> TokenPo
 
 def timm_body(
     arch: str, # A timm name
-    pretrained: bool, # With timm's weights?
-    img_size: int | tuple[int, int], # Of the images
+    pretrained: bool, # Load timm's weights
+    img_size: int | tuple[int, int], # Size of the images
     in_chans: int, # Channels of the images
-    flor: Sequence[float] | None = None, # As in `create_encoder`
-    pool: TokenPool | None = None, # Of the encoder: the body is the same
+    flor: Sequence[float] | None = None, # Norms of FLoR, see `create_encoder`
+    pool: TokenPool | None = None, # Has no effect on the body
     **kwargs: Any, # For `timm.create_model`
 ) -> nn.Module:
-    "The timm model of that name without its classifier, built for `img_size` if it asks for a size at all"
+    "A timm model without its classifier, built for `img_size` if it has a fixed size"
     if flor is not None: return mix_norms(timm_body(arch, pretrained, img_size, in_chans, **kwargs), *flor)
     size = {'img_size': img_size, 'dynamic_img_size': True, 'dynamic_img_pad': True}
     while True:
@@ -173,21 +173,21 @@ def timm_body(
 
 
 def create_encoder(
-    arch: str | nn.Module, # A timm name (`timm.list_models()`), or a module from images to maps
-    pretrained: Weights = False, # True: timm's weights; or a checkpoint file or a state dict with those of the encoder
+    arch: str | nn.Module, # A timm name (`timm.list_models()`), or a module that maps images to feature maps
+    pretrained: Weights = False, # Weights: True for timm's, a checkpoint file, or a state dict
     img_size: ImageSize = 84, # Side of the training images, or (height, width)
     in_chans: int = 3, # Channels of the images
     flor: Sequence[float] | None = None, # (a, b): mix instance norms into the batch norms, by draws from Beta(a, b)
-    pool: TokenPool | None = None, # 'auto', 'cls', 'mean' or 'both': vectors in the place of maps, see `Encoder`; None: maps
-    remap: bool = False, # Match the tensors of a checkpoint by position: they are in our order, under names of their own
+    pool: TokenPool | None = None, # 'auto', 'cls', 'mean' or 'both': vectors instead of maps, see `Encoder`; None: maps
+    remap: bool = False, # Match the tensors of a checkpoint by position, where names differ but the order is the same
     **kwargs: Any, # For `timm.create_model`
 ) -> Encoder:
-    """An encoder by timm name, or around a module (which keeps its weights), with `num_features` and `out_shape` = (C, H, W).
+    """An encoder from a timm name or a module, which keeps its weights; it has `num_features` and `out_shape` = (C, H, W).
 
-    An `Encoder` for this image size is returned as it is. Norms of `flor` (Zou et al. 2024) are part of the encoder and saved
-    with it; weights of the same network without them are those of its batch norms. `loaded` of the encoder reports what came from
-    a checkpoint. Raises `ValueError` for an unknown name (nearest names offered), for weights that do not exist or do not fit,
-    and for an image size that it cannot encode; `ConnectionError` where timm's weights are out of reach.
+    An `Encoder` for this image size is returned unchanged. Norms of `flor` (Zou et al. 2024) are part of the encoder and saved
+    with it; weights of the network without them load into its batch norms. `encoder.loaded` reports what came from a checkpoint.
+    Raises `ValueError` for an unknown name (and offers the nearest ones), for weights that do not exist or do not fit, and for an
+    image size that the backbone cannot encode; `ConnectionError` if timm's weights are out of reach.
 
     >>> create_encoder('conv4', img_size=32).out_shape
     (64, 2, 2)

@@ -28,8 +28,8 @@ class FeatureWiseTransformation(nn.Module):
     """
     def __init__(self,
         num_features: int, # Channels C
-        gamma: float = 0.3, # Every channel's γ at the start
-        beta: float = 0.5, # Every channel's β at the start
+        gamma: float = 0.3, # Initial γ of every channel
+        beta: float = 0.5, # Initial β of every channel
         channel_dim: int = 1, # Where the channels are: 1 for maps `(n, C, H, W)`, −1 for tokens `(n, tokens, C)`
         device: torch.device | None = None, # Of γ, β; None: torch's default
         dtype: torch.dtype | None = None, # Of γ, β; None: torch's default
@@ -43,7 +43,7 @@ class FeatureWiseTransformation(nn.Module):
     def extra_repr(self) -> str: return f'{self.gamma.shape[0]}, channel_dim={self.channel_dim}'
 
     def forward(self, x: Tensor) -> Tensor:
-        "Normalised features x̂ to transformed ones of the same shape"
+        "Transform normalised features x̂; the shape stays"
         if not self.training: return x
         shape = [1] * x.ndim
         shape[self.channel_dim] = -1
@@ -51,7 +51,7 @@ class FeatureWiseTransformation(nn.Module):
         return (1 + scale).view(shape).to(x.dtype) * x + shift.view(shape).to(x.dtype)
 
     def follow(self, norm: nn.Module) -> RemovableHandle:
-        "Transform what `norm` gives, whenever it is in training mode"
+        "Transform the output of `norm` in training mode"
         return _output_of(norm).register_forward_hook(self._transform_output)
 
     def _transform_output(self, norm: nn.Module, args: tuple, x: Tensor) -> Tensor:
@@ -60,16 +60,16 @@ class FeatureWiseTransformation(nn.Module):
 
 def add_ft(
     model: nn.Module, # A few-shot model (the layers go into its `encoder`) or any backbone
-    gamma: float = 0.3, # Every channel's γ at the start
-    beta: float = 0.5, # Every channel's β at the start
+    gamma: float = 0.3, # Initial γ of every channel
+    beta: float = 0.5, # Initial β of every channel
     names: list[str] | None = None, # Normalisation layers to follow; None: `residual_norms`
     images: Tensor | None = None, # Images `(n, channels, height, width)` for `residual_norms`
 ) -> dict[str, FeatureWiseTransformation]:
-    """Put a transformation after the last norm of every residual block and of its shortcut; returns them by the norm's name.
+    """Add a transformation after the last norm of every residual block and its shortcut. Returns them by the name of the norm.
 
-    They work as forward hooks: the model's modules, parameters and state dict stay as they were, so a checkpoint fits with and
-    without them, and an optimizer of the model's parameters does not see theirs (`ft_parameters`).
-    Raises `ValueError` for a model that has transformations already, for names that are no norms, and if there is no norm.
+    They are forward hooks, so the model's modules, parameters and state dict do not change: checkpoints fit with and without
+    them, and an optimizer of the model's parameters does not include theirs (see `ft_parameters`). Raises `ValueError` for a
+    model that already has transformations, for names that are no norms, and for a model without norms.
     """
     if ft_layers(model): raise ValueError(f'{type(model).__name__} has feature-wise transformations already: `remove_ft` first')
     if names is None: names = residual_norms(model, images)
@@ -84,31 +84,30 @@ def add_ft(
 
 
 def remove_ft(model: nn.Module) -> nn.Module:
-    "Take every feature-wise transformation out again; returns the model"
+    "Remove all feature-wise transformations. Returns the model"
     for place, key, _ in _attached(model): del place._forward_hooks[key]
     return model
 
 
 def ft_layers(model: nn.Module) -> list[FeatureWiseTransformation]:
-    "The transformations that work in `model` now"
+    "The transformations of `model`"
     return [layer for *_, layer in _attached(model)]
 
 
 def ft_parameters(model: nn.Module) -> list[nn.Parameter]:
-    "γ and β of every transformation that works in `model` now"
+    "γ and β of all transformations of `model`"
     return [p for layer in ft_layers(model) for p in layer.parameters()]
 
 
 def residual_norms(
-    model: nn.Module, # A few-shot model (its `encoder` is looked at) or any backbone
-    images: Tensor | None = None, # Images to run it on; None: blank ones of the size that it says it takes
+    model: nn.Module, # A few-shot model, of which the `encoder` counts, or any backbone
+    images: Tensor | None = None, # Images to run it on; None: blank ones of the size that the model states
 ) -> list[str]:
-    """Names of the last norm on either way into every residual sum; of every norm, if there are no residual sums (conv4, VGG).
+    """Names of the last norms before every residual sum, or of all norms if there are no residual sums (conv4, VGG).
 
-    Read off the autograd graph of one pass in eval mode, so it holds for any net whatever its modules are called: where two
-    operands of a sum come from one tensor, the norms met first on the way back from the sum to that tensor are meant. A ViT
-    block has two residual branches, hence two norms.
-    Raises `ValueError` for a model that cannot run on these images, or has no norm.
+    They are found in the autograd graph of one pass in eval mode, so the names of modules do not matter: if both operands of a
+    sum come from one tensor, these are the first norms on the way back from the sum to this tensor. A ViT block has two residual
+    branches, hence two norms. Raises `ValueError` for a model that cannot run on these images or has no norm.
     """
     encoder = getattr(model, 'encoder', model)
     prefix = 'encoder.' if encoder is not model else ''

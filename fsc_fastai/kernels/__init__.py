@@ -1,1 +1,1 @@
-"What only makes CPUs faster"
+"Operations that only make CPUs faster"

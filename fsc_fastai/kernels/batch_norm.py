@@ -32,11 +32,11 @@ def batch_norm(
     running_var: Tensor | None, # Updated in training, if given
     weight: Tensor | None = None, # `(C,)`
     bias: Tensor | None = None, # `(C,)`
-    training: bool = False, # By the statistics of `x`, or by the running ones?
-    momentum: float = .1, # Of the running statistics
+    training: bool = False, # Use the statistics of `x`; False: running statistics
+    momentum: float = .1, # Momentum of the running statistics
     eps: float = 1e-5, # Added to the variance
 ) -> Tensor:
-    "`F.batch_norm`. With the statistics of `x` it has a fast second derivative, and no third one"
+    "`F.batch_norm` with a fast second derivative, and no third one, if it uses the statistics of `x`"
     quick = training and torch.is_grad_enabled() and weight is not None and bias is not None
     # a subclass may mean something else by it, and a single value a channel is an error that PyTorch words
     if not quick or type(x) is not Tensor or x.numel() <= x.shape[1]:
@@ -46,9 +46,9 @@ def batch_norm(
 
 @contextmanager
 def quick_second_derivative(
-    model: nn.Module, # Whose batch norms, timm's too, are meant
+    model: nn.Module, # A model with batch norms, also timm's
 ) -> Iterator[None]:
-    "Inside, the batch norms of `model` run by `batch_norm`"
+    "Run the batch norms of `model` by `batch_norm` inside the block"
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and 'forward' not in vars(m)]
     for m in norms: m.forward = _by_batch_norm(m.forward)  # type: ignore[method-assign]
     try: yield

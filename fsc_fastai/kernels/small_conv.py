@@ -1,8 +1,8 @@
-"""Convolutions on maps of a few positions, as relation modules have them, as one matrix product for each tap of the kernel.
+"""Convolutions on small maps, such as those of relation modules, by one matrix product for each tap of the kernel.
 
-On a CPU that halves their time: most taps of a 3×3 kernel on a 3×3 map meet the padding for some position, and the products leave
-those out. The gradient of a convolution by its input is a convolution again, that by its weight is differentiated by two of them,
-so that all are differentiable as often as wanted and keep nothing but their inputs.
+This halves their time on a CPU, because the products leave out positions that meet the padding, as most taps of a 3×3 kernel do on
+a 3×3 map. The gradient with respect to the input is a convolution again, and the one with respect to the weight is
+differentiated by two convolutions, so gradients of any order exist, and only inputs are kept.
 """
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..as_built import as_built, blueprint
 
 __all__ = ['SmallConv2d', 'KeptKernel', 'conv_small', 'conv_small_input']
 
-LARGEST = 4 # Side of a map for which matrix products win
-FEWEST = 16 # Maps for which it pays to rearrange the kernel at every call
+LARGEST = 4 # Largest side of a map for which matrix products are faster
+FEWEST = 16 # Fewest maps for which rearranging the kernel at every call pays
 
 Pair = tuple[int, int]
 
@@ -39,9 +39,9 @@ def conv_small(
 
 
 def conv_small_input(
-    size: torch.Size, # Of the input `(n, n_in, H, W)`
+    size: torch.Size, # Size of the input `(n, n_in, H, W)`
     weight: Tensor, # `(n_out, n_in, height, width)`
-    g: Tensor, # What arrives at the output `(n, n_out, H', W')`
+    g: Tensor, # Gradient of the output `(n, n_out, H', W')`
     padding: Any = 0, # One number, or one for each side
 ) -> Tensor:
     "`torch.nn.grad.conv2d_input`: the transposed convolution, by matrix products where these are faster"
@@ -54,8 +54,8 @@ class SmallConv2d(nn.Conv2d):
     def __init__(self,
         n_in: int, # Channels in
         n_out: int, # Channels out
-        kernel_size: int, # Its side
-        padding: int = 0, # On every side
+        kernel_size: int, # Side of the kernel
+        padding: int = 0, # Padding on every side
     ):
         super().__init__(n_in, n_out, kernel_size, padding=padding)
         self.blueprint = blueprint(self)
@@ -67,7 +67,7 @@ class SmallConv2d(nn.Conv2d):
 
 
 class KeptKernel:
-    """A convolution with stride 1 whose kernel is rearranged once, for many calls with few maps. Its weights are read now.
+    """A convolution with stride 1 whose weights are read and rearranged once, for many calls with few maps.
 
     A 3×3 kernel with padding 1 takes 9 matrix products on a map of 2×2, not 16. Along one axis
 
