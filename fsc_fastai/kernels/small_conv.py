@@ -1,7 +1,7 @@
 """Convolutions on small maps, such as those of relation modules, by one matrix product for each tap of the kernel.
 
-This halves their time on a CPU, because the products leave out positions that meet the padding, as most taps of a 3×3 kernel do on
-a 3×3 map. The gradient with respect to the input is a convolution again, and the one with respect to the weight is
+This halves their time on a CPU, because the products leave out positions that meet the padding, as most taps of a 3×3 kernel do
+on a 3×3 map. The gradient with respect to the input is a convolution again, and the one with respect to the weight is
 differentiated by two convolutions, so gradients of any order exist, and only inputs are kept.
 """
 from __future__ import annotations

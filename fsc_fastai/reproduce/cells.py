@@ -1,4 +1,4 @@
-"What there is to train for each table of the paper, and how large"
+"The models to train for each table of the paper, and their settings"
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ class Cell:
     lrp: bool = False   # explanation-guided
     ft: str = ''        # feature-wise transformation: none, `ft` (fixed) or `lft` (learned)
     unseen: str = ''    # the target that `lft` leaves out: all other targets are its pseudo-unseen domains
-    control: str = ''   # what `lrp` is guided by in the place of relevance: a name in `CONTROLS`
+    control: str = ''   # what guides `lrp` instead of relevance: a name in `CONTROLS`
     lam: float | None = None    # λ, the weight of the guided loss; None: the published one
-    later: str = ''     # what else it is trained by: a name in `LATER`
+    later: str = ''     # a later way of training: a name in `LATER`
 
     @property
     def method(self) -> str:
@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def model(self) -> str:
-        """The model as the paper writes it.
+        """The name of the model in the paper.
 
         >>> Cell('RN', 5, 0, lrp=True, ft='lft').model
         'LFT-LRP-RN'
@@ -62,10 +62,10 @@ class Recipe:
     "How a method is trained"
     arch: str = 'conv4'             # backbone
     size: int = 32                  # side of the images in pixels
-    pretrain_epochs: int = 10       # of plain classification first; 0: from random weights
-    pretrain_bs: int = 64           # images per step of it
-    pretrain_lr: float = 3e-3       # its learning rate
-    pretrain_patience: int = 0      # end it when its accuracy has levelled off, see `LevelsOff`; 0: after `pretrain_epochs`
+    pretrain_epochs: int = 10       # epochs of pre-training by plain classification; 0: none
+    pretrain_bs: int = 64           # images per step of pre-training
+    pretrain_lr: float = 3e-3       # learning rate of pre-training
+    pretrain_patience: int = 0      # end pre-training when accuracy levels off, see `LevelsOff`; 0: after `pretrain_epochs`
     epochs: int = 4
     n_episodes: int = 50            # training episodes per epoch
     n_query: int = 5                # training queries per class
@@ -75,7 +75,7 @@ class Recipe:
     encoder_lr: float = 1.          # the encoder's share of `lr`
     schedule: str = 'one_cycle'     # or flat
     lr_steps: tuple[tuple[int, float], ...] = ()    # of a flat schedule: from which epoch on which learning rate
-    val_episodes: int = 0           # the weights of the epoch that does best on so many validation episodes; 0: the last ones
+    val_episodes: int = 0           # validation episodes by which the best epoch is chosen; 0: keep the last weights
     method_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -133,11 +133,11 @@ PRESETS = {p.name: p for p in (
 
 def table_cells(
     table: str, # table2, table3, table4, figure3, controls or later
-    seeds: int, # Models of each kind
-    targets: Sequence[str], # The unseen domains, for Table IV's leave-one-out
-    shots: Sequence[int] = (5, 1), # Shots in the order in which to train
+    seeds: int, # Number of seeds
+    targets: Sequence[str], # The unseen domains, for the leave-one-out of Table IV
+    shots: Sequence[int] = (5, 1), # Shots, in the order of training
 ) -> list[Cell]:
-    "The cells of a table, seed by seed, so that a run that is cut off leaves whole seeds"
+    "The cells of a table, seed by seed, so that an interrupted run leaves whole seeds"
     if table == 'figure3': shots = (5,)  # as in the paper
     def kinds(shot: int, seed: int) -> list[Cell]:
         if table == 'table2': return [Cell(base, shot, seed, lrp) for base in ('RN', 'CAN') for lrp in (False, True)]
@@ -160,12 +160,12 @@ def table_cells(
 
 
 def guided_best(
-    results: Sequence[dict[str, Any]], # Of the cells of the table `later`, as `run_cell` returns them
+    results: Sequence[dict[str, Any]], # Results of the cells of the table `later`, as `run_cell` returns them
 ) -> list[Cell]:
     """The cells that add guidance to the best way of `LATER`, for each method and shot.
 
-    The best is that of the seen domain's validation classes, on the mean over the seeds: no target has a say. None where they
-    were not tested (a preset without `test_val`).
+    The best way has the highest mean accuracy over the seeds on validation classes of the seen domain; targets do not count.
+    Empty if these were not tested (a preset without `test_val`).
     """
     accuracies: dict[tuple[str, int], dict[str, list[float]]] = {}
     for r in results:

@@ -1,4 +1,4 @@
-"Whether training has levelled off: the accuracy of every epoch, by which the best was chosen"
+"Training curves: the accuracy of every epoch, and whether it has levelled off"
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ __all__ = ['training_frame', 'plot_training']
 def training_frame(
     results: Iterable[dict[str, Any]], # From `run_cell`
 ) -> pd.DataFrame:
-    """A row a training: model, shot, seed, stage, epochs, best, accuracy (in %, of the best epoch), last_third, accuracies.
+    """One row per training: model, shot, seed, stage, epochs, best, accuracy (of the best epoch, in %), last_third, accuracies.
 
-    Last_third is what the best epoch of the last third has over the best before, in points: where it is large, training had not
-    levelled off. An encoder that several cells share is one row.
+    last_third is the gain of the best epoch in the last third over the best epoch before, in points; a large gain means that the
+    training had not levelled off. An encoder that several cells share has one row.
     """
     rows = {}
     for r in results:
@@ -37,9 +37,9 @@ def training_frame(
 
 def plot_training(
     frame: pd.DataFrame, # From `training_frame`
-    path: Path, # Of the picture
+    path: Path, # File of the picture
 ) -> None:
-    "The accuracy of every epoch, one line per training, one panel per stage"
+    "Plot the accuracy of every epoch, one line per training, one panel per stage"
     stages = list(frame.groupby('stage', sort=False))
     fig, axes = plt.subplots(1, len(stages), figsize=(5*len(stages), 3.4), squeeze=False, layout='constrained')
     for ax, (stage, rows) in zip(axes[0], stages):

@@ -1,4 +1,4 @@
-"The report of Figure 3: how far the channels of the encoders are from balanced, with and without explanations"
+"The report of Figure 3: how balanced the channels of encoders are, with and without explanations"
 from __future__ import annotations
 
 from pathlib import Path
@@ -20,7 +20,7 @@ PAIRS = (('RN', 'LRP-RN'), ('CAN', 'LRP-CAN'), ('GNN', 'LRP-GNN'))
 def statistics_effects(
     frame: pd.DataFrame, # From `statistics_frame`
 ) -> pd.DataFrame:
-    """By how many per cent training with explanations changes each statistic, paired by seed.
+    """The change of each statistic by training with explanations, in percent, paired by seed.
 
     Columns: baseline, model, domain, statistic, seeds, change, ci95_low, ci95_high. Mean and interval (Student's t over the
     seeds) are those of the logarithm of the ratio, since a statistic scales with the features.
@@ -40,11 +40,11 @@ def statistics_effects(
 
 def write_figure(
     frame: pd.DataFrame, # From `statistics_frame`
-    folder: Path, # Where the report goes
+    folder: Path, # Folder of the report
     command: str, # The command line that made it, printed in the report
     description: str, # Protocol and preset in a sentence
 ) -> Path:
-    "Write `figure3.md`, `.csv`, `_effects.csv` and `.png`; returns the Markdown file"
+    "Write `figure3.md`, `.csv`, `_effects.csv` and `.png`. Returns the Markdown file"
     means = frame.drop(columns=['shot', 'seed']).groupby(['model', 'domain'], sort=False, as_index=False).mean()
     effects = statistics_effects(frame)
     shown = effects.assign(change=[f'{r.change:+.1f} %' for r in effects.itertuples()],

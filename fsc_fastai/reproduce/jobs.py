@@ -1,4 +1,4 @@
-"Cells of a table side by side, each in a process of its own, as one large card or many cores allow"
+"Cells of a table in parallel processes, for a large GPU or many cores"
 from __future__ import annotations
 
 import logging

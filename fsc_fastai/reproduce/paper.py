@@ -59,10 +59,10 @@ PUBLISHED = {
 
 def published(
     table: str, # table2, table3 or table4
-    model: str, # As the paper writes it, such as LRP-RN
+    model: str, # Name of the model in the paper, such as LRP-RN
     domain: str, # One of `DOMAINS`
     shot: int, # 1 or 5
     transductive: bool = False, # With transductive inference
 ) -> tuple[float, float] | None:
-    "The published accuracy and interval in %, None where the paper has none"
+    "The published accuracy and interval in %; None if the paper has none"
     return PUBLISHED[table].get((model, domain, shot, transductive))

@@ -1,4 +1,4 @@
-"The report of a run: our numbers with their intervals, the paired effect of explanations, the paper's numbers beside them"
+"The report of a run: accuracies with intervals, paired effects of explanations, and the numbers of the paper"
 from __future__ import annotations
 
 import math
@@ -21,7 +21,7 @@ __all__ = ['mean_and_ci', 'summarise', 'paired_effects', 'transductive_effects',
 
 PAIRS = (('RN', 'LRP-RN'), ('CAN', 'LRP-CAN'), ('GNN', 'LRP-GNN'), ('PN', 'LRP-PN'), ('RN', 'FT-RN'),
          ('GNN', 'FT-GNN'), ('PN', 'FT-PN'), ('RN', 'LFT-RN'), ('LFT-RN', 'LFT-LRP-RN'))
-"What each step of the paper adds, and to what"
+"The steps of the paper, each with its baseline"
 CONTROL_PAIRS = (*((a, b) for c in CONTROLS for a, b in (('RN', f'{c.capitalize()}-RN'), (f'{c.capitalize()}-RN', 'LRP-RN'))),
                  *(('RN', f'LRP-RN λ={lam:g}') for lam in LAMBDAS))
 "What a control adds to the plain training, and relevance to the control; what other weights of the guided loss add"
@@ -34,7 +34,7 @@ LATER_PAIRS = tuple((f'{without}{base}', f'{way}-{base}') for base in ('GNN', 'P
 def mean_and_ci(
     values: Sequence[float], # One value per seed
 ) -> tuple[float, float]:
-    "Mean over seeds and half width of its 95 % interval by Student's t; nan for a single seed"
+    "Mean over seeds, and half the width of its 95 % interval by Student's t, nan for a single seed"
     n = len(values)
     half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.nan
     return float(np.mean(values)), float(half)
@@ -53,7 +53,7 @@ def summarise(
 def paired_effects(
     frame: pd.DataFrame, # From `results_frame`
 ) -> pd.DataFrame:
-    """What explanations (or transformations) add in percentage points: same seed, same start, same test episodes.
+    """The gain by explanations or transformations in percentage points, with the same seed, initial weights and test episodes.
 
     Columns: baseline, model, shot, transductive, domain, seeds, difference, ci95 (over the seeds, Student's t), test_ci95 (of a
     single seed: over the paired test episodes). The domain `all unseen` averages the targets of each seed first.
@@ -66,7 +66,7 @@ def paired_effects(
 def transductive_effects(
     frame: pd.DataFrame, # From `results_frame`
 ) -> pd.DataFrame:
-    "What transductive inference adds to each model, in the columns of `paired_effects` without transductive"
+    "The gain by transductive inference for each model, with the columns of `paired_effects` except transductive"
     models = frame[frame.transductive].model.unique()
     return _effects(((model, f'{model}, transductive', own[~own.transductive], own[own.transductive])
                      for model, own in ((m, frame[frame.model == m]) for m in models)), ['shot'], frame.attrs.get('seen', ()))
@@ -138,14 +138,14 @@ def _plot(effects: pd.DataFrame, path: Path) -> None:
 
 
 def write_report(
-    frame: pd.DataFrame, # From `results_frame`, with `attrs['seen']`, domains that are not unseen
+    frame: pd.DataFrame, # A `results_frame`; its `attrs['seen']` names domains that are not unseen
     table: str, # table2, table3, table4, controls or later
-    folder: Path, # Where the report goes
+    folder: Path, # Folder of the report
     command: str, # The command line that made it, printed in the report
     description: str, # Protocol and preset in a sentence
     training: pd.DataFrame, # From `training_frame`
 ) -> Path:
-    "Write `<table>.md`, `.csv` and `.png`: our accuracies, the paired effects, the paper's table; returns the Markdown file"
+    "Write `<table>.md`, `.csv` and `.png` with accuracies, paired effects and the paper's table. Returns the Markdown file"
     summary, effects, transduction = summarise(frame), paired_effects(frame), transductive_effects(frame)
     parts = [f'# {table}: ours beside the paper', f'Made by `{command}`. {description}',
              '## Ours', "Mean accuracy in % over the seeds, ± its 95 % interval over the seeds (Student's t).",

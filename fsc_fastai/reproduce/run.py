@@ -1,4 +1,4 @@
-"Train and test the cells of a table, so that a run that was cut off goes on where it was"
+"Train and test the cells of a table; an interrupted run continues where it stopped"
 from __future__ import annotations
 
 import json
@@ -33,22 +33,22 @@ log = logging.getLogger(__name__)
 
 def result_file(
     cell: Cell, # A trained model of a table
-    folder: Path, # Where trained models and results live
+    folder: Path, # Folder of trained models and results
 ) -> Path:
-    "Where the result of a cell is when it is finished"
+    "The file of a finished cell's result"
     return folder/'cells'/cell.key/'result.json'
 
 
 def run_cell(
-    cell: Cell, # What to train
-    preset: Preset, # How long and how large
+    cell: Cell, # The model to train
+    preset: Preset, # Settings of training and tests
     data: Data, # The domains to train and test on
-    folder: Path, # Where trained models and results live
+    folder: Path, # Folder of trained models and results
 ) -> dict[str, Any]:
-    """The result of a cell: read from its file, or trained, tested and written. Killed at any moment it goes on from there.
+    """The result of a cell, which is read from its file, or else trained, tested and written.
 
-    Weights are saved after every epoch and after training, the result in one step; what is there is never computed twice.
-    Raises `OSError` for a file that cannot be written, `ValueError` for one that is broken, or that another preset or data left.
+    Weights are saved after every epoch and after training, so a run that was killed continues. Raises `OSError` for a file that
+    cannot be written, and `ValueError` for a file that is broken or belongs to another preset or other data.
     """
     file = result_file(cell, folder)
     recipe, asked = preset.recipes[cell.base], _asked(cell, preset, data)
@@ -125,7 +125,7 @@ def _summary(results: Iterable[dict[str, Any]]) -> str:
 def results_frame(
     results: Iterable[dict[str, Any]], # From `run_cell`
 ) -> pd.DataFrame:
-    "One row per cell, domain and inference: model, shot, seed, domain, transductive, accuracy, queries per episode, right ones"
+    "One row per cell, domain and inference: model, shot, seed, domain, transductive, accuracy, and queries, all and right"
     return pd.DataFrame([dict(model=r['model'], shot=r['cell']['shot'], seed=r['cell']['seed'], queries=5*r['test']['n_query'])
                          | {k: v for k, v in row.items() if k != 'statistics'} for r in results for row in r['results']])
 
@@ -133,6 +133,6 @@ def results_frame(
 def statistics_frame(
     results: Iterable[dict[str, Any]], # From `run_cell`
 ) -> pd.DataFrame:
-    "One row a cell and domain: model, shot, seed, domain, and the channel statistics of Figure 3"
+    "One row per cell and domain: model, shot, seed, domain, and the channel statistics of Figure 3"
     return pd.DataFrame([dict(model=r['model'], shot=r['cell']['shot'], seed=r['cell']['seed'], domain=row['domain'])
                          | row['statistics'] for r in results for row in r['results'] if 'statistics' in row])

@@ -17,19 +17,19 @@ __all__ = ['run_table']
 
 def run_table(
     table: str, # table2, table3, table4, figure3, controls or later
-    preset: Preset, # How long and how large
-    data: Data | None = None, # Of the domains, see `folder_data`; None: glyphs
-    out: Path = Path('results'), # Its folder `<data>/<preset>` gets models, results and the report
-    seeds: int = 5, # Models of each kind
-    shots: Sequence[int] = (5, 1), # Shots in the order in which to train
+    preset: Preset, # Settings of training and tests
+    data: Data | None = None, # Domains, see `folder_data`; None: glyphs
+    out: Path = Path('results'), # Models, results and the report go to its folder `<data>/<preset>`
+    seeds: int = 5, # Number of seeds
+    shots: Sequence[int] = (5, 1), # Shots, in the order of training
     command: str = '', # The command line, printed in the report
     methods: Sequence[str] = tuple(METHODS), # Only the cells of these methods
-    train: bool = True, # Train what is missing; False: only report the cells that are finished
+    train: bool = True, # Train missing cells; False: only report finished cells
     jobs: int = 1, # Cells that are trained at a time, each in a process of its own
 ) -> Path:
-    """Train, test and report a table; returns the Markdown report. Finished cells are read, a cell that was cut off goes on.
+    """Train, test and report a table. Returns the Markdown report. Finished cells are read, interrupted ones continue.
 
-    Raises `ValueError` for an unknown table or settings, `OSError` for what cannot be written.
+    Raises `ValueError` for an unknown table or settings, and `OSError` for files that cannot be written.
     """
     if seeds < 1: raise ValueError(f'seeds={seeds}: at least 1')
     if not shots or min(shots) < 1: raise ValueError(f'shots={list(shots)}: at least one, each at least 1')

@@ -31,10 +31,10 @@ class Data:
     left_out: tuple[str, ...] = ()  # targets that Table IV leaves out in turn; none: all
 
     def loaders(self,
-        cell: Cell, # Whose shot and seed
-        recipe: Recipe, # Size of the images, queries and episodes
+        cell: Cell, # The cell, for shot and seed
+        recipe: Recipe, # The recipe, for size of the images, queries and episodes
     ) -> EpisodeDataLoaders:
-        "Episodes of the seen domain to train on, its novel classes and the targets to test on; all cells share the images"
+        "Training episodes of the seen domain, with its novel classes and the targets as test domains; cells share the images"
         shared = _decoded(self, recipe.size)
         episodes = dict(n_way=5, n_shot=cell.shot, n_query=recipe.n_query, seed=cell.seed)
         return EpisodeDataLoaders(shared.train.new(n_episodes=recipe.n_episodes, **episodes),
@@ -42,20 +42,20 @@ class Data:
                                   device=shared.device, domains={k: dl.new(**episodes) for k, dl in shared.domains.items()})
 
     def others(self, cell: Cell) -> list[str]:
-        "The targets that a cell may learn from: all that are left out in turn, but the one it is tested on"
+        "The targets that a cell may learn from: all that are left out in turn, except the one it is tested on"
         return [name for name in self.left_out or self.targets if name != cell.unseen]
 
     def pseudo_unseen(self, dls: EpisodeDataLoaders, cell: Cell) -> dict[str, EpisodicDL]:
-        "Episodes of the other targets: of their base classes where they have splits, as Tseng et al. 2020 do"
+        "Episodes of the other targets, from their base classes if they have splits (Tseng et al. 2020)"
         others = {name: read_images(self.targets[name]) for name in self.others(cell)}
         base = {name: images.subset(i for i, o in enumerate(images.sets) if o == 'train')
                 for name, images in others.items() if images.sets}
         return {name: dls.domains[name] for name in others if name not in base} | dls.as_domains(base, verify=False)
 
     def made(self,
-        targets: Iterable[str], # Those that count beside the seen domain
+        targets: Iterable[str], # Targets that count besides the seen domain
     ) -> dict[str, Any]:
-        "What a model or a result owes to the data, as plain values: the domains, and a digest of each one's files"
+        "Plain values that identify the data of a model or result: the domains, and a digest of the files of each"
         return dict(name=self.name, seen=self.seen, do_flip=self.do_flip,
                     files={name: _files_digest(self, path) for name, path in [(self.seen, self.source)] +
                            [(name, self.targets[name]) for name in targets]})
@@ -91,8 +91,8 @@ def glyph_data() -> Data:
 
 def folder_data(
     path: Path, # Folder with a folder per domain
-    seen: str = 'mini_imagenet', # Which of them is seen
-    targets: Sequence[str] = (), # Which of the others to test on; all if none is named
+    seen: str = 'mini_imagenet', # The seen domain
+    targets: Sequence[str] = (), # The domains to test on; none: all others
     left_out: Sequence[str] = (), # Which of these Table IV leaves out in turn, to learn from the others; all if none is named
 ) -> Data:
     """Domains of your own: a folder each, with the images in class folders or with file lists, as `prepare_domain` writes them.

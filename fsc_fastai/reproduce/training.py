@@ -1,4 +1,4 @@
-"Train a cell of a table by its recipe, from where its last run was cut off"
+"Train a cell of a table by its recipe; an interrupted training continues"
 from __future__ import annotations
 
 import json
@@ -47,7 +47,7 @@ PRETRAINING = ('arch', 'size', 'pretrain_epochs', 'pretrain_bs', 'optimizer', 's
 
 
 class KeepBest(Callback):
-    "End the fit with the weights of the epoch that did best in validation: the paper's choice of a model, on the seen domain"
+    "End the fit with the weights of the epoch with the best validation accuracy on the seen domain, as in the paper"
     order = BEST
     _stateattrs = ('weights',)
 
@@ -76,11 +76,11 @@ class KeepBest(Callback):
 class LevelsOff(KeepBest):
     """Train until the accuracy has levelled off.
 
-    When it has not risen for `patience` epochs, learning rates fall to a tenth; when it then has not risen for as many, training
-    ends, with the weights of the best epoch.
+    If it has not risen for `patience` epochs, learning rates fall to a tenth. If it then has not risen for as many again, the
+    training ends with the weights of the best epoch.
     """
     def __init__(self,
-        metric: Metric, # Which of the learner's metrics to watch: the accuracy
+        metric: Metric, # The metric of the learner to watch, an accuracy
         patience: int = 3, # Epochs without a better value, after which training ends
     ):
         super().__init__(metric)

@@ -19,10 +19,10 @@ Explainer = Callable[[nn.Module, Any], Tensor]
 def guided_loss(
     model: Any, # A `FewShotModel`
     f_support: Tensor, # Feature maps `(n_support, C, H, W)`
-    support_y: Tensor, # Labels, one-hot `(n_support, n_way)` where this is compiled: plain ones are asked for their number
+    support_y: Tensor, # Labels `(n_support,)`, or one-hot `(n_support, n_way)`, which compilation needs
     f_query: Tensor, # Feature maps `(n_query, C, H, W)`
     query_y: Tensor, # Labels `(n_query,)`
-    loss_func: Callable | None = None, # Of the model's output and these labels; None: the loss of the method
+    loss_func: Callable | None = None, # Takes the model's output and labels; None: the loss of the method
     xi: float = 1., # ξ, weight of the plain loss
     lam: float = 1., # λ, weight of the explanation-guided loss
     explainer: Explainer | None = None, # `explainer(model, f_p)` to the relevance of f_p's features; None: `LRP()`
@@ -48,7 +48,7 @@ def output_of(
     model: Any, # A `FewShotModel`
     f_p: Any, # Processed features
 ) -> Any:
-    "What the loss takes in training"
+    "The input of the loss in training"
     return (model.classify if model.scores_only else model.training_output)(f_p)
 
 

@@ -1,4 +1,4 @@
-"The guided pass of a cross attention network as its authors' code has it"
+"The guided pass of a cross attention network in the released code of the paper"
 from __future__ import annotations
 
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ['PublishedCANPass']
 
 
 class PublishedCANPass:
-    """Weight each channel as a whole and at each position, and learn through the weights: the released code of LRP-CAN.
+    """The released code of LRP-CAN: weights for each channel and for each position, with gradients through the weights.
 
         LRPGuidedCallback(second_pass=PublishedCANPass())
 
@@ -27,7 +27,7 @@ class PublishedCANPass:
         self.eps = eps
 
     def relevance(self,
-        model: CrossAttentionNet, # Whose scores are explained
+        model: CrossAttentionNet, # The model
         f_p: Attended, # Processed features, `(n_query, n_way, C, H, W)`
     ) -> tuple[Tensor, Tensor]:
         "Relevance of each term of the cosine `(n_query, n_way, C)`, and of the attended queries `(n_query, n_way, C, H, W)`"

@@ -1,4 +1,4 @@
-"Controls of explanation-guided training: what remains of its effect when the relevance is in the wrong place, or not there"
+"Controls of explanation-guided training: its effect with misplaced relevance or none"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,18 +14,18 @@ __all__ = ['ChangedWeights', 'shuffled_channels', 'shuffled', 'unweighted']
 
 
 class ChangedWeights:
-    """classify(change(w) ⊙ f_p) in the place of classify(w ⊙ f_p), with w the weights of equation (7) of Sun et al. 2020.
+    """classify(change(w) ⊙ f_p) instead of classify(w ⊙ f_p), where w are the weights of Sun et al. 2020, equation (7).
 
         LRPGuidedCallback(second_pass=ChangedWeights(shuffled_channels))
     """
     def __init__(self,
-        change: Callable[[Tensor], Tensor], # Of the weights, pairs `(n_query, n_way, C, ...)` or nodes `(n_graphs, n_nodes, C)`
+        change: Callable[[Tensor], Tensor], # Changes the weights of pairs `(n_query, n_way, C, ...)` or nodes
         explainer: Callable[[Any, Any], Tensor] | None = None, # `explainer(model, f_p)`; None: `LRP()`
     ):
         self.change, self.explainer = change, explainer or LRP()
 
     def __call__(self,
-        model: Any, # Has `classify`
+        model: Any, # A model with `classify`
         f_p: Any, # Its processed features
     ) -> Tensor:
         "Output of the model for the weighted features"
@@ -50,7 +50,7 @@ def shuffled(
 
 
 def unweighted(
-    model: Any, # Has `classify`
+    model: Any, # A model with `classify`
     f_p: Any, # Its processed features
 ) -> Tensor:
     "A second pass whose weights are all 1: the loss counts ξ + λ times"

@@ -49,11 +49,10 @@ class StepLoss(Metric):
 class LRPGuidedCallback(ModelCallback):
     """Train with L = ξ·L(y, p) + λ·L(y, p_lrp), where p_lrp = classify(w ⊙ f_p) and w = 1 + R/max|R| (equations 7 to 9).
 
-    For any `FewShotModel` whose forward pass goes through its `forward_head`. Defaults of ξ and λ are the published
-    ones: cross attention 0 and 1; all others 1 and 0.5 for one shot, 1 and 1 for more. Both losses are columns of the
-    recorder (`plain_loss`, `guided_loss`) and, step by step, in `losses`. It does nothing in validation, under `lr_find` and
-    for predictions. Raises `TypeError` for another model, and `ValueError` for a compiled model (but its encoder
-    may be compiled).
+    For any `FewShotModel` whose forward pass uses its `forward_head`. The default ξ and λ are the published ones: 0 and 1 for
+    cross attention, otherwise 1 and 0.5 for one shot, and 1 and 1 for more. Both losses are columns of the recorder
+    (`plain_loss`, `guided_loss`), and `losses` has those of each step. Does nothing in validation, under `lr_find` and for
+    predictions. Raises `TypeError` for another model, and `ValueError` for a compiled model; its encoder may be compiled.
     """
     order = GUIDED
     captured = 'xi', 'lam', 'explainer', 'over', 'second_pass'
@@ -69,7 +68,7 @@ class LRPGuidedCallback(ModelCallback):
         lam: float | None = None, # λ, weight of the explanation-guided loss; default: by method and shot
         explainer: Explainer | None = None, # `explainer(model, f_p)` to the relevance of f_p's features; default: `LRP()`
         over: Over = 'channels', # The maximum of |R| is taken over 'channels', or over the whole 'map'
-        second_pass: SecondPass | None = None, # `second_pass(model, f_p)` in the place of classify(w ⊙ f_p): `PublishedCANPass()`
+        second_pass: SecondPass | None = None, # `second_pass(model, f_p)` instead of classify(w ⊙ f_p): `PublishedCANPass()`
     ):
         if over not in get_args(Over): raise ValueError(f'over={over!r}: choose from {get_args(Over)}')
         if second_pass is not None and explainer is not None:

@@ -18,8 +18,8 @@ __all__ = ['FTCallback']
 class FTCallback(ModelCallback):
     """Train with feature-wise transformations of fixed γ, β in the encoder (FT of Table IV).
 
-    The transformations are in the model from the start of a training step to its end: whatever saves, exports, validates or
-    optimises the model does not meet them. Does nothing under `lr_find`. Raises `ValueError` for a compiled model.
+    The transformations are in the model only during a training step, so saving, exporting, validating and optimising the model
+    do not see them. Does nothing under `lr_find`. Raises `ValueError` for a compiled model.
     """
     order = TRANSFORMED
     captured: tuple[str, ...] | str = ()
@@ -28,8 +28,8 @@ class FTCallback(ModelCallback):
     _in_step: ExitStack | None = None
 
     def __init__(self,
-        gamma: float = 0.3, # Every channel's γ at the start
-        beta: float = 0.5, # Every channel's β at the start
+        gamma: float = 0.3, # Initial γ of every channel
+        beta: float = 0.5, # Initial β of every channel
         names: list[str] | None = None, # Normalisation layers to follow; None: `residual_norms`
     ):
         self.gamma, self.beta, self.names = gamma, beta, names

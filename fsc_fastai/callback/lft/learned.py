@@ -31,14 +31,14 @@ __all__ = ['LFTCallback']
 class LFTCallback(FTCallback):
     """Learn γ, β of the feature-wise transformations on pseudo-unseen domains (LFT of Table IV; Tseng et al. 2020, Algorithm 1).
 
-    Each step: the loss of the pseudo-seen episode (of `learn.dls.train`) with the transformations on; fast weights by one step
-    of gradient descent; the loss of a pseudo-unseen episode with the fast weights, in eval mode, transformations off. γ and β
-    descend the gradient of the latter through the fast weights, the model that of the former, plus `aux`: classification of the
-    episode's images among all classes, with weight 0.9^(20·epoch // epochs).
+    Each step computes the loss of a pseudo-seen episode (of `learn.dls.train`) with transformations, fast weights by one step of
+    gradient descent on it, and the loss of a pseudo-unseen episode with the fast weights, in eval mode and without
+    transformations. γ and β follow the gradient of the second loss through the fast weights. The model follows that of the first
+    loss plus `aux`, the classification of the episode's images among all classes with weight 0.9^(20·epoch // epochs).
 
-    γ, β, the classifier of `aux` and their optimizer live here, outlast a fit, and go into `state_dict`. The losses of the last
-    step are in `losses`. Raises `ValueError` for pseudo-unseen domains that are none, that are the one trained on or that have
-    too few classes, for a compiled model, and for synchronised batch norm, which has no second derivative.
+    γ, β, the classifier of `aux` and their optimizer are kept between fits and in `state_dict`; `losses` has those of the last
+    step. Raises `ValueError` for pseudo-unseen domains without episodes, equal to the training domain or with too few classes,
+    for a compiled model, and for synchronised batch norm, which has no second derivative.
     """
     captured = 'takes its pseudo-unseen episodes within the step'
     _stateattrs = (*FTCallback._stateattrs, 'domains', 'ft_opt', 'aux_head', 'losses', '_saved', '_maps', '_kept')
@@ -54,10 +54,10 @@ class LFTCallback(FTCallback):
         pseudo_unseen: Any, # `DataLoaders` or loaders of episodes of other domains, in a list or in a dict by name
         ft_lr: float = 1e-3, # Learning rate of γ, β
         ft_wd: float = 1e-8, # Weight decay of γ, β
-        inner_lr: float | None = None, # Learning rate of the fast weights; None: each weight's own of the moment
-        aux: bool | int = True, # Auxiliary classification among the classes of `dls.vocab`, or among so many; False: without
+        inner_lr: float | None = None, # Learning rate of the fast weights; None: the current one of each weight
+        aux: bool | int = True, # Auxiliary classification among the classes of `dls.vocab`, or among so many; False: none
         every: Every = 'epoch', # Draw the domain each 'epoch' or each 'step', or use 'all' in every step
-        seed: int = 0, # Of the choice of domains
+        seed: int = 0, # Seed of the choice of domains
         **kwargs: Any, # `gamma`, `beta`, `names` of `FTCallback`
     ):
         super().__init__(**kwargs)
@@ -177,7 +177,7 @@ class LFTCallback(FTCallback):
                     opt=self.ft_opt.state_dict(), **domains)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        "Go on from what `state_dict` returned; `ValueError` if it is of other transformations or another `aux`"
+        "Restore a state. Raises `ValueError` if it belongs to other transformations or another `aux`"
         if self.domains is not None and 'domains' in state: self.domains.load_state_dict(state['domains'])
         self._saved = state
         if not self.transformations or 'transformations' not in state: return  # until they are made
