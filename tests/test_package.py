@@ -7,10 +7,11 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from configparser import ConfigParser
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
-from importlib.metadata import packages_distributions
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -119,8 +120,11 @@ from fsc_fastai.learner import FSCLearner
 
 @cache
 def owners():
-    "By name of a module: the packages that installed it"
-    return packages_distributions()
+    "By name of a module: the packages that installed it. (`packages_distributions` of Python 3.10 knows few of them)"
+    found = defaultdict(list)
+    for package in metadata.distributions():
+        for name in {file.parts[0].removesuffix('.py') for file in package.files or ()}: found[name].append(package.name)
+    return found
 
 
 def imported(path):

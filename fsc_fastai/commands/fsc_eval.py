@@ -33,6 +33,7 @@ def fsc_eval(
     n_way: int = 5, # Classes per episode
     n_shot: int = 5, # Support images per class
     n_query: int = 16, # Queries per class
+    drop_small: bool = False, # Leave out the classes with too few images, instead of an error
     seed: int = 0, # The same seed draws the same episodes for every learner
     transductive: bool = False, # Let confident queries join the support set
     adapt: str | None = None, # Adaptation to each support: pa, or pa:lr=0.1,steps=20; several are joined by +, as in none+pa+pmf
@@ -50,7 +51,7 @@ def fsc_eval(
         with plain_output(learn):
             drawn = dict(n_way=n_way, n_shot=n_shot, n_query=n_query)
             # not as in training, for which a domain may have too few images
-            tested = learn.dls.as_domains(named_domains(domains or ['glyphs']), **drawn)
+            tested = learn.dls.as_domains(named_domains(domains or ['glyphs']), **drawn, drop_small=drop_small)
             rows = [None if name == 'none' else name for name in adapt.split('+')] if adapt else []
             table = learn.evaluate(tested, n_episodes=n_episodes, seed=seed, transductive=transductive, resume=resume,
                                    adapt=rows if len(rows) > 1 else next(iter(rows), None), **drawn)

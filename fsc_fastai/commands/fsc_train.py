@@ -27,6 +27,7 @@ def fsc_train(
     n_shot: int = 5, # Support images per class
     n_query: int = 16, # Queries per class
     n_episodes: int = 100, # Training episodes per epoch
+    drop_small: bool = False, # Leave out the classes with too few images, instead of an error
     size: int | None = None, # Side of the images in pixels; default: 84, with --pretrained that of the weights
     lr: float = 2e-3, # Peak learning rate
     pretrained: bool = False, # Start from timm's weights for this backbone
@@ -43,7 +44,7 @@ def fsc_train(
         set_seed(seed)
         source = untar_glyphs() if path == 'glyphs' else Path(path)
         dls = EpisodeDataLoaders.from_folder(source, n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=n_episodes,
-                                             arch=arch if pretrained else None, size=size, seed=seed)
+                                             drop_small=drop_small, arch=arch if pretrained else None, size=size, seed=seed)
         learn = fsc_learner(dls, arch, method, pretrained=pretrained, cbs=LRPGuidedCallback() if lrp else None)
         with plain_output(learn): learn.fine_tune(epochs, lr, pretrain_epochs=0 if pretrained else pretrain_epochs)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ class EpisodeSampler:
         needed = self._shot[1] + self._query[1]
         self.dropped = {int(c): len(m) for c, m in zip(classes, members, strict=True) if len(m) < needed}
         if self.dropped and not drop_small:
-            raise ValueError(f'{self._too_small(needed)}: ask for fewer, or pass drop_small=True to leave them out')
+            raise ValueError(f'{self._too_small(needed)}: ask for fewer, or leave them out by drop_small=True (--drop-small)')
         kept = [(int(c), m) for c, m in zip(classes, members, strict=True) if len(m) >= needed]
         self.classes, self._members = [c for c, _ in kept], [m for _, m in kept]
         if len(kept) < self._way[1]:

@@ -68,6 +68,7 @@ def test_another_object_is_no_learner(tmp_path):
     (lambda root: fsc_train(str(root/'nowhere')), 'nowhere'),
     (lambda root: fsc_train(str(root/'hues'), **(SMALL | dict(arch='conv5'))), 'conv4'),
     (lambda root: fsc_train(str(root/'hues'), **(SMALL | dict(n_way=50))), 'n_way=50'),
+    (lambda root: fsc_train(str(root/'hues'), **(SMALL | dict(n_query=50))), '--drop-small'),
     (lambda root: fsc_eval(root/'learner.pkl', str(root/'gone'), n_episodes=2), 'gone'),
     (lambda root: fsc_explain(root/'learner.pkl', root/'hues'/'novel'), 'IMAGE'),
     (lambda root: fsc_reproduce('table2', preset='huge'), 'demo'),

@@ -1,4 +1,3 @@
-import io
 import json
 import os
 from hashlib import sha256
@@ -217,8 +216,8 @@ def test_a_sparse_file_is_refused_before_it_is_read(bundle, monkeypatch):
 
 def test_the_tensor_file_is_opened_once(bundle, monkeypatch):
     "So that nobody swaps it between the check and the load"
-    opened, real = [], io.open
-    monkeypatch.setattr(io, 'open', lambda file, *args, **kwargs: opened.append(str(file)) or real(file, *args, **kwargs))
+    opened, real = [], Path.open
+    monkeypatch.setattr(Path, 'open', lambda file, *args, **kwargs: opened.append(str(file)) or real(file, *args, **kwargs))
     FewShotClassifier.from_pretrained(bundle[0])
     assert [Path(f).suffix for f in opened if str(bundle[0]) in f] == ['.json', '.safetensors']
 
