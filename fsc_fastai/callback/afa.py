@@ -31,8 +31,7 @@ class AFACallback(FTCallback):
 
     γ and β are constant at first, descend the loss from epoch 150 on and ascend it from 250 on. Transformations, domain
     classifier and optimizers are kept between fits and in `state_dict`; `losses` has those of the last step. For convolutional
-    backbones. Does nothing under `lr_find`. Raises `ValueError` for a compiled model and beside another callback with
-    transformations.
+    backbones. Does nothing under `lr_find`. Raises `ValueError` for a compiled model and beside another of these callbacks.
     """
     _stateattrs = (*FTCallback._stateattrs, 'discriminator', 'opts', 'losses', '_saved', '_maps', '_scale')
     discriminator: Any = None # The domain classifier, made on the first batch
