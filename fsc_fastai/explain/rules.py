@@ -130,7 +130,7 @@ class AlphaBeta:
         beta = self.share_of_negative
         pos, neg = _pos(layer.weight), _neg(layer.weight)
         c = _by_sign(layer, x, R, pos, neg, bias=_pos(layer.bias))
-        if not beta: return c if self.alpha == 1 else self.alpha * c
+        if not beta: return c
         return self.alpha * c - beta * _by_sign(layer, x, R, neg, pos, bias=_neg(layer.bias))
 
 

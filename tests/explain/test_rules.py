@@ -12,11 +12,19 @@ W = torch.tensor([[1., -1., 2.], [2., 1., -1.]])  # outputs 1 − 2 − 2 = −3
 R = torch.tensor([[6., 10.]])
 
 
-def linear(rule, x=X, weight=W, bias=None, start=R, **kwargs):
+def linear(rule, x=X, weight=W, bias=None, start=R, before=(), **kwargs):
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight.data = weight
     if bias is not None: layer.bias.data = bias
-    return LRP(composite={nn.Linear: rule}, **kwargs).relevance(layer, x, start)
+    return LRP(composite={nn.Linear: rule}, **kwargs).relevance(nn.Sequential(*before, layer), x, start)
+
+
+def convolution(rule, **kwargs):
+    "The same sums of one pixel, by a layer of few channels"
+    layer = nn.Conv2d(3, 2, 1, bias=False)
+    layer.weight.data = W[:, :, None, None]
+    found = LRP(composite={nn.Conv2d: rule}, **kwargs).relevance(layer, X[:, :, None, None], R[:, :, None, None])
+    return found[..., 0, 0]
 
 
 @pytest.mark.parametrize('rule,expected', [
@@ -31,14 +39,17 @@ def linear(rule, x=X, weight=W, bias=None, start=R, **kwargs):
     # positive contributions count twice: (2, −2, −2) of −2 and (4, 4, 2) of 10
     (Gamma(1., 0.), [[-6 + 4, 6 + 4, 6 + 2]]),
     (Gamma(0., 0.), [[2, 8, 6]]),
+    (Gamma(1., 1.), [[-4 + 40/11, 4 + 40/11, 4 + 20/11]]),
     (Flat(), [[16/3, 16/3, 16/3]]),
     (WSquare(), [[6/6 + 10*4/6, 6/6 + 10/6, 6*4/6 + 10/6]]),
     # x·w − l·w⁺ − h·w⁻ with l = −2, h = 3: (3, 1, 2) of 6 and (6, 4, 4 − ...) of 14
     (ZBox(-2., 3., 0.), [[6*3/6 + 10*6/14, 6*1/6 + 10*4/14, 6*2/6 + 10*4/14]]),
+    (ZBox(-2., 3., 1.), [[6*3/7 + 10*6/15, 6*1/7 + 10*4/15, 6*2/7 + 10*4/15]]),
 ], ids=repr)
 @pytest.mark.parametrize('form', ['R', 'g'])
-def test_by_hand(rule, expected, form):
-    assert_close(linear(rule, form=form), torch.tensor(expected, dtype=torch.float32))
+@pytest.mark.parametrize('layer', [linear, convolution])
+def test_by_hand(layer, rule, expected, form):
+    assert_close(layer(rule, form=form), torch.tensor(expected, dtype=torch.float32))
 
 
 def test_two_layers_by_hand():
@@ -49,27 +60,28 @@ def test_two_layers_by_hand():
     assert_close(R, torch.tensor([[2., 4.]]))
 
 
-def test_one_weight_is_enough_behind_a_relu():
-    "The short cut for inputs without negative values gives what the general rule gives"
-    x = X.abs()
-    general = linear(AlphaBeta(1.), torch.cat([x, -x]), start=torch.cat([R, R]))
-    assert_close(linear(AlphaBeta(1.), x), general[:1])
+@pytest.mark.parametrize('rule', [AlphaBeta(1.), AlphaBeta(2.), Gamma(1., 1.)], ids=repr)
+def test_one_weight_is_enough_behind_a_relu(rule):
+    "The short cut for inputs that cannot be negative gives what the general rule gives"
+    assert_close(linear(rule, X.abs(), before=[nn.ReLU()]), linear(rule, X.abs()))
 
 
 def test_bias_absorbs_relevance_only_where_folded():
     assert_close(linear(Epsilon(0.), bias=torch.tensor([3., -4.])), linear(Epsilon(0.)))
 
 
-@pytest.mark.parametrize('rule,expected', [
+@pytest.mark.parametrize('rule,bias,expected', [
     # outputs −3 + 2 and 5 − 1; positive parts 1 + 2 and 5; favoured −2 + 4 and 10 − 1
-    (Epsilon(0.), [[-6 + 5, 12 + 5, 12 + 2.5]]),
-    (AlphaBeta(1.), [[2 + 4, 4, 2]]),
-    (Gamma(1., 0.), [[6 + 40/9, -6 + 40/9, -6 + 20/9]]),
+    (Epsilon(0.), 2., [[-6 + 5, 12 + 5, 12 + 2.5]]),
+    (AlphaBeta(1.), 2., [[2 + 4, 4, 2]]),
+    (Gamma(1., 0.), 2., [[6 + 40/9, -6 + 40/9, -6 + 20/9]]),
+    # positive parts 1 and 5, twice; a negative one −4 − 4
+    (AlphaBeta(2.), -4., [[12 + 8, 8 - 12/8, 4 - 12/8]]),
 ], ids=repr)
-def test_folded_bias_takes_its_share(rule, expected):
-    "A batch norm behind the layer, folded into it, brings a bias (2, −1), which absorbs relevance"
+def test_folded_bias_takes_its_share(rule, bias, expected):
+    "A batch norm behind the layer, folded into it, brings a bias (`bias`, −1), which absorbs relevance"
     norm = nn.BatchNorm1d(2, eps=1e-12).eval()
-    norm.bias.data = torch.tensor([2., -1.])
+    norm.bias.data = torch.tensor([bias, -1.])
     net = nn.Sequential(nn.Linear(3, 2, bias=False), norm)
     net[0].weight.data = W
     found = LRP(composite={nn.Linear: rule}, norm='fold').relevance(net, X, R)
