@@ -124,7 +124,8 @@ class Cells:
         rows = []
         for key, (accuracies, seconds) in self.found.items():
             shot, domain, method = key.split('/')
-            d = 100 * np.subtract(accuracies, self.found[f'{shot}/{domain}/{FIRST}'][0][:len(accuracies)])
+            pairs = zip(accuracies, self.found[f'{shot}/{domain}/{FIRST}'][0])
+            d = 100 * np.array([a - first for a, first in pairs])
             rows.append(dict(shot=int(shot), domain=domain, method=method, n=len(d), accuracy=100 * np.mean(accuracies),
                              difference=d.mean(), ci95=ci95(d), ms=1e3 * seconds))
         return pd.DataFrame(rows)

@@ -23,7 +23,8 @@ def transport_plan(
     rounds: int = 1000, # Most iterations
 ) -> Tensor:
     "Sinkhorn's plan `(…, n_query, n_way)`: columns sum to `per_class`, rows nearly to 1 (Hu et al. 2021, equation (6))"
-    plan = (-lam * cost).exp()
+    # far from every query a class would have a column of zeros; what is taken from a row's costs, dividing by its sum undoes
+    plan = (-lam * (cost - cost.amin(-1, keepdim=True))).exp().clamp(min=1e-30)
     plan = plan / plan.sum((-2, -1), keepdim=True)
     rows, moving = plan.sum(-1, keepdim=True), torch.ones_like(plan[..., :1, :1], dtype=torch.bool)
     for _ in range(rounds):

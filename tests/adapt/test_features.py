@@ -110,6 +110,17 @@ def test_pt_map_takes_unbalanced_queries_for_balanced():
     assert accuracy(PTMAP()) < accuracy(BDCSPN()) - .1
 
 
+@pytest.mark.parametrize('method', [PTMAP(), PTMAP.published()])
+def test_pt_map_where_a_class_is_far_from_every_query(method):
+    "e to the minus its distance is 0 in single precision, as with the 1280 features of an ImageNet encoder"
+    g = torch.Generator().manual_seed(0)
+    block = lambda c, n: torch.nn.functional.pad(torch.rand(n, 400, generator=g), (400 * c, 800 - 400 * c))
+    query = torch.cat([block(0, 6), block(1, 3)])
+    scores = method.fit(torch.cat([block(c, 2) for c in range(3)]), torch.arange(3).repeat_interleave(2), query)(query)
+    assert scores.isfinite().all() and (scores >= 0).all()
+    torch.testing.assert_close(scores.sum(0), torch.full((3,), 3.), rtol=1e-3, atol=1e-3)
+
+
 def test_ledoit_wolf_is_scikit_learns():
     from sklearn.covariance import ledoit_wolf_shrinkage
     support, y, query = unequal()
