@@ -44,8 +44,8 @@ class ImageList:
     def __len__(self) -> int: return len(self.files)
 
     def checked(self,
-        verify: bool | str = True, # As in `checked_images`
-        white: float | None = None, # As in `open_image`
+        verify: bool | str = True, # What to do with broken files, see `checked_images`
+        white: float | None = None, # The value of white, see `open_image`
     ) -> ImageList:
         "Itself once the files are known to exist and to be images; classes must not be shared by two sets"
         classes = {s: {c for c, o in zip(self.labels, self.sets, strict=True) if o == s} for s in dict.fromkeys(self.sets)}
@@ -233,7 +233,7 @@ def read_df(
 
 
 def read_dataset(
-    dataset: Any, # Of (image, label) pairs, with `targets` or without; torchvision's datasets for example
+    dataset: Any, # Dataset of (image, label) pairs, with or without `targets`, such as torchvision's
 ) -> ImageList:
     """Images of a dataset with labels, which are numbers, names or one-hot; named by its `classes` where it has them.
 

@@ -20,7 +20,7 @@ class EpisodeIndices(NamedTuple):
 
 
 def check_whole(
-    name: str, # Of the argument, for the error
+    name: str, # Name of the argument, for the message of an error
     value: Any, # Must be a whole number
     least: int = 0, # The smallest that it may be
 ) -> None:
@@ -42,7 +42,7 @@ def count_text(
 
 
 def as_range(
-    name: str, # Of the argument, for the error
+    name: str, # Name of the argument, for the message of an error
     count: Count, # A number, or a pair
 ) -> tuple[int, int]:
     "`count` as (lowest, highest); `ValueError` unless 1 ≤ lowest ≤ highest"

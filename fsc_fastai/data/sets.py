@@ -15,9 +15,9 @@ __all__ = ['splits_of', 'check_shapes', 'draw_all', 'what_training_takes']
 
 
 def splits_of(
-    images: ImageList, # Of a source
+    images: ImageList, # Images of a source
     splitter: Callable | None, # `ClassSplitter(…)`; None: the list's own sets, or 20 % of the classes to validate on
-    seed: int, # Of that split
+    seed: int, # Seed of the split
 ) -> list[list[int]]:
     "Positions of the training, the validation and perhaps the test images"
     if isinstance(splitter, ClassSplitter): return splitter.split_labels(images.labels)
@@ -55,7 +55,7 @@ def what_training_takes(
 
 
 def draw_all(
-    loaders: Sequence[EpisodicDL], # Of training and validation, or one of a test set
+    loaders: Sequence[EpisodicDL], # Loaders of training and validation, or one of a test set
 ) -> None:
     "Make every sampler, so that too few classes or images are an error now; warn of classes left out, or shared by two sets"
     if len(loaders) > 1 and not len(loaders[0].dataset): raise ValueError('no images to train on: the training set is empty')

@@ -177,7 +177,7 @@ class FewShotClassifier(SupportFitter):
                 for row, strange in zip(self._probabilities(scores).tolist(), strangeness.tolist(), strict=True)]
 
     def predict_proba(self,
-        items: Any, # As in `predict_batch`
+        items: Any, # Images, as for `predict_batch`
     ) -> np.ndarray:
         "Probabilities `(n, n_way)`; the columns are `classes_`"
         return self._probabilities(self.scores(items)).numpy()
@@ -192,19 +192,19 @@ class FewShotClassifier(SupportFitter):
         return float(np.mean([self.support.classes[i] == o for i, o in zip(likeliest, labels)]))
 
     def scores(self,
-        items: Any, # As in `predict_batch`
+        items: Any, # Images, as for `predict_batch`
     ) -> Tensor:
         "Scores `(n, n_way)` on the CPU, before they become probabilities. Raises `ValueError` if they are not finite"
         return self._asked(items)[0]
 
     def strangeness(self,
-        items: Any, # As in `predict_batch`
+        items: Any, # Images, as for `predict_batch`
     ) -> np.ndarray:
         "Distance `(n,)` of each image from the nearest class mean, between features of unit length; `keep` limits it"
         return self._asked(items)[1].numpy()
 
     def features_of(self,
-        items: Any, # As in `predict_batch`
+        items: Any, # Images, as for `predict_batch`
     ) -> Iterator[Tensor]:
         "Yield the features of images in batches, in the format of the head. Raises as `predict` does"
         if not self.fitted: raise ValueError(self.head.problem(len(self.support.classes)))

@@ -21,8 +21,8 @@ class FLoRNorm2d(nn.Module):
     "Instance norm and batch norm of a map, mixed; in eval mode by the mean of the draws"
     def __init__(self,
         norm: nn.BatchNorm2d, # The batch norm to replace, which it holds; timm's with activations too
-        a: float = .01, # Of the Beta distribution; the published ones are 0.01 and 0.01 for near target domains
-        b: float = .01, # Of the Beta distribution; 0.01 and 0.026 for distant ones: more of the batch
+        a: float = .01, # First parameter of Beta(a, b); published for near target domains: 0.01 and 0.01
+        b: float = .01, # Second parameter; published for distant domains: 0.01 and 0.026, which use the batch more
     ):
         super().__init__()
         if not (a > 0 and b > 0): raise ValueError(f'FLoR draws weights from Beta(a, b) with a, b > 0: found a={a}, b={b}')
@@ -55,8 +55,8 @@ class FLoRNorm2d(nn.Module):
 
 def mix_norms(
     body: nn.Module, # A network, or a part of one; changed in place
-    a: float = .01, # Of the Beta distribution
-    b: float = .01, # Of the Beta distribution
+    a: float = .01, # First parameter of the Beta distribution
+    b: float = .01, # Second parameter
 ) -> nn.Module:
     """Mix an instance norm into each batch norm of maps; returns `body`. Norms that are mixed already stay, with these a and b.
 

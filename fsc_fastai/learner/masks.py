@@ -24,16 +24,16 @@ Masks = str | os.PathLike | Callable[[Any], Any]
 
 def masks_for(
     domain: str, # Its name
-    masks: Masks | Mapping[str, Masks] | None, # Of all domains, or by their names
+    masks: Masks | Mapping[str, Masks] | None, # Masks of all domains, or by the name of the domain
 ) -> Masks | None:
     "The masks of a domain, if there are any"
     return masks.get(domain) if isinstance(masks, Mapping) else masks
 
 
 def seen_masks(
-    dls: EpisodeDataLoaders, # Whose transforms of validation the images come through
-    dl: EpisodicDL, # Of the images
-    positions: Sequence[int], # Of the images in its set
+    dls: EpisodeDataLoaders, # Loaders with the validation transforms of the images
+    dl: EpisodicDL, # Loader of the images
+    positions: Sequence[int], # Positions of the images in its set
     masks: Masks, # What is not black is the object
 ) -> Tensor:
     """Where the objects of some images are, in the pixels of the model `(n, height, width)`, bool.

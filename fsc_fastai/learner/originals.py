@@ -17,7 +17,7 @@ __all__ = ['originals_of', 'originals_of_episode']
 
 
 def originals_of(
-    dls: EpisodeDataLoaders, # Whose transforms of validation the model's images came through
+    dls: EpisodeDataLoaders, # Loaders with the validation transforms of the model's images
     items: Sequence[Any], # Files, PIL images, arrays or tensors
 ) -> list[Original] | None:
     "Images as they are, with what the model sees of them; None where the loaders open or cut images in a way of their own"
@@ -26,8 +26,8 @@ def originals_of(
 
 
 def originals_of_episode(
-    dls: EpisodeDataLoaders, # Whose first episode of validation it is
-    positions: Sequence[int], # Of its images in the set
+    dls: EpisodeDataLoaders, # Loaders with this first validation episode
+    positions: Sequence[int], # Positions of its images in the set
 ) -> list[Original] | None:
     "The same for images of the validation set"
     if opener_of(dls.valid.dataset) is None: return None

@@ -125,7 +125,7 @@ def train_cell(
     cell: Cell, # What to train
     recipe: Recipe, # How to train it
     data: Data, # The domains to train and test on
-    folder: Path, # Of the table: trained models and encoders are kept there
+    folder: Path, # Folder of the table, with trained models and encoders
 ) -> FSCLearner:
     """The trained learner of a cell; weights that are there are read, a training that was cut off goes on after its last epoch.
 
@@ -156,10 +156,10 @@ def train_cell(
 
 
 def pretrain_cell(
-    cell: Cell, # Whose seed
+    cell: Cell, # The cell, for its seed
     recipe: Recipe, # How to train it
     data: Data, # The domains to train and test on
-    folder: Path, # Of the table
+    folder: Path, # Folder of the table
 ) -> None:
     "Pre-train the encoder that a cell begins with, unless it is there or the recipe has none"
     if recipe.pretrain_epochs: _pretrained(data.loaders(cell, recipe), recipe, cell.seed, data, folder)
@@ -167,9 +167,9 @@ def pretrain_cell(
 
 def encoder_file(
     recipe: Recipe, # How to train it
-    seed: int, # Of a cell
+    seed: int, # Seed of a cell
     data: Data, # The domains to train and test on
-    folder: Path, # Of the table
+    folder: Path, # Folder of the table
 ) -> tuple[Path, dict[str, Any]]:
     "Weights of a pre-trained encoder, and what they are of: cells of a seed share them where their recipes agree on it"
     made = dict(seed=seed, recipe={k: getattr(recipe, k) for k in PRETRAINING}, data=data.made(()))
@@ -202,10 +202,10 @@ def _save(module: nn.Module, weights: Path, made: dict[str, Any], best: KeepBest
 
 
 def training_curves(
-    cell: Cell, # That has been trained
+    cell: Cell, # A trained cell
     recipe: Recipe, # How to train it
     data: Data, # The domains to train and test on
-    folder: Path, # Of the table
+    folder: Path, # Folder of the table
 ) -> dict[str, list[float]]:
     "The accuracy of every epoch, by which the best was chosen: in pre-training, and on validation episodes"
     weights = dict(pretraining=encoder_file(recipe, cell.seed, data, folder)[0],
@@ -228,7 +228,7 @@ def _fit(
 def stepwise(
     lr: Any, # At the start: a number, or a slice for the encoder and the head
     steps: tuple[tuple[int, float], ...], # (epoch, learning rate from then on)
-    epochs: int, # Of the training
+    epochs: int, # Epochs of the training
 ) -> ParamScheduler:
     "`lr`, and from each step's epoch on the step's learning rate"
     def scaled(new: float) -> Any: return slice(new * lr.start / lr.stop, new) if isinstance(lr, slice) else new
@@ -238,7 +238,7 @@ def stepwise(
 
 
 def optimizer_of(
-    recipe: Recipe, # Of a cell
+    recipe: Recipe, # Recipe of a cell
 ) -> Any:
     "The optimizer of the publication that a recipe follows"
     if recipe.optimizer == 'sgd':
@@ -247,9 +247,9 @@ def optimizer_of(
 
 
 def callbacks_of(
-    cell: Cell, # Of a table
+    cell: Cell, # A cell of a table
     data: Data, # Its domains, of which LFT needs the pseudo-unseen ones
-    dls: EpisodeDataLoaders, # Of the seen domain
+    dls: EpisodeDataLoaders, # Loaders of the seen domain
 ) -> list[Callback]:
     "What makes the cell's training: explanations, feature-wise transformation, or both"
     cbs: list[Callback] = [LRPGuidedCallback(lam=cell.lam, **GUIDES[cell.control]())] if cell.lrp else []
