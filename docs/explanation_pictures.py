@@ -10,6 +10,7 @@ from fsc_fastai.data.augment import episode_transforms
 from fsc_fastai.data.glyphs import untar_glyphs
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.encode.encoder import create_encoder
+from fsc_fastai.explain import LRP
 from fsc_fastai.learner.core import fsc_learner
 from fsc_fastai.learner.pretrain import pretrain_encoder
 
@@ -30,7 +31,8 @@ def pictures(
     learn.explain_pair(first[0], first[1], n_components=None).plot(save=folder/'pair.png')
     names = [o[0].parent.name.split('_')[-1] for o in (first, second)]
     examples = dict(zip(names, (first[2:7], second[2:7])))
-    learn.explain(first[:2], examples, against=names[1]).plot(save=folder/'against.png')
+    found = learn.explain(first[:2], examples, explainer=LRP.published(), against=names[1])
+    found.plot(smooth=1/32, save=folder/'against.png')
 
 
 if __name__ == '__main__': pictures(Path(__file__).parent)
