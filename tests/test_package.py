@@ -109,8 +109,7 @@ def test_all_replaces_nothing_of_fastai():
 def test_whoever_has_a_learner_has_its_methods():
     "Not those alone who import the files that the methods are in"
     code = """if True:
-        from fsc_fastai.adapt import LoRA
-from fsc_fastai.learner import FSCLearner
+        from fsc_fastai.learner import FSCLearner
         from fsc_fastai.deploy.classifier import FewShotClassifier
         learner = 'evaluate confusion accuracy_by_class explain feature_statistics set_support classifier predict distrib_ctx'
         assert all(name in vars(FSCLearner) for name in learner.split())
