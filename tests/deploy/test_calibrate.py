@@ -26,8 +26,10 @@ def test_calibration_is_the_same_each_time():
 
 
 def test_more_confident_scores_ask_for_a_higher_temperature():
-    scores = 3 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    target = (scores / 1.5 - torch.rand_like(scores).log().neg().log()).argmax(1)  # drawn by probabilities at temperature 1.5
+    g = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(2000, 3, generator=g, dtype=torch.float64)
+    noise = torch.rand(scores.shape, generator=g, dtype=torch.float64)
+    target = (scores / 1.5 - noise.log().neg().log()).argmax(1)  # drawn by probabilities at temperature 1.5
     found = best_temperature(scores, target, .01)
     assert found == pytest.approx(1.5, rel=.2)
     assert best_temperature(10 * scores, target, .01) == pytest.approx(10 * found, rel=1e-2)
