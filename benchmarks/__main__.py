@@ -2,8 +2,8 @@
 
     python -m benchmarks [names …] [-- options of theirs]
 
-Without names all of them run. What each found is kept in `build/bench`, so that several calls make one file. On a machine with a
-GPU the file is `RESULTS-GPU.md`, and the records are in `build/bench-gpu`.
+Without names all of them run, and the file is made anew; with names the other sections stay. On a machine with a GPU the file is
+`RESULTS-GPU.md`. The records that it was written from are in `build/bench` or `build/bench-gpu`.
 """
 import json
 import os
@@ -72,20 +72,31 @@ def row(name: str, seconds: float, ratio: float, limit: float | None) -> str:
     return f'| {name} | {took} | {ratio:.3g}{speed} | {promised or " | "} |'
 
 
-def write_results() -> None:
+def section(record: Path) -> str:
+    "What a benchmark found, as Markdown"
+    lines = []
+    for entry in map(json.loads, record.read_text().splitlines()):
+        if 'note' in entry: lines += [entry['note'].strip(), '']
+        else:
+            lines += [f'**{entry["title"]}**', '', '| | time | ratio | limit | |', '|---|---|---|---|---|']
+            lines += [row(*r) for r in entry['rows']] + ['']
+    return '\n'.join(lines).strip()
+
+
+def write_results(
+    keep: bool = False, # Do sections without a record stay as the file has them?
+) -> None:
     "All records as Markdown"
-    lines = ['# Measured on a GPU' if CARD else '# Measured', '',
-             'Written by `python -m benchmarks`. A ratio is the median over paired runs of the time of a line',
-             'to that of the first line of its table; limits are promises. On one thread the time of the process counts.',
-             '', machine()]
-    for record in sorted(RECORDS.glob('*.jsonl')):
-        lines += ['', f'## {record.stem}', '']
-        for entry in map(json.loads, record.read_text().splitlines()):
-            if 'note' in entry: lines += [entry['note'].strip(), '']
-            else:
-                lines += [f'**{entry["title"]}**', '', '| | time | ratio | limit | |', '|---|---|---|---|---|']
-                lines += [row(*r) for r in entry['rows']] + ['']
-    RESULTS.write_text('\n'.join(lines).rstrip() + '\n')
+    written = RESULTS.read_text().split('\n## ')[1:] if keep and RESULTS.exists() else []
+    sections = {name: text.strip() for name, text in (part.split('\n', 1) for part in written)}
+    sections |= {record.stem: section(record) for record in RECORDS.glob('*.jsonl')}
+    head = f"""# Measured{' on a GPU' if CARD else ''}
+
+Written by `python -m benchmarks`. A ratio is the median over paired runs of the time of a line
+to that of the first line of its table; limits are promises. On one thread the time of the process counts.
+
+{machine()}"""
+    RESULTS.write_text('\n\n'.join([head, *(f'## {name}\n\n{sections[name]}' for name in sorted(sections))]) + '\n')
 
 
 def main(args: list[str]) -> None:
@@ -93,7 +104,7 @@ def main(args: list[str]) -> None:
     if not args: shutil.rmtree(RECORDS, ignore_errors=True)
     names = args[:at] or sorted(p.stem for p in HERE.glob('*.py') if p.stem not in NOT_BENCHMARKS | OF_ANOTHER_MACHINE)
     failed = [name for name in names if not run(name, args[at + 1:])]
-    if set(names) != {'gpu'}: write_results()  # which writes its own
+    if set(names) != {'gpu'}: write_results(keep=bool(args))  # which writes its own
     if failed: sys.exit(f'failed: {", ".join(failed)}')
 
 

@@ -35,6 +35,21 @@ def test_its_benchmarks_and_tests_are_there():
     for file in gpu.TESTS: assert re.search(r'mark\.gpu|\bdevice\b', (ROOT/file).read_text())
 
 
+def test_a_benchmark_by_name_leaves_what_others_found(tmp_path, monkeypatch):
+    results, record = tmp_path/'RESULTS.md', tmp_path/'b.jsonl'
+    for name, value in (('RESULTS', results), ('RECORDS', tmp_path)): monkeypatch.setattr(runner, name, value)
+    results.write_text('# Measured\n\nBy old versions.\n\n## a\n\nFound once.\n\n## b\n\nOld.\n')
+    record.write_text(json.dumps(dict(note='New.')))
+    runner.write_results(keep=True)
+    once = results.read_text()
+    assert once.endswith('## a\n\nFound once.\n\n## b\n\nNew.\n') and 'old versions' not in once
+    record.unlink()
+    runner.write_results(keep=True)
+    assert results.read_text() == once
+    runner.write_results()
+    assert '##' not in results.read_text()
+
+
 @pytest.mark.slow
 def test_dry_run():
     before = (ROOT/'benchmarks'/'RESULTS.md').read_text()
