@@ -12,7 +12,6 @@ from fsc_fastai.explain.baselines import GradientXInput
 from fsc_fastai.learner.core import FSCLearner
 from fsc_fastai.reproduce import jobs
 from fsc_fastai.reproduce import run as runs
-from fsc_fastai.reproduce import table as tables
 from fsc_fastai.reproduce import training as train
 from fsc_fastai.reproduce.cells import LATER, PRESETS, Cell, guided_best, table_cells
 from fsc_fastai.reproduce.curves import training_frame
@@ -106,7 +105,7 @@ def test_table4_is_reported_without_transduction(glyphs, tmp_path, monkeypatch):
         return dict(model=cell.model, cell=asdict(cell), test=dict(n_query=5), results=[
             dict(domain=domain, transductive=t, accuracy=.5 + .01 * len(cell.model), right=[3, 4]) for domain in tested
             for t in (False, True) if not (t and cell.ft)])
-    monkeypatch.setattr(tables, 'run_cell', run_cell)
+    monkeypatch.setattr(jobs, 'run_cell', run_cell)
     (tmp_path/'glyphs'/'tiny').mkdir(parents=True)
     report = run_table('table4', TINY, glyphs, tmp_path, 1, [5], 'fsc_reproduce table4')
     text = report.read_text()
