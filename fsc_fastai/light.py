@@ -1,9 +1,9 @@
-"""A classifier that `to_onnx` wrote, by onnxruntime, numpy and Pillow alone: it starts at once, without torch and fastai.
+"""Runs a classifier that `to_onnx` wrote. It needs only onnxruntime, numpy and Pillow, so it starts at once.
 
     classifier = LightClassifier('onnx')
     classifier.predict('new/00.jpg').label
 
-    python -m fsc_fastai.light onnx new          # as fsc_classify answers
+    python -m fsc_fastai.light onnx new          # answers as fsc_classify does
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .pixels import declared_white, oriented, to_rgb
 __all__ = ['LightClassifier']
 
 BATCH = 16 # Images at once
-LARGEST = 4096 # Side of an image that is padded
+LARGEST = 4096 # Longest side of an image that is padded; a larger one is shrunk before
 TYPES = {'F32': '<f4', 'F64': '<f8', 'F16': '<f2', 'I64': '<i8'}
 
 
@@ -40,7 +40,7 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _resized(im: Image.Image, size: tuple[int, int], fit: str, by: Image.Resampling) -> Image.Image:
-    "An image of (width, height) `size`, as fastai's `Resize` makes one of validation"
+    "An image resized to `size` (width, height), as fastai's `Resize` does it in validation"
     if fit == 'pad' and max(im.size) > LARGEST:
         scale = LARGEST / max(im.size)
         im = im.resize([max(1, round(scale * o)) for o in im.size], Image.Resampling.BILINEAR)
@@ -58,12 +58,12 @@ def _resized(im: Image.Image, size: tuple[int, int], fit: str, by: Image.Resampl
 
 
 class LightClassifier:
-    "Answers as the `FewShotClassifier` that was exported: the same images, probabilities and thresholds, to 1e-4"
+    "Answers as the exported `FewShotClassifier` does: the same preprocessing and thresholds, and probabilities equal to 1e-4"
     def __init__(self,
-        folder: str | os.PathLike, # That `to_onnx` wrote
-        threads: int = 0, # Of a computation; 0: as many as there are cores
+        folder: str | os.PathLike, # Folder that `to_onnx` wrote
+        threads: int = 0, # Number of CPU threads; 0: as many as there are cores
     ):
-        "Raises `FileNotFoundError` where there is no export, and `ImportError` without onnxruntime"
+        "Raises `FileNotFoundError` if the folder holds no export, and `ImportError` if onnxruntime is not installed"
         folder = Path(folder)
         if not (folder/'onnx.json').is_file():
             raise FileNotFoundError(f'no exported classifier in {folder}: it has no onnx.json, which classifier.to_onnx writes')
@@ -82,9 +82,9 @@ class LightClassifier:
         return self.values['classes']
 
     def pixels(self,
-        item: Any, # A file, its bytes as a file object, or a PIL image
+        item: Any, # Name of a file, an open file, or a PIL image
     ) -> np.ndarray:
-        "What the encoder takes of an image `(channels, height, width)`. Raises `OSError` for what is none"
+        "An image as the encoder takes it: normalised, `(channels, height, width)`. Raises `OSError` for a file that is no image"
         wanted = self.values['preprocess']
         im = item if isinstance(item, Image.Image) else Image.open(item)
         im.load()
@@ -103,7 +103,7 @@ class LightClassifier:
     def scores(self,
         items: Iterable[Any], # Files or PIL images
     ) -> tuple[np.ndarray, np.ndarray]:
-        "The method's scores `(n, n_way)`, and the strangeness `(n,)` of images"
+        "Scores `(n, n_way)` of images, and their strangeness `(n,)`: the distance from the nearest class mean, at unit length"
         items, scores, strange = list(items), [np.empty((0, len(self.classes_)), np.float32)], [np.empty(0)]
         for k in range(0, len(items), BATCH):
             f, = self.encoder.run(None, {'images': np.stack([self.pixels(o) for o in items[k:k + BATCH]])})
@@ -131,7 +131,7 @@ class LightClassifier:
     def predict_proba(self,
         items: Iterable[Any], # Files or PIL images
     ) -> np.ndarray:
-        "Probabilities `(n, n_way)` of the classes `classes_`"
+        "Probabilities `(n, n_way)` of images; the columns are `classes_`"
         return self._probabilities(self.scores(items)[0])
 
     def _probabilities(self, scores: np.ndarray) -> np.ndarray:
@@ -141,7 +141,7 @@ class LightClassifier:
 
 
 def _files(images: Iterable[str]) -> list[Path]:
-    "Image files, those of folders among them"
+    "The files that are named, and the images in the folders that are named"
     endings, found = set(Image.registered_extensions()), []
     for path in map(Path, images):
         inside = sorted(f for f in path.rglob('*') if f.suffix.lower() in endings) if path.is_dir() else [path]
@@ -154,7 +154,7 @@ def _files(images: Iterable[str]) -> list[Path]:
 def main() -> None:
     "Classify images by an exported classifier"
     parser = argparse.ArgumentParser(prog='python -m fsc_fastai.light', description=main.__doc__)
-    parser.add_argument('folder', help='that `classifier.to_onnx` wrote')
+    parser.add_argument('folder', help='folder that `classifier.to_onnx` wrote')
     parser.add_argument('images', nargs='+', help='images to classify, or folders of them')
     parser.add_argument('--format', choices=FORMATS, default='table')
     args = parser.parse_args()

@@ -27,11 +27,11 @@ aten = torch.ops.aten
 _WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
           aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default, aten.is_nonzero.default}
 _IN_STEP = 'after_pred', 'after_loss', 'before_backward'
-"Events between the forward and the end of the backward pass, which a replay leaves out"
+"Events between the end of the forward and the end of the backward pass, which a replay leaves out"
 
 
 class Waits(TorchDispatchMode):
-    "Collects the operations that need a value, or a shape that depends on values, on the host: there it waits for the device"
+    "Collects the operations at which the host waits for the device: they need a value, or a shape that depends on values"
     def __init__(self):
         super().__init__()
         self.found: list[str] = []
@@ -54,7 +54,7 @@ def _is_from_host(func: Any, args: tuple, kwargs: dict) -> bool:
 @dataclass
 class _Captured:
     "A captured step: its graph, and the tensors that the graph reads and writes"
-    key: Hashable # What the step depends on besides the values of these
+    key: Hashable # What the step depends on besides the values of its tensors
     graph: Any
     xb: tuple
     yb: tuple
@@ -70,26 +70,28 @@ class GraphedStep(ModelCallback):
 
         learn.fit_one_cycle(5, cbs=[LRPGuidedCallback(), GraphedStep()])
 
-    After some steps of each fit the next one is captured, and from then on an episode is copied to where the graph reads, and one
-    launch computes its gradients; clipping, mixed precision's check and the optimizer follow as always. Results are those of
-    the steps as they are. A step stays as it is, and a warning says once why, without a CUDA device, in several processes, for
-    episodes of another size, where it waits for a value of the device or draws random numbers on the host, and beside a callback
-    that changes the loss and does not say that it may be captured: its `captured` names the attributes that a captured step takes
-    for constants, or is the reason why it cannot be. Why is in `reason`.
+    The first steps of each fit warm up, and the next one is captured. From then on each episode is copied to where the graph
+    reads, and one launch computes its gradients; clipping, mixed precision's check and the optimizer follow as always. Results
+    equal those without this callback.
+
+    Without a CUDA device, or in several processes, nothing is captured; neither is a step that waits for a value of the device
+    or draws random numbers on the host, nor an episode of another size. Such steps run one operation after another, and a
+    warning says why, once. `reason` says why the whole fit is not captured. A callback that changes the loss has to say that it
+    may be captured: its `captured` names the attributes that a captured step takes for constants, or is the reason why it can't.
     """
     order = GRAPHED
     _stateattrs = ('reason', '_captured', '_recorded', '_open', '_stream', '_warmed', '_pending', '_told')
-    reason = '' # Why steps are not captured
+    reason = '' # Why steps are not captured; empty if they are
     _captured: _Captured | None = None
-    _recorded: tuple[_Captured, list] | None = None # The step of this moment, and the gradients that were there before
+    _recorded: tuple[_Captured, list] | None = None # The step that is being captured, and the gradients that were there before
     _open: ExitStack | None = None # of a step that is watched or captured, until its backward pass ends
     _warmed: tuple[Hashable, int] = (None, 0) # The step that was met last, and how often in a row
     _pending = False # Are there gradients that no optimizer step has used, as under accumulation?
     _told: frozenset[str] = frozenset()
-    _stream: Any = None # Of the capture
+    _stream: Any = None # The stream of the capture
 
     def __init__(self,
-        warm_up: int = 3, # Steps of a fit before one is captured, in which libraries choose their algorithms
+        warm_up: int = 3, # Steps of a fit before the one that is captured; in them libraries choose their algorithms. At least 1
     ):
         if warm_up < 1: raise ValueError(f'GraphedStep(warm_up={warm_up}): at least 1 step, to see whether it can be captured')
         self.warm_up = warm_up
@@ -103,7 +105,7 @@ class GraphedStep(ModelCallback):
         if self.reason: self._tell(self.reason)
 
     def _refusal(self) -> str:
-        "Why no step of this fit can be captured"
+        "Why no step of this fit can be captured; empty if steps can"
         if not self._on_device(): return 'there is no CUDA device'
         if num_distrib() > 1: return 'several processes exchange gradients within the step'
         for cb in self.learn.cbs:
@@ -138,7 +140,7 @@ class GraphedStep(ModelCallback):
 
     @contextmanager
     def _watched(self, look: bool) -> Any:
-        "A step as it is, on the stream of the capture; with `look` it is found out whether it can be captured"
+        "Run a step without capturing it, on the capture's stream; with `look`, find out whether it can be captured"
         random_numbers = _host_random()
         if look: self._take_own()
         with self._warming(), (waits := Waits()) if look else ExitStack(): yield
@@ -147,16 +149,16 @@ class GraphedStep(ModelCallback):
         if self.reason: self._tell(self.reason)
 
     def _capture(self, key: Hashable, stack: ExitStack) -> None:
-        "From here to the end of the backward pass operations are recorded, not run"
+        "Record operations instead of running them, until the backward pass ends"
         self._take_own()
         step = _Captured(key, self._new_graph(), self.xb, self.yb)
-        self.learn.pred = self.learn.loss = self.learn.loss_grad = None  # whose graph is of another stream
+        self.learn.pred = self.learn.loss = self.learn.loss_grad = None  # their autograd graph is of another stream
         before = self._taken_gradients(list(self.model.parameters()))
         self._recorded = step, before
         stack.enter_context(self._recording(step.graph))
 
     def _take_own(self) -> None:
-        "The episode where a graph may read it"
+        "Copy the episode to where the graph will read it"
         self.learn.xb, self.learn.yb = (tuple(map(_own, b)) for b in (self.xb, self.yb))
 
     def _finish(self, step: _Captured, before: list[Tensor | None]) -> None:
@@ -170,11 +172,11 @@ class GraphedStep(ModelCallback):
         self._run(step, {id(p): g for p, g in zip(self.model.parameters(), before, strict=True)})
 
     def _replay(self, step: _Captured) -> None:
-        "The whole step; ends the batch for fastai"
+        "Run the whole step by the graph, then end the batch for fastai"
         for own, new in zip((*step.xb, *step.yb), (*self.xb, *self.yb), strict=True): _copy(own, new)
         before = dict(zip(map(id, step.params), self._taken_gradients(step.params), strict=True))
         self._run(step, before)
-        for cb in self.learn.cbs:  # has entered it before the batch, and would leave it after the loss
+        for cb in self.learn.cbs:  # it entered autocast before the batch, and would leave it after the loss
             if isinstance(cb, MixedPrecision): cb.autocast.__exit__(None, None, None)
         self.learn('after_backward')
         self.learn._with_events(self.learn._step, 'step', CancelStepException)
@@ -191,7 +193,7 @@ class GraphedStep(ModelCallback):
         if found: torch._foreach_add_(*map(list, zip(*found, strict=True)))
 
     def _taken_gradients(self, params: Any) -> list[Tensor | None]:
-        "Copies of gradients that wait for an optimizer step, for the graph writes where they are; from now on there are none"
+        "Copies of gradients that wait for an optimizer step, since the graph overwrites them; the parameters have none then"
         found = [p.grad.clone() if self._pending and p.grad is not None else None for p in params]
         for p in params: p.grad = None
         return found
@@ -211,7 +213,7 @@ class GraphedStep(ModelCallback):
         self.reason = ''
 
     def _abandon(self) -> None:
-        "An error, or another callback, has ended the step before its backward pass"
+        "Drop a step that an error or another callback ended before its backward pass"
         step, self._open, self._recorded = self._open, None, None
         with suppress(RuntimeError):  # of a capture that failed
             if step is not None: step.close()
@@ -230,7 +232,7 @@ class GraphedStep(ModelCallback):
 
     @contextmanager
     def _warming(self) -> Any:
-        "On the stream of the capture, as nodes that accumulate gradients keep theirs"
+        "Run on the stream of the capture, because autograd's nodes that accumulate gradients keep the stream they were made on"
         if self._warmed[1] == 1: self._stream = torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream): yield
@@ -238,7 +240,7 @@ class GraphedStep(ModelCallback):
 
 
 def _constants(cb: Any) -> tuple[str, ...] | str:
-    "Attributes of a callback that a captured step takes for constants, or why it cannot be captured"
+    "Names of a callback's attributes that a captured step takes for constants, or why the step cannot be captured"
     for kind in type(cb).__mro__:  # what a class says does not hold for a subclass that does more
         if 'captured' in vars(kind): return vars(kind)['captured']
         if kind is MixedPrecision: return 'amp_mode',
@@ -248,7 +250,7 @@ def _constants(cb: Any) -> tuple[str, ...] | str:
 
 
 def _own(t: Tensor) -> Tensor:
-    "A copy for the graph to read; labels get the numbers of their classes as a tensor, which an episode changes"
+    "A copy for the graph to read; with labels go the numbers of their classes, as a tensor that each episode overwrites"
     own = t.clone()
     vars(own).update(vars(t))  # whatever class fastai has made of labels
     if getattr(t, 'classes', None): own.numbers = torch.tensor(vars(t)['classes'], device=t.device)  # type: ignore[attr-defined]
@@ -256,7 +258,7 @@ def _own(t: Tensor) -> Tensor:
 
 
 def _copy(own: Tensor, new: Tensor) -> None:
-    "Another episode's tensor in the place of the one that the graph reads"
+    "Overwrite the tensor that the graph reads by another episode's"
     plain(own).copy_(plain(new))
     if not hasattr(own, 'numbers'): return
     vars(own)['classes'] = classes = vars(new)['classes']
@@ -264,7 +266,7 @@ def _copy(own: Tensor, new: Tensor) -> None:
 
 
 def _host_random() -> tuple:
-    "The state of the generators that a graph does not know"
+    "The states of the host's random generators, which a graph does not know"
     _, keys, position, *_ = cast(tuple, np.random.get_state())  # noqa: NPY002  what a network of the user's may draw from
     return random.getstate(), keys.tobytes(), position, torch.get_rng_state()
 

@@ -1,4 +1,4 @@
-"What the commands share: errors as one line, text that leaves the terminal alone, learners and classifiers from files"
+"What the commands share: errors without a traceback, text that does not steer the terminal, learners and classifiers from files"
 from __future__ import annotations
 
 import logging
@@ -25,16 +25,16 @@ __all__ = ['plain_errors', 'told', 'printable', 'printable_lines', 'is_bundle', 
            'load_classifier']
 
 def plain_errors(
-    f: Callable[[], Any], # What a command does
+    f: Callable[[], Any], # The work of a command
 ) -> Any:
-    "Run `f` and return its result; what the user can mend is a line on the terminal, not a traceback"
+    "Run `f` and return its result. An error that the user can mend becomes a `CliError`: its message without a traceback"
     try: return f()
     except (ValueError, TypeError, OSError) as e: raise CliError(printable_lines(f'{type(e).__name__}: {e}')) from e
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    "Inside, what the library logs of its progress is a line on the terminal"
+    "Within this context the library's progress messages are printed on the terminal"
     log, handler = logging.getLogger('fsc_fastai'), logging.StreamHandler(sys.stdout)
     level = log.level
     log.setLevel(logging.INFO)
@@ -46,26 +46,27 @@ def told() -> Iterator[None]:
 
 
 def is_bundle(
-    source: str | Path, # A file or a folder
+    source: str | Path, # A file, a folder or `hf://owner/name`
 ) -> bool:
-    "Is this the folder of a saved classifier, or one on a hub, and no pickle?"
+    "Is `source` a folder, or on a hub, as a saved classifier is, and not a file, as a pickle is?"
     return str(source).startswith(HUB) or Path(source).is_dir()
 
 
 def chosen_device(
     name: str | None = None, # `cpu`, `cuda`, `cuda:1`, `mps`, …; None: fastai's default, a GPU if there is one
 ) -> torch.device:
-    "The device of this name. Raises `ValueError` where this machine has none"
+    "The device of this name. Raises `ValueError` if this machine does not have it"
     return usable_device(default_device() if name is None else name)
 
 
 def learner_from(
-    source: str | Path, # What `fsc_train` or `learn.export` wrote, or the folder of a saved classifier
-    device: str | None = 'cpu', # As in `chosen_device`
+    source: str | Path, # File that `fsc_train` or `learn.export` wrote, or the folder of a saved classifier
+    device: str | None = 'cpu', # Where to put the model, see `chosen_device`
 ) -> FSCLearner:
-    """The learner in a file, a pickle, of which the error stream is told that it executes what it holds; or of a bundle.
+    """Load a learner from a file or from a bundle.
 
-    Raises `FileNotFoundError` where there is neither, and `ValueError` for a file with something else in it.
+    A file is a pickle, which executes what its writer put into it; a line on the error stream says so. Raises
+    `FileNotFoundError` if there is no such file, and `ValueError` if it holds no learner, or for a device that is not here.
     """
     place = chosen_device(device)
     learn = learner_from_bundle(source) if is_bundle(source) else _unpickled(Path(source))
@@ -90,9 +91,9 @@ def _unpickled(file: Path) -> FSCLearner:
 
 def load_classifier(
     model: str | Path, # Folder of a saved classifier, or `hf://owner/name`
-    support: Path | None = None, # Folder with a folder of images per class, in the place of the saved examples
+    support: Path | None = None, # Folder with a folder of images per class, in place of the saved examples
 ) -> FewShotClassifier:
-    "A saved classifier, with other examples where asked. Raises `ValueError` for one that was exported for ONNX"
+    "Load a saved classifier; with `support` it is fitted to other examples. Raises `ValueError` for what is no saved classifier"
     if (Path(model)/'onnx.json').is_file() and not is_bundle(model):
         raise ValueError(f'{model} was written by to_onnx, and is no saved classifier: python -m fsc_fastai.light {model} IMAGES')
     classifier = FewShotClassifier.from_pretrained(model)

@@ -16,7 +16,7 @@ __all__ = ['fsc_classify']
 
 
 def _files(images: Iterable[str]) -> list[Path]:
-    "Image files, those of folders among them"
+    "The files that are named, and the images in the folders that are named"
     found: list[Path] = []
     for path in map(Path, images): found += image_files(path) if path.is_dir() else [path]
     if missing := [str(f) for f in found if not f.is_file()]: raise FileNotFoundError(f'no such image: {", ".join(missing[:5])}')
@@ -30,11 +30,11 @@ def fsc_classify(
     model: str | None = None, # Folder of a saved classifier, or `hf://owner/name` of one on the Hugging Face Hub
     support: Path | None = None, # Folder with a folder of images per class; default: the examples saved with the model
     format: str = 'table', # table, json or csv
-    reject: float | None = None, # Below this probability an image is none of the classes; default: as saved
+    reject: float | None = None, # An image whose largest probability is lower belongs to none of the classes; default: as saved
 ) -> None:
     """Classify images by a few examples of each class.
 
-    Broken images are named on the error stream, the others are answered; the exit status is then 1.
+    Broken images are named on the error stream and make the exit status 1; the others are classified all the same.
     """
     def answers() -> tuple[list[tuple[Path, Any]], dict[Path, str]]:
         if model is None: raise ValueError('--model is needed: the folder of a saved classifier')

@@ -24,7 +24,7 @@ UNSEEN = ['greek', 'cyrillic', 'canadian', 'braille', 'digits']
 
 
 class PixelEncoder(nn.Module):
-    "The image itself, averaged to a small map: what comparing raw pixels can do"
+    "An encoder that learns nothing: the image itself, averaged to a small map"
     def __init__(self, size: int = 21): # Side of the map
         super().__init__()
         self.num_features, self.out_shape = 3, (3, size, size)
@@ -35,18 +35,18 @@ class PixelEncoder(nn.Module):
 
 
 def pixel_learner(
-    dls: EpisodeDataLoaders, # Whose episodes it is to classify
+    dls: EpisodeDataLoaders, # Loaders of the episodes to classify
 ) -> FSCLearner:
-    "A ProtoNet on raw pixels: the bar that learning has to clear"
+    "A ProtoNet on raw pixels, which learns nothing: a trained model has to be better"
     return fsc_learner(dls, PixelEncoder(), ProtoNet, method_kwargs=dict(pool='flatten'))
 
 
 def side_by_side(
-    plain: pd.DataFrame, # From `learn.evaluate`
-    guided: pd.DataFrame, # The same of another learner, on the same episodes
-    pixels: pd.DataFrame, # The same of raw pixels
+    plain: pd.DataFrame, # Results of the plain learner, from `learn.evaluate`
+    guided: pd.DataFrame, # Results of the guided learner on the same episodes
+    pixels: pd.DataFrame, # Results on raw pixels
 ) -> str:
-    "The three tables as one for a terminal: accuracy and paired difference in percent, with 95 % intervals over the episodes"
+    "One table of all three as text: accuracy and paired difference in percent, with 95 % intervals over the episodes"
     def percent(numbers: pd.Series, table: pd.DataFrame, sign: str = '') -> list[str]:
         return [f'{100*o:{sign}.1f} ± {100*ci:.1f}' for o, ci in zip(numbers, table.ci95, strict=True)]
     change = compare(plain, guided)
@@ -59,17 +59,17 @@ def side_by_side(
 @call_parse
 def fsc_demo(
     out: Path = Path('demo_out'), # Folder for the figures and the table
-    seed: int = 0, # Of weights and episodes
+    seed: int = 0, # Seed of the weights and the episodes
     size: int = 32, # Side of the images in pixels
     epochs: int = 1, # Epochs with the whole model unfrozen, after one with the encoder frozen
-    train_episodes: int = 60, # Episodes of an epoch
-    pretrain_epochs: int = 8, # Epochs of encoder pre-training first
+    train_episodes: int = 60, # Training episodes per epoch
+    pretrain_epochs: int = 8, # Epochs of pre-training the encoder before that
     n_episodes: int = 200, # Test episodes per domain
 ) -> None:
     """Train a RelationNet on Latin glyphs, plainly and guided by explanations, and test both on scripts never seen.
 
-    It takes less than three minutes on two cores. Writes an episode, the training curves, the results and a heatmap as
-    pictures, the table as CSV, and the guided learner.
+    Takes less than three minutes on two cores. Writes pictures of an episode, of the training curves, of the results and of
+    heatmaps, the table as CSV, and the guided learner.
     """
     out.mkdir(parents=True, exist_ok=True)
     set_seed(seed, reproducible=True)

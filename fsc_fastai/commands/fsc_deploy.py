@@ -1,4 +1,4 @@
-"`fsc_deploy`: a classifier of a backbone or a learner, and a few examples of each class"
+"`fsc_deploy`: makes a classifier from a backbone or a learner, and a few examples of each class"
 # Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,25 @@ __all__ = ['fsc_deploy']
 
 @call_parse
 def fsc_deploy(
-    *sources: str, # Learner and folder of examples; with --arch the folder alone. A learner is a file of `fsc_train`, or a bundle
-    arch: str | None = None, # Pretrained backbone in the place of a learner: any name of timm's
-    weights: str | None = None, # Its weights: a file (.pth, .safetensors) or hf-hub:owner/name; default: those that timm has
-    head: str | None = None, # How it compares: lda, ridge, logistic, proto, cosine, or an adaptation; default: ridge
-    pool: str = 'auto', # Its features: auto (as in its training), cls, mean or both
-    size: int | None = None, # Side of its images in pixels; default: as in its training
-    remap: bool = False, # Match the tensors of the weights by position, whatever their names
-    out: Path = Path('classifier'), # Folder to write; a classifier that is there is replaced
-    reject: float | None = None, # Below this probability an image is none of the classes; default: never
-    keep: float | None = None, # Share of images of the classes to answer: what is stranger is none of them; default: all
-    thumbnails: bool = False, # Keep small pictures of the examples, for the web page
-    adapt: str | None = None, # Adaptation to the examples: pa, pmf, finetune:steps=50, …
-    half: bool = False, # Write matrices with 16 bits a number: half the size, answers that differ in the third digit
+    *sources: str, # A learner and a folder of examples; with --arch only the folder. A learner is `fsc_train`'s file or a bundle
+    arch: str | None = None, # Pretrained backbone to use instead of a learner: any of timm's names
+    weights: str | None = None, # Weights of the backbone: a file (.pth, .safetensors) or hf-hub:owner/name; default: timm's
+    head: str | None = None, # Classifier of features: lda, ridge, logistic, proto, cosine, or an adaptation; default: ridge
+    pool: str = 'auto', # How the backbone pools its features: auto (as in its training), cls, mean or both
+    size: int | None = None, # Side of the images in pixels; default: as the backbone was trained
+    remap: bool = False, # Match the weights to the backbone's tensors by position, whatever their names
+    out: Path = Path('classifier'), # Folder to write the classifier to; one that is already there is replaced
+    reject: float | None = None, # An image whose largest probability is lower belongs to none of the classes; default: never
+    keep: float | None = None, # Share of images of the classes to answer; stranger images belong to none. Default: answer all
+    thumbnails: bool = False, # Save small pictures of the examples, for the web page
+    adapt: str | None = None, # How to adapt to the examples: pa, pmf, finetune:steps=50, …
+    half: bool = False, # Store matrices in half precision: half the size, answers differ in the third digit
 ) -> None:
     """Make a classifier for `fsc_classify` and `fsc_serve` from a backbone or a learner, and a few examples of each class.
 
     The examples are a folder with a folder of images per class. What is written is plain data (JSON and safetensors) and
     executes nothing when it is loaded. A learner in a file is a pickle, which executes what its writer put into it: only load one
-    that you trust. The folder of a classifier gives one with other examples.
+    that you trust. If the learner is the folder of a saved classifier, the new classifier is the same with other examples.
     """
     def deploy() -> None:
         *learner, support = sources or ['']

@@ -15,9 +15,9 @@ __all__ = ['fsc_eval', 'named_domains']
 
 
 def named_domains(
-    paths, # Folders, and the word `glyphs`
+    paths, # Folders, or the word `glyphs`
 ) -> dict:
-    "Folders by their names; the word `glyphs` stands for every embedded unseen domain"
+    "Names of domains to their folders. `glyphs` gives all embedded unseen domains. Raises `ValueError` for a name given twice"
     glyphs = untar_glyph_domains() if 'glyphs' in paths else {}
     folders = named_paths([path for path in paths if path != 'glyphs'])
     if both := sorted(glyphs.keys() & folders.keys()):
@@ -27,7 +27,7 @@ def named_domains(
 
 @call_parse
 def fsc_eval(
-    learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or folder of a bundle
+    learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or the folder of a bundle
     *domains: str, # Folders with a folder of images per class; `glyphs` for the embedded unseen domains
     n_episodes: int = 2000, # Test episodes per domain
     n_way: int = 5, # Classes per episode
@@ -36,9 +36,9 @@ def fsc_eval(
     drop_small: bool = False, # Leave out the classes with too few images, instead of an error
     seed: int = 0, # The same seed draws the same episodes for every learner
     transductive: bool = False, # Let confident queries join the support set
-    adapt: str | None = None, # Adaptation to each support: pa, or pa:lr=0.1,steps=20; several are joined by +, as in none+pa+pmf
-    resume: Path | None = None, # File to keep accuracies in, to go on after an interruption; for adaptations of the encoder
-    csv: Path | None = None, # Write the table here as well
+    adapt: str | None = None, # Adaptation to each support: pa, or pa:lr=0.1,steps=20; join several to compare them: none+pa+pmf
+    resume: Path | None = None, # File to keep accuracies in, so that an interrupted run goes on; for adaptations of the encoder
+    csv: Path | None = None, # CSV file to write the table to as well
     device: str | None = None, # Where to compute: cpu, cuda, cuda:1, mps; default: a GPU if there is one
 ) -> None:
     """Test a learner on domains that it has never seen: accuracy with its 95 % interval over the episodes.

@@ -14,17 +14,17 @@ __all__ = ['fsc_explain']
 
 @call_parse
 def fsc_explain(
-    learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or folder of a bundle
+    learner: str, # File that `fsc_train` or `learn.export` wrote (a pickle: it executes what it holds); or the folder of a bundle
     support: Path, # Folder with a folder of example images per class
     *images: str, # Images to classify and explain
-    out: Path = Path('heatmaps.png'), # The picture to write; the ending says the format: png, svg, pdf, …
-    beside: bool = False, # Draw heatmaps as computed, beside the image, in the place of smooth ones over it
-    against: str | None = None, # A class: explain why it is each of the others, and not this one
-    published: bool = False, # By the rules of Sun et al. 2020, in the place of those that are more faithful to pixels
+    out: Path = Path('heatmaps.png'), # The picture to write; its ending gives the format: png, svg, pdf, …
+    beside: bool = False, # Draw the heatmaps as computed, beside the image, instead of smoothed over it
+    against: str | None = None, # A class: explain why an image belongs to each of the others and not to this one
+    published: bool = False, # Use the rules of Sun et al. 2020 instead of the default ones, which are more faithful to pixels
     cmap: str = 'seismic', # Colours, by matplotlib's name; PuOr_r for the colour-blind
     device: str | None = None, # Where to compute: cpu, cuda, cuda:1, mps; default: a GPU if there is one
 ) -> None:
-    """Draw which pixels of images speak for (red) and against (blue) each class, by layer-wise relevance propagation.
+    """Draw which pixels of an image speak for (red) and against (blue) each class, by layer-wise relevance propagation.
 
     The classes are the folders of the support; they need not be those that the learner was trained on. A pickle executes what
     its writer put into it: only load those that you trust. A bundle, the folder of a saved classifier, executes nothing.

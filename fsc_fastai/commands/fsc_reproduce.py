@@ -1,4 +1,4 @@
-"`fsc_reproduce`: a table of the paper, with its numbers beside ours"
+"`fsc_reproduce`: measures a table of the paper, and puts the paper's numbers beside ours"
 # Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 from pathlib import Path
 
@@ -15,22 +15,22 @@ __all__ = ['fsc_reproduce']
 
 @call_parse
 def fsc_reproduce(
-    table: str, # table2, table3, table4, figure3, controls of what relevance does, or later ways of training
-    preset: str = 'small', # small, paper, demo, tiny for a trial; with --data photos, photos_84 on a GPU, photos_short of PN
+    table: str, # table2, table3, table4 or figure3 of the paper; controls: the effect of relevance itself; later: later methods
+    preset: str = 'small', # small, paper, demo or tiny (a trial); with --data photos, photos_84 (GPU) or photos_short (PN only)
     domains: str = 'glyphs', # `glyphs`; with --data the folders to test on, separated by commas, or `all`
-    data: Path | None = None, # Folder with a folder per domain, as `prepare_domain` fills them; None: the embedded glyphs
+    data: Path | None = None, # Folder with a folder per domain, as `prepare_domain` writes them; default: the embedded glyphs
     seen: str = 'mini_imagenet', # Folder in --data to train on
     out: Path = Path('results'), # Folder for trained models, results and the report
-    seeds: int = 5, # Models of each kind
-    shots: str = '5,1', # Shots, separated by commas
-    methods: str = ','.join(METHODS), # Only the models of these, separated by commas
-    finished: bool = False, # Train nothing: report the models that are finished
-    jobs: int = 1, # Models that are trained at a time, each in a process of its own: several share a large GPU
-    pack: Path | None = None, # Train nothing: write the images of the table, at its size, as this .tgz for another machine
+    seeds: int = 5, # How many models to train of each kind, each with its own seed
+    shots: str = '5,1', # Numbers of support images per class, separated by commas
+    methods: str = ','.join(METHODS), # Methods to train and test, separated by commas
+    finished: bool = False, # Train nothing; only report the models that are finished
+    jobs: int = 1, # How many models to train at a time, each in a process of its own; several can share a large GPU
+    pack: Path | None = None, # Train nothing; only pack the resized images of the table into this .tgz, for another machine
 ) -> None:
     """Train and test every model of a table of the paper, and write the report with the paper's numbers beside ours.
 
-    Killed at any moment and started again it goes on where it was; nothing is computed twice.
+    If it is killed, start it again: it goes on where it was, and what is finished is not computed again.
     """
     def reproduce():
         if preset not in PRESETS: raise ValueError(f'preset={preset!r}: one of {", ".join(PRESETS)}')

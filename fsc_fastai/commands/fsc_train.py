@@ -22,23 +22,23 @@ def fsc_train(
     method: str = 'relation', # relation, can, gnn, proto or matching
     out: Path = Path('export.pkl'), # Where to write the trained learner
     epochs: int = 10, # Epochs with the whole model unfrozen
-    pretrain_epochs: int = 20, # Epochs of encoder pre-training by plain classification first
+    pretrain_epochs: int = 20, # Epochs of pre-training the encoder by plain classification; none with --pretrained
     n_way: int = 5, # Classes per episode
     n_shot: int = 5, # Support images per class
     n_query: int = 16, # Queries per class
     n_episodes: int = 100, # Training episodes per epoch
     drop_small: bool = False, # Leave out the classes with too few images, instead of an error
-    size: int | None = None, # Side of the images in pixels; default: 84, with --pretrained that of the weights
+    size: int | None = None, # Side of the images in pixels; default: 84, or with --pretrained that of the weights
     lr: float = 2e-3, # Peak learning rate
     pretrained: bool = False, # Start from timm's weights for this backbone
-    lrp: bool = False, # Explanation-guided training
-    seed: int = 0, # Of weights and episodes
-    bundle: Path | None = None, # Folder to write the same to as plain data; default: only the pickle
+    lrp: bool = False, # Guide the training by explanations
+    seed: int = 0, # Seed of the weights and the episodes
+    bundle: Path | None = None, # Folder to write the learner to as plain data too; default: only the pickle is written
 ) -> None:
     """Train a few-shot learner on a folder of images and export it.
 
     The exported file is for `fsc_eval`, `fsc_explain`, `fsc_deploy` and fastai's `load_learner`. It is a pickle, which executes
-    what it holds; a bundle is for the same commands, and executes nothing.
+    what it holds. The commands read a bundle as well, which executes nothing.
     """
     def train():
         set_seed(seed)

@@ -15,19 +15,19 @@ __all__ = ['DeviceCache', 'named_device', 'room_on']
 
 
 class DeviceCache(ImageCache):
-    """An `ImageCache` on a device: an episode is gathered there, and only the positions of its images and their labels are sent.
+    """An `ImageCache` on a device: episodes are gathered there, and only the positions of their images and the labels are sent.
 
-    The images may take half of the memory that is free on the device when the first of them is asked for; the other half is for
-    training. Images that need more are kept in the memory of the host, as by `ImageCache`, and a warning says why. Worker
-    processes can't reach a device: a loader whose images are there does without. A batch goes on to the device of its
-    loader, if that is another one.
+    The images may take half of the memory that is free on the device when the first one is asked for; the other half is left for
+    training. If they need more, they are kept in the memory of the host, as by `ImageCache`, and a warning says why. Worker
+    processes can't reach a device, so a loader with its images there uses none. If a loader's own device is another one, its
+    batches are copied to it.
     """
     share = .5
     resident = False # Are the images on the device?
 
     def __init__(self,
-        n: int, # Images in the dataset
-        device: torch.device, # Where they are kept
+        n: int, # Number of images in the dataset
+        device: torch.device, # Device to keep them on
     ):
         super().__init__(n)
         self.device = device
@@ -36,21 +36,21 @@ class DeviceCache(ImageCache):
 
     @property
     def wanted(self) -> torch.device:
-        "The device"
+        "The device that was asked for, whether the images are there or not"
         return self.device
 
     @property
     def where(self) -> str:
-        "The device, or memory"
+        "Where the images are: on the device, or in memory"
         return str(self.device) if self.resident else super().where
 
     @property
     def takes_workers(self) -> bool:
-        "Not where the images are on the device"
+        "Can worker processes load images? Not if these are on the device"
         return not self.resident
 
     def get(self, idxs: Sequence[int], load: Load, pinned: bool = False) -> Tensor:
-        "As `ImageCache.get`, on the device"
+        "The images at `idxs` as one batch `(n, C, H, W)` on the device; missing ones are loaded first"
         if not self.resident: return super().get(idxs, load, pinned)
         at = self._loaded(idxs, load)
         if self.device.type == 'cuda': at = at.pin_memory()  # from which a device reads while the host goes on
@@ -65,7 +65,7 @@ class DeviceCache(ImageCache):
         return None
 
     def _why_not(self, size: int) -> str:
-        "Why images of so many bytes are not kept on the device"
+        "Why images of `size` bytes are not kept on the device; empty if they are"
         try: free = room_on(usable_device(self.device))
         except ValueError as e: return str(e)
         if size <= self.share * free: return ''
@@ -78,11 +78,11 @@ class DeviceCache(ImageCache):
 
 
 def named_device(
-    cache: Any, # What a user gave for `cache`
+    cache: Any, # Argument `cache` of a loader
 ) -> torch.device | None:
-    """The device that is meant, `torch.device('cuda:1')` or its name; None for anything else, such as a folder.
+    """The device that `cache` is or names, such as `'cuda:1'`; None for anything else, such as a folder.
 
-    Raises `ValueError` where this machine has no such device. A folder of such a name is given as a `Path`.
+    Raises `ValueError` if this machine has no such device. A folder with the name of a device has to be given as a `Path`.
     """
     try: device = torch.device(cache) if isinstance(cache, str | torch.device) else None
     except RuntimeError: return None  # the name of a folder
@@ -93,9 +93,9 @@ def named_device(
 
 
 def room_on(
-    device: torch.device, # That is here
+    device: torch.device, # A device of this machine
 ) -> float:
-    "Bytes that are free on a device, those of the host where a device doesn't say"
+    "Free memory of a device in bytes; that of the host if a device does not report its own"
     if device.type in ('cpu', 'meta'): return free_memory()
     ask: Callable | None = getattr(torch.get_device_module(device), 'mem_get_info', None)
     return ask(device)[0] if ask else free_memory()

@@ -1,4 +1,4 @@
-"Lists of images and their classes, from the layouts that the field uses"
+"Reads lists of images and their classes from the layouts that the field uses"
 from __future__ import annotations
 
 import codecs
@@ -21,7 +21,7 @@ from .splitter import check_disjoint
 __all__ = ['ImageList', 'read_folder', 'read_filelists', 'read_csvs', 'read_easyfsl', 'read_df', 'read_dataset', 'read_images']
 
 SETS = {'train': ('base', 'train'), 'valid': ('val', 'valid', 'validation'), 'test': ('novel', 'test')}
-"What the layouts call the three sets"
+"The three sets, and their names in the layouts"
 
 Source = str | Path | Mapping[str, str | Path]
 
@@ -30,7 +30,7 @@ AS_SET = {name: s for s, names in SETS.items() for name in names}
 
 @dataclass
 class ImageList:
-    "Images, the class of each, and the set of each (`train`, `valid` or `test`) where the layout has sets"
+    "Images, the class of each, and the set of each (`train`, `valid` or `test`) if the layout has sets"
     files: list[Any]
     labels: list[Any]
     sets: list[str] = field(default_factory=list)
@@ -47,7 +47,11 @@ class ImageList:
         verify: bool | str = True, # What to do with broken files, see `checked_images`
         white: float | None = None, # The value of white, see `open_image`
     ) -> ImageList:
-        "Itself once the files are known to exist and to be images; classes must not be shared by two sets"
+        """The list, once its files are known to exist and to be images.
+
+        Raises `ValueError` if two sets share a class, `FileNotFoundError` for missing files and, depending on `verify`,
+        `OSError` for broken ones.
+        """
         classes = {s: {c for c, o in zip(self.labels, self.sets, strict=True) if o == s} for s in dict.fromkeys(self.sets)}
         check_disjoint(classes)
         files = [f for f in self.files if isinstance(f, Path)]
@@ -77,7 +81,7 @@ def _join(parts: dict[str, ImageList]) -> ImageList:
 
 
 def _existing(path: Path, suffix: str = '') -> dict[str, Path]:
-    "Set name to the folder (or file with `suffix`) in `path` that holds it, where training and another set are there"
+    "The folder (or file with `suffix`) of each set in `path`; none unless the training set and another one are there"
     found = {s: path/(name + suffix) for s, names in SETS.items() for name in names if (path/(name + suffix)).exists()}
     return found if 'train' in found and len(found) > 1 else {}
 
@@ -85,7 +89,10 @@ def _existing(path: Path, suffix: str = '') -> dict[str, Path]:
 def read_folder(
     path: str | Path, # Folder of class folders, or of `base/val/novel` (or `train/valid/test`) folders of class folders
 ) -> ImageList:
-    "Images whose class is the folder that they lie in. Raises `FileNotFoundError` when there are none"
+    """Read images whose class is the name of their folder.
+
+    Raises `FileNotFoundError` if there are none, and `ValueError` for images outside class folders or two folders for a class.
+    """
     path = Path(path).expanduser()
     if not path.is_dir(): raise FileNotFoundError(f'no such folder: {path}')
     if folders := _existing(path): return _join({s: replace(read_folder(o), sets=[]) for s, o in folders.items()})
@@ -102,7 +109,7 @@ def read_folder(
 
 
 def _read_text(fname: Path) -> str:
-    "Text in UTF-8, or in UTF-16 with its mark. Raises `ValueError` with file and line for others"
+    "Read text in UTF-8, or in UTF-16 with a byte order mark. Raises `ValueError` with file and line for anything else"
     raw = fname.read_bytes()
     encoding = 'utf-16' if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else 'utf-8-sig'
     try: text, start = raw.decode(encoding), raw.find(b'\0') if encoding == 'utf-8-sig' else -1
@@ -122,7 +129,7 @@ def _read_json(fname: Path, keys: Sequence[str]) -> dict:
 
 
 def _rooted(names: Iterable[str], *roots: Path | None) -> list[Path]:
-    "Names as paths below the first of `roots` that has the first of them"
+    "The names as paths below the first of `roots` in which the first name exists; below the last one, if in none"
     names = list(names)
     root = next((r for r in roots if r is not None and names and (r/names[0]).exists()), roots[-1])
     return [Path(root or '.')/n for n in names]
@@ -146,13 +153,13 @@ def read_filelists(
     source: Source, # Folder of base.json, val.json, novel.json; one such file; or {set: file}
     root: str | Path | None = None, # What relative image names start from; None: the folder of the file list
 ) -> ImageList:
-    "The field's JSON file lists: `label_names`, `image_names` and `image_labels`"
+    "Read JSON file lists with `label_names`, `image_names` and `image_labels`. Raises `ValueError` if these do not fit together"
     files = _set_files(source, '.json')
     return _join_sets({s: _read_filelist(f, None if root is None else Path(root).expanduser()) for s, f in files.items()})
 
 
 def _set_files(source: Source, suffix: str) -> dict[str, Path]:
-    "Set name to file, from a folder, one file or a mapping"
+    "The file of each set, from a folder, one file or a mapping"
     if isinstance(source, Mapping):
         if unknown := set(source) - set(AS_SET):
             raise ValueError(f'no set {", ".join(sorted(unknown))}: one of {", ".join(AS_SET)}')
@@ -176,9 +183,9 @@ def read_csvs(
     label_col: str | None = None, # Column of the classes; None: `label`, or `class_name`
     set_col: str | None = None, # Column of the sets (base/val/novel, train/valid/test), if any
 ) -> ImageList:
-    """CSVs, as of Ravi & Larochelle's split of miniImageNet (`filename`, `label`) or of easyfsl (`class_name`, `image_name`).
+    """Read CSVs, such as Ravi & Larochelle's of miniImageNet (`filename`, `label`) or easyfsl's (`class_name`, `image_name`).
 
-    Every value is text, `NA` and `None` too. Raises `ValueError` with file and row for what is missing there.
+    Every value is read as text, even `NA` and `None`. Raises `ValueError` with file and row for an empty value.
     """
     def read(fname: Path) -> ImageList:
         if not fname.is_file(): raise FileNotFoundError(f'no such CSV: {fname}')
@@ -197,7 +204,7 @@ def read_easyfsl(
     source: Source, # A specs file; {set: file}; or a folder of train.json, val.json, test.json
     root: str | Path | None = None, # What relative class folders start from; None: the working folder, or the file's
 ) -> ImageList:
-    "easyfsl's JSON: `class_names` and `class_roots`, a folder for each class"
+    "Read easyfsl's JSON: `class_names`, and `class_roots` with a folder for each. Raises `FileNotFoundError` if one is missing"
     def read(fname: Path) -> ImageList:
         content = _read_json(fname, ('class_names', 'class_roots'))
         names, roots = content['class_names'], content['class_roots']
@@ -216,9 +223,9 @@ def read_df(
     fn_col: str | int = 0, # Column of the file names
     label_col: str | int = 1, # Column of the classes
     set_col: str | int | None = None, # Column of the sets (base/val/novel, train/valid/test), if any
-    name: str = 'the frame', # For messages
+    name: str = 'the frame', # What error messages call the frame
 ) -> ImageList:
-    "Images from the rows of a pandas frame"
+    "Read the rows of a pandas frame. Raises `ValueError` for missing columns, empty values and unknown sets"
     columns = [df.columns[c] if isinstance(c, int) and c not in df.columns and c < len(df.columns) else c
                for c in (fn_col, label_col, *([] if set_col is None else [set_col]))]
     if missing := [c for c in columns if c not in df.columns]:
@@ -235,10 +242,10 @@ def read_df(
 def read_dataset(
     dataset: Any, # Dataset of (image, label) pairs, with or without `targets`, such as torchvision's
 ) -> ImageList:
-    """Images of a dataset with labels, which are numbers, names or one-hot; named by its `classes` where it has them.
+    """Read the images of a dataset. Labels are numbers, names or one-hot; if the dataset has `classes`, these name the numbers.
 
-    Items may be dictionaries with an image and a label, as of Hugging Face. Without `targets` or columns every item is loaded
-    once. Raises `ValueError` for a dataset that normalises its images, and for labels of several classes.
+    Items may also be dictionaries with an image and a label, as Hugging Face has them. If the dataset has neither `targets` nor
+    columns, every item is loaded once for its label. Raises `ValueError` if images are normalised, or have several classes.
     """
     image_key, labels = dataset_labels(dataset)
     return ImageList([DatasetImage(dataset, i, image_key) for i in range(len(labels))], labels)
@@ -248,7 +255,7 @@ def read_images(
     source: Any, # Folder, file list, CSV, frame, dataset, or an `ImageList`
     root: str | Path | None = None, # What relative names in a list start from; None: where the list is
 ) -> ImageList:
-    "Images from whatever `source` is: its layout is told by what is there"
+    "Read images from any `source`, whose layout is found out from its content. Raises `TypeError` for anything else"
     if isinstance(source, ImageList): return source
     if isinstance(source, pd.DataFrame): return read_df(source, root or '.')
     if is_file_lists(source): return _read_by_suffix(source, Path(next(iter(source.values()))), root)
@@ -270,13 +277,13 @@ def _tested_whole(path: Path) -> dict[str, Path]:
 
 
 def is_file_lists(source: Any) -> bool:
-    "Whether it is {set: file list}, as `prepare_domain` returns it, rather than {name: source}"
+    "Is `source` a mapping {set: file list}, as `prepare_domain` returns it, and not {name: source}?"
     return isinstance(source, Mapping) and len(source) > 0 and set(source) <= set(AS_SET) and all(
         isinstance(o, str | Path) and Path(o).suffix in ('.json', '.csv') for o in source.values())
 
 
 def _read_by_suffix(source: Source, first: Path, root: str | Path | None) -> ImageList:
-    "Images from files of which `first` is one"
+    "Read file lists by the reader that fits `first`, which is one of them"
     first = first.expanduser()
     if not first.exists(): raise FileNotFoundError(f'no such file or folder: {first}')
     if first.suffix == '.csv': return read_csvs(source, root)

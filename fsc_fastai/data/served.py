@@ -1,4 +1,4 @@
-"The data sets that torchvision and fastai serve, by name: their own classes read them, nothing here does"
+"Data sets by name that torchvision and fastai serve; these libraries download them and know their layouts"
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ TORCHVISION: dict[str, Sequence[dict[str, Any]]] = {
     'RenderedSST2': SPLITS3,
     'Country211': [dict(split=s) for s in ('train', 'valid', 'test')], 'FGVCAircraft': TRAINVAL, 'OxfordIIITPet': TRAINVAL,
 }
-"Classes of torchvision that download photographs or drawings of one class each, and the arguments of their parts"
+"torchvision's data sets of photographs or drawings with one class each, and the arguments that give their parts"
 FASTAI = ('CALTECH_101', 'CIFAR', 'CIFAR_100', 'FOOD', 'IMAGENETTE', 'IMAGENETTE_160', 'IMAGENETTE_320', 'IMAGEWOOF',
           'IMAGEWOOF_160', 'IMAGEWOOF_320', 'MNIST', 'PETS')
-"fastai's `URLs` whose images lie in a folder per class, or tell it by their name"
+"Names in fastai's `URLs` of data sets that have a folder per class, or the class in the name of each file"
 CIFAR_FS = {
     'valid': 'beaver beetle butterfly camel cattle crab crocodile flatfish lamp maple_tree motorcycle otter sea shark television '
              'tractor',
@@ -38,11 +38,11 @@ CIFAR_FS = {
 "Classes of CIFAR-100 to validate and to test on (Bertinetto et al. 2019); the other 64 are for training"
 ELSEWHERE = {'CIFAR10': 'fastai/cifar', 'CIFAR100': 'fastai/cifar_100', 'Caltech101': 'fastai/caltech_101',
              'Food101': 'fastai/food', 'MNIST': 'fastai/mnist', 'OxfordIIITPet': 'fastai/pets'}
-"Where fastai has what torchvision has too"
+"Data sets of torchvision that fastai serves too, and fastai's names of them"
 
 
 class _Labelled:
-    "A data set of torchvision with the labels that it keeps under names of its own, so that no image is opened for them"
+    "A data set of torchvision with its labels as `targets`, whatever it calls them, so that no image is opened for a label"
     def __init__(self, dataset: Any):
         self.dataset = dataset
         def kept(*names: str) -> Any: return next((o for o in (getattr(dataset, n, None) for n in names) if o is not None), None)
@@ -72,21 +72,21 @@ def _from_fastai(name: str, root: Path | None, download: bool) -> ImageList:
 
 
 def _cifar_fs(root: Path | None, download: bool) -> ImageList:
-    "CIFAR-100 with the split of its classes that few-shot learning uses"
+    "CIFAR-100 with its classes split as in CIFAR-FS"
     images = _from_torchvision('CIFAR100', root, download)
     of = {c: s for s, classes in CIFAR_FS.items() for c in classes.split()}
     return ImageList(images.files, images.labels, [of.get(label, 'train') for label in images.labels])
 
 
 def plain(
-    name: str, # Of a data set
+    name: str, # Name of a data set
 ) -> str:
-    "A name as it is compared: in small letters, without _ and -"
+    "The name in small letters, without _ and -: so names are compared"
     return name.lower().replace('_', '').replace('-', '')
 
 
 def _reader(name: str) -> Callable[[Path | None, bool], ImageList] | None:
-    "What reads a name, which may be written in any case, with and without _ and -, and begin with its library"
+    "The function that reads this data set. The name may be in any case, with or without _ and -, and begin with its library"
     readers: dict[str, Callable] = {'cifar_fs': _cifar_fs}
     # where both have a name, torchvision's class checks what it downloads
     for library, read, names in (('torchvision', _from_torchvision, TORCHVISION), ('fastai', _from_fastai, FASTAI)):
@@ -97,11 +97,11 @@ def _reader(name: str) -> Callable[[Path | None, bool], ImageList] | None:
 
 
 def served_images(
-    name: str, # As torchvision's class or fastai's URL is called; `fastai/food` or `torchvision/mnist` where both have one
-    root: Path | None = None, # Where it is, or goes; None: in fastai's data folder
-    download: bool = True, # Fetch what is not there
+    name: str, # Name of torchvision's class or of fastai's URL; `fastai/mnist` or `torchvision/mnist` chooses the library
+    root: Path | None = None, # Folder that has the data set, or gets it; None: in fastai's data folder
+    download: bool = True, # Download what is missing
 ) -> ImageList | None:
-    "Images of all parts of a data set; None for a name that neither library has. Raises `RuntimeError` where it cannot be had"
+    "Images of all parts of a data set; None if neither library has this name. Raises `RuntimeError` if it can't be had or read"
     read = _reader(name)
     if read is None: return None
     try: return read(root, download)

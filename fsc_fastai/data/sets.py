@@ -1,4 +1,4 @@
-"The sets of a source: which images each has, and that together they make sense"
+"Divides a source into sets for training, validation and test, and checks that these fit together"
 from __future__ import annotations
 
 import warnings
@@ -16,10 +16,10 @@ __all__ = ['splits_of', 'check_shapes', 'draw_all', 'what_training_takes']
 
 def splits_of(
     images: ImageList, # Images of a source
-    splitter: Callable | None, # `ClassSplitter(…)`; None: the list's own sets, or 20 % of the classes to validate on
+    splitter: Callable | None, # Such as `ClassSplitter(…)`; None: the list's own sets, or 20 % of the classes for validation
     seed: int, # Seed of the split
 ) -> list[list[int]]:
-    "Positions of the training, the validation and perhaps the test images"
+    "Positions of the images of each set: training, validation and, if there is one, test"
     if isinstance(splitter, ClassSplitter): return splitter.split_labels(images.labels)
     if splitter is not None: return splitter(images.files)
     if not images.sets: return ClassSplitter(seed=seed).split_labels(images.labels)
@@ -32,10 +32,10 @@ def splits_of(
 
 
 def check_shapes(
-    train: EpisodicDL, # To train on
-    valid: EpisodicDL, # To validate on
+    train: EpisodicDL, # Loader of training
+    valid: EpisodicDL, # Loader of validation
 ) -> None:
-    "`ValueError` where training and validation see images of different size or channels"
+    "Raises `ValueError` if training and validation see images of different size or channels"
     if len(train.dataset) and len(valid.dataset) and train.img_shape != valid.img_shape:
         named = [f'{size_text(dl.img_size)} in {dl.n_chans} channels' for dl in (train, valid)]
         raise ValueError(f'training sees images of {named[0]}, validation of {named[1]}: item_tfms must bring all to one size, '
@@ -43,10 +43,10 @@ def check_shapes(
 
 
 def what_training_takes(
-    train: EpisodicDL, # To train on
-    valid: EpisodicDL, # To validate on
+    train: EpisodicDL, # Loader of training
+    valid: EpisodicDL, # Loader of validation
 ) -> str:
-    "How many images and classes training takes, and what to do with fewer: what an error says"
+    "Text for an error: how many images and classes training takes, and what to do with fewer"
     images = max(as_range('n_shot', dl.n_shot)[1] + as_range('n_query', dl.n_query)[1] for dl in (train, valid))
     ways = [as_range('n_way', dl.n_way)[1] for dl in (train, valid)]
     return (f'Training takes {images} images of each class, of {ways[0]} classes to train on and {ways[1]} others to validate '
@@ -57,7 +57,7 @@ def what_training_takes(
 def draw_all(
     loaders: Sequence[EpisodicDL], # Loaders of training and validation, or one of a test set
 ) -> None:
-    "Make every sampler, so that too few classes or images are an error now; warn of classes left out, or shared by two sets"
+    "Make every sampler, so that too few classes or images raise `ValueError` now; warn of classes left out or in two sets"
     if len(loaders) > 1 and not len(loaders[0].dataset): raise ValueError('no images to train on: the training set is empty')
     for dl in loaders:
         if len(dl.dataset) and dl.sampler.dropped: warnings.warn(f'left out {dl.sampler.describe_dropped()}', stacklevel=3)

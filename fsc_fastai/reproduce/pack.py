@@ -1,4 +1,4 @@
-"The images of a table as one small archive, to train it on another machine"
+"Packs the images of a table into one small archive, to train and test on another machine"
 from __future__ import annotations
 
 import tarfile
@@ -22,15 +22,16 @@ __all__ = ['pack_images']
 
 def pack_images(
     data: Data, # The domains to train and test on
-    preset: Preset, # Whose size the images get
-    archive: Path, # The .tgz file; unpacked it is a folder of its name
-    learned_from: bool = False, # Take the base classes of the targets as well, for Table IV
+    preset: Preset, # Preset with the size that the images are resized to
+    archive: Path, # The .tgz file to write; it unpacks to a folder of the same name
+    learned_from: bool = False, # Pack the base classes of the targets as well, for Table IV
     quality: int = 85, # Of the JPEG files
 ) -> Path:
-    """Write every image that training and tests look at, resized as they do it, class by class; returns the archive.
+    """Write every image that training and tests use, resized as they do it, class by class; returns `archive`.
 
-    Unpacked it is a folder for `folder_data`. Its episodes are those of the originals; pixels differ by what JPEG loses, so that
-    results count as those of other data. Raises `ValueError` for another ending, `OSError` for what cannot be written.
+    `folder_data` reads the unpacked folder. Its episodes have the same images as those of the originals, but pixels differ by
+    what JPEG loses, so results count as results on other data. Raises `ValueError` if `archive` does not end in .tgz, and
+    `OSError` if it cannot be written.
     """
     if archive.suffix != '.tgz': raise ValueError(f'{archive} has to end in .tgz')
     folders = dict(_folders(data, preset, learned_from))

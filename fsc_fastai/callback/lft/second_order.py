@@ -13,14 +13,14 @@ from ...tensors import full_precision
 __all__ = ['Gradients', 'gradient', 'second_order_step', 'sums', 'with_gradient']
 
 Gradients = list[Tensor | None]
-"One gradient for each of several tensors; None for a tensor that does not matter"
+"One gradient for each of several tensors; None for a tensor that the loss does not depend on"
 
 
 def gradient(
     loss: Tensor | Sequence[Tensor], # What to differentiate, a scalar or several tensors
     wrt: Sequence[Tensor], # The tensors to differentiate by
-    scale: Tensor | None = None, # Keeps gradients in the range of half precision on the way; the result is without it
-    weights: Sequence[Tensor] | None = None, # Of the entries of `loss`, where it is not a scalar
+    scale: Tensor | None = None, # Loss scale, which keeps gradients in the range of half precision; the result is divided by it
+    weights: Sequence[Tensor] | None = None, # Weights of the entries of `loss`, if it is not a scalar
     **kwargs: Any, # For `torch.autograd.grad`
 ) -> Gradients:
     "The gradient of `loss`, with None where `loss` does not depend on a tensor"
@@ -33,17 +33,17 @@ def gradient(
 
 
 def second_order_step(
-    loss: Tensor, # Of the pseudo-seen episode, a function of `weights` and `outer`
-    weights: Sequence[Tensor], # The model's weights
-    lrs: Sequence[float], # A learning rate for each of them
-    outer: Sequence[Tensor], # What is learned by the second loss: γ, β
-    next_losses: Callable[[list[Tensor]], Iterable[Tensor]], # Fast weights to losses, whose sum is what `outer` is to reduce
+    loss: Tensor, # Loss L of the pseudo-seen episode, a function of `weights` and `outer`
+    weights: Sequence[Tensor], # The model's weights w
+    lrs: Sequence[float], # Learning rate of each weight
+    outer: Sequence[Tensor], # Parameters of the transformations: γ, β
+    next_losses: Callable[[list[Tensor]], Iterable[Tensor]], # Maps the fast weights to losses; `outer` minimises their sum L'
     scale: Tensor | None = None, # Loss scale of mixed precision
 ) -> tuple[Gradients, list[Tensor]]:
-    """Gradient of `loss` by `weights`, and by `outer` of the losses after one step of gradient descent on it.
+    """The gradient g = ∂L/∂w, and the gradient of L' by `outer` at the fast weights w − lr·g (Tseng et al. 2020, Algorithm 1).
 
-    ∂L'(w − lr·g)/∂γ = −lr·(∂L'/∂w)ᵀ ∂g/∂γ. The losses are differentiated one by one at the fast weights as leaves, so that no
-    two of their graphs are alive at once. Frees the graph of `loss`.
+    ∂L'(w − lr·g)/∂γ = −lr·(∂L'/∂w)ᵀ ∂g/∂γ. The losses are differentiated one by one, with the fast weights as leaves, so that
+    only one of their graphs is alive at a time. Frees the graph of `loss`.
     """
     g = gradient(loss, weights, scale, create_graph=True)
     downhill = _gradient_after_step(weights, lrs, g, next_losses, scale)
@@ -69,20 +69,20 @@ def _gradient_after_step(
 
 def sums(
     a: Gradients, # One gradient for each of several tensors
-    b: Gradients, # Another one for each
+    b: Gradients, # Other gradients, for the same tensors
 ) -> Gradients:
-    "Their sums, where None is zero"
+    "The sum of both gradients of each tensor; None counts as zero"
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     found = iter(torch._foreach_add(*map(list, zip(*both, strict=True))) if both else ())
     return [y if x is None else x if y is None else next(found) for x, y in zip(a, b, strict=True)]
 
 
 def _each(
-    f: Callable[..., Iterable[Tensor]], # Of all tensors in one call, which a GPU answers by a few kernels
+    f: Callable[..., Iterable[Tensor]], # Takes all tensors in one call, for which a GPU needs few kernels
     gradients: Gradients, # Some of them None
     *others: Sequence, # Further arguments, one for each
 ) -> Gradients:
-    "`f` of those that are not None, in their places"
+    "Apply `f` to the gradients that are not None, and put the results in their places"
     known = [row for row in zip(gradients, *others, strict=True) if row[0] is not None]
     found = iter(f(*map(list, zip(*known, strict=True))) if known else ())
     return [None if g is None else next(found) for g in gradients]
@@ -90,10 +90,10 @@ def _each(
 
 def with_gradient(
     value: Tensor, # Value of the loss
-    wrt: Sequence[Tensor], # Tensors
-    gradients: Gradients, # Its gradient by each of them
+    wrt: Sequence[Tensor], # Tensors that the loss depends on
+    gradients: Gradients, # Gradient of the loss by each of them
 ) -> Tensor:
-    "A loss that hands these gradients on when it is differentiated"
+    "A loss of this value; differentiating it gives the tensors these gradients"
     known = [(w, g) for w, g in zip(wrt, gradients, strict=True) if g is not None]
     return _KnownGradient.apply(value, [g for _, g in known], *(w for w, _ in known))
 

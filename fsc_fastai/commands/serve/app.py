@@ -1,4 +1,4 @@
-"The web page as an ASGI app: who may ask for what, and how much at a time"
+"The web page as an ASGI app: it checks where requests come from, and how many are in progress"
 from __future__ import annotations
 
 import asyncio
@@ -23,7 +23,7 @@ from .uploads import Uploads
 
 __all__ = ['create_app', 'HEADERS']
 
-# Of every answer. The page needs nothing from anywhere: no scripts, no fonts, no frames
+# Headers of every answer. The page loads nothing from elsewhere: no scripts, no fonts, no frames
 HEADERS = {
     'Content-Security-Policy': "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'self'; "
                                "frame-ancestors 'none'; base-uri 'none'",
@@ -34,7 +34,7 @@ HEADERS = {
 
 
 class _Guard:
-    "Refuses what comes from other sites or asks for another host, and gives every answer its headers"
+    "Refuses forms of other sites and requests for other hosts, and gives every answer its headers"
     def __init__(self, app: ASGIApp, hosts: Iterable[str]):
         self.app, self.hosts = app, {'localhost', *(h.lower().strip('[]') for h in hosts)}
 
@@ -59,7 +59,7 @@ class _Guard:
         return None
 
     def _is_ours(self, host: str, scope: Scope) -> bool:
-        "Is it a name that was allowed, or the very address that the connection came to?"
+        "Is `host` a name that was allowed, or the address that the connection came to?"
         with suppress(ValueError):
             name = urlsplit(f'//{host}').hostname
             return name is not None and (name in self.hosts or _same_address(name, (scope.get('server') or ('',))[0]))
@@ -72,26 +72,26 @@ def _same_address(a: str, b: str) -> bool:
 
 
 def _same_site(headers: Headers, host: str) -> bool:
-    "Browsers say where a form comes from, other programs need not"
+    "Does a form come from this page? Browsers say so; other programs need not"
     if headers.get('sec-fetch-site', 'same-origin') not in ('same-origin', 'none'): return False
     origin = headers.get('origin')
     return origin is None or origin.lower().partition('://')[2] == host.lower()
 
 
 class _Desk:
-    "Takes forms, has them worked on by a few threads, and answers with the page"
+    "Takes forms, lets a few threads do what they ask for, and answers with the page"
     def __init__(self, page: Page, limits: Limits):
         self.page, self.limits, self.uploads, self.jobs = page, limits, Uploads(limits), 0
 
     @functools.cached_property
     def threads(self) -> CapacityLimiter:
-        "Made when a server runs, which it belongs to"
+        "Limits how many threads work at a time; made when the server runs, because it belongs to the server's event loop"
         return CapacityLimiter(self.limits.workers)
 
     async def home(self, request: Request) -> Response: return self._answer()
 
     def route(self, path: str, work: Callable[[FormData], list]) -> Route:
-        "A form to be worked on; what it gives are answers for the page"
+        "The route of a form: `work` does what the form asks for, and returns answers for the page"
         async def endpoint(request: Request) -> Response:
             try:
                 self._check_queue()  # before the body as well: it need not be read
@@ -118,13 +118,13 @@ class _Desk:
 
 def create_app(
     classifier: FewShotClassifier, # With or without examples; all visitors share it
-    limits: Limits | None = None, # Of uploads
-    hosts: Iterable[str] = (), # Names that it is served under, besides localhost and the address of the machine
+    limits: Limits | None = None, # What the page accepts; None: `Limits()`
+    hosts: Iterable[str] = (), # Names that the page is served under, besides localhost and the address of the machine
 ) -> ASGIApp:
     """The web page as an ASGI app.
 
-    No path or file name from a visitor is ever used, nothing is written to disk, fields are taken from bodies alone, and forms of
-    other sites are refused. A server has to set time limits for headers and answers, as `fsc_serve` does.
+    No path or file name from a visitor is ever used, nothing is written to disk, fields are read from bodies only, and forms of
+    other sites are refused. The server has to set time limits for headers and answers, as `fsc_serve` does.
     """
     limits = limits or Limits()
     page = Page(classifier, limits)

@@ -1,4 +1,4 @@
-"`fsc_serve`: the page behind uvicorn, which waits for nobody for ever"
+"`fsc_serve`: serves the page by uvicorn, with a time limit for every request"
 # Annotations are read by `call_parse` at run time, so this module has no `from __future__ import annotations`.
 import asyncio
 import logging
@@ -16,14 +16,14 @@ from .app import HEADERS, create_app
 
 __all__ = ['fsc_serve', 'server_of']
 
-HEAD, FETCH, ALL = 10, 120, 900 # seconds for the headers of a request, for fetching an answer, and for all of it
+HEAD, FETCH, ALL = 10, 120, 900 # seconds for the headers of a request, for fetching its answer, and for the whole of it
 CONNECTIONS = 500 # at a time
 BAD_REQUEST = '\r\n'.join(['HTTP/1.1 400 Bad Request', 'Content-Type: text/plain; charset=utf-8', 'Content-Length: 15',
                            'Connection: close', *(f'{k}: {v}' for k, v in HEADERS.items()), '', 'Invalid request']).encode()
 
 
 class _Protocol(H11Protocol):
-    "uvicorn's, which has a time limit between requests only"
+    "uvicorn's protocol, with time limits within requests as well; uvicorn only limits the time between them"
     clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -36,7 +36,7 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def give(self, seconds: float) -> None:
-        "End the connection after so many seconds, in the place of an earlier limit"
+        "End the connection after so many seconds; this replaces an earlier limit"
         if self.clock: self.clock.cancel()
         self.clock = self.loop.call_later(seconds, self.transport.abort)
 
@@ -55,8 +55,8 @@ class _Protocol(H11Protocol):
 
 
 def server_of(
-    app: Any, # ASGI
-    grace: int = 3, # Seconds that what is going on is given when the server is told to end
+    app: Any, # An ASGI app
+    grace: int = 3, # Seconds for requests in progress to finish after the server is told to end
 ) -> uvicorn.Server:
     "An HTTP server with time limits for what visitors send and fetch"
     logging.getLogger('python_multipart').setLevel(logging.ERROR)  # visitors are told what is wrong with their forms
@@ -70,11 +70,11 @@ def fsc_serve(
     support: Path | None = None, # Folder with a folder of images per class; default: the examples saved with the model
     host: str = '127.0.0.1', # Address to listen on; 0.0.0.0 for everyone who can reach this machine
     port: int = 8000, # Port to listen on; 0: any that is free
-    allow: str = '', # Names that visitors call this machine by, separated by commas, besides its address: example.org
+    allow: str = '', # Names that visitors reach this machine by, besides its address, separated by commas: example.org
 ) -> None:
     """A web page to classify images by a few examples of each class.
 
-    Drop examples and queries onto it; it shows labels, probabilities and heatmaps. All visitors share the classes.
+    Drop examples and queries onto the page; it shows labels, probabilities and heatmaps. All visitors share the classes.
     """
     app = create_app(plain_errors(lambda: load_classifier(model, support)), hosts=[host, *filter(None, allow.split(','))])
     family = socket.AF_INET6 if ':' in host else socket.AF_INET

@@ -1,6 +1,6 @@
 """One image, from the bytes of a file to pixels, in a process of its own: `python decode.py SETTINGS < file > pixels`.
 
-A decoder that explodes, hangs or crashes over a hostile file takes nothing with it. Imports Pillow alone, to start in no time.
+If a hostile file makes a decoder hang, crash or exhaust memory, only this process suffers. It imports only Pillow, to start fast.
 """
 import io
 import json
@@ -14,10 +14,10 @@ __all__ = ['decode', 'limit_process']
 
 
 def limit_process(
-    memory_mb: int, # Of addresses, with the 100 or so of Python itself
-    seconds: float, # Of processor time
+    memory_mb: int, # Most address space in MB; Python itself takes about 100 of it
+    seconds: float, # Most processor time
 ) -> None:
-    "End this process beyond limits, where the system knows such"
+    "Limit the memory and the processor time of this process; without effect on Windows"
     try:
         import resource
     except ImportError: return  # Windows
@@ -26,17 +26,17 @@ def limit_process(
 
 
 def decode(
-    data: bytes, # Of a file
-    formats: list[str], # Accepted, as PIL calls them
-    side: int, # Most of width and height
-    pixels: int, # Most of an image
-    target: int, # Side of what is needed of it
+    data: bytes, # Content of an image file
+    formats: list[str], # Formats to accept, by PIL's names
+    side: int, # Largest width and height to accept
+    pixels: int, # Most pixels to accept
+    target: int, # Side in pixels that the image is needed at
     orient: bool = True, # Turn it as its EXIF orientation says
 ) -> Image.Image:
-    """The image in its own mode.
+    """Decode an image, which keeps its mode but not a palette.
 
-    One that is more than four times as large as needed is reduced by a whole number, as PIL's `reducing_gap` does. Raises
-    `OverflowError` before decoding for an image that is too large.
+    An image at least four times as large as needed is shrunk by a whole factor, as PIL's `reducing_gap` does. Raises
+    `OverflowError` for an image that is too large, before decoding it, and PIL's own errors for a broken one.
     """
     Image.MAX_IMAGE_PIXELS = None  # ours is stricter, and knows of `draft`
     Image.init()
@@ -68,7 +68,7 @@ def _reduced(im: Image.Image, target: int) -> Image.Image:
 
 
 def main() -> None:
-    "Pixels after a line of JSON with mode and size, or with what is wrong"
+    "Write a line of JSON with mode and size and then the pixels, or only a line of JSON with what is wrong"
     settings = json.loads(sys.argv[1])
     data = sys.stdin.buffer.read()
     limit_process(settings.pop('memory_mb'), settings.pop('seconds'))

@@ -74,32 +74,32 @@ def _answer(found: Explanation, key: str) -> Any:
 
 
 def _name_in(form: FormData) -> str:
-    "The name of a class. Raises `Refused` for what is none"
+    "The name of a class in a form. Raises `Refused` if it is empty, too long or not printable"
     name = text_of(form, 'name').strip()
     if not 0 < len(name) <= 64 or not name.isprintable(): raise Refused('a class needs a name of 1 to 64 characters')
     return name
 
 
 class _Asked:
-    "What the model saw of the latest queries, by keys that nobody can guess: so that a right answer needs no second upload"
+    "Keeps the latest queries as the model saw them, by keys that nobody can guess, so that correcting needs no second upload"
     def __init__(self, most: float):
         self.most, self.pixels = most, OrderedDict[str, np.ndarray]()
 
     def keep(self, pixels: torch.Tensor) -> str:
-        "The key of an image; the oldest ones go where there are too many bytes"
+        "Keep an image and return its key; the oldest images are dropped if they take too many bytes"
         key = secrets.token_urlsafe(16)
         self.pixels[key] = pixels.numpy().copy()
         while len(self.pixels) > 1 and sum(o.nbytes for o in self.pixels.values()) > self.most: self.pixels.popitem(last=False)
         return key
 
     def of(self, key: str) -> torch.Tensor:
-        "An image by its key. Raises `Refused` for one that is not there any more"
+        "An image by its key. Raises `Refused` if it was dropped"
         if key not in self.pixels: raise Refused('that image is no longer at hand: add it as an example')
         return torch.from_numpy(self.pixels[key])
 
 
 class Page:
-    "A classifier, and the page that shows it. What is done to it is done in threads, the page itself is always at hand"
+    "A classifier, and the page that shows it. Threads change and ask the classifier, one at a time; the page can always be read"
     def __init__(self,
         classifier: FewShotClassifier, # With or without examples
         limits: Limits, # What is accepted
@@ -109,10 +109,10 @@ class Page:
         self._show_classes()
 
     def html(self,
-        answers: list | None = None, # As `classify` gives them
-        error: str = '', # What a visitor can mend
+        answers: list | None = None, # Result of `classify`
+        error: str = '', # What to tell the visitor, if something went wrong
     ) -> str:
-        "The whole page"
+        "The whole page as HTML"
         files = ft.Input(type='file', name='files', multiple=True, accept='image/*', required=True)
         parts = [
             ft.H1('Few-shot classifier'),
@@ -139,9 +139,9 @@ class Page:
         return images_of(files_of(form, self.limits), self.limits, max(sides(wanted.resize)), wanted.orient)
 
     def add(self,
-        form: FormData, # With a `name` and `files`
+        form: FormData, # Form with the name of a class in `name`, and images in `files`
     ) -> list:
-        "Examples of a class. Raises `Refused` for names and images that are not accepted; nothing is added then"
+        "Add examples to a class. Raises `Refused` for names and images that are not accepted; nothing is added then"
         name = _name_in(form)
         # only the small squares that the model sees are kept of images while the others are decoded
         pixels = torch.stack([self.classifier.preprocess.pixels(im) for im in self._images(form)])
@@ -149,7 +149,7 @@ class Page:
         return []
 
     def _join(self, pixels: torch.Tensor, name: str) -> None:
-        "Take examples into a class, if that is not too many"
+        "Add examples to a class. Raises `Refused` beyond the limits of classes and examples"
         shots = self.classifier.shots_
         label = int(name) if name.isdecimal() and any(isinstance(c, int) for c in shots) else name
         if label not in shots and len(shots) >= self.limits.classes: raise Refused(f'at most {self.limits.classes} classes')
@@ -159,9 +159,9 @@ class Page:
         self._show_classes()
 
     def correct(self,
-        form: FormData, # With the key of an `image` that was classified, and the `name` of its class
+        form: FormData, # Form with the key of a classified image in `image`, and its right class in `name`
     ) -> list:
-        "Take the right answer for an image, once. Raises `Refused` for one that is not there any more, and for names as `add`"
+        "Add a classified image to its right class, once. Raises `Refused` if the image was dropped, and for names as `add` does"
         name, key = _name_in(form), text_of(form, 'image')
         with self.lock:
             self._join(self.asked.of(key)[None], name)
@@ -169,9 +169,9 @@ class Page:
         return []
 
     def remove(self,
-        form: FormData, # With a `name`
+        form: FormData, # Form with the name of a class in `name`
     ) -> list:
-        "Forget a class. Raises `ValueError` for one that is not there"
+        "Remove a class. Raises `ValueError` if there is none of this name, or if too few classes would be left"
         name = text_of(form, 'name')
         with self.lock:
             if not self.classifier.shots_: raise Refused('there are no classes yet')
@@ -180,9 +180,9 @@ class Page:
         return []
 
     def classify(self,
-        form: FormData, # With `files`
+        form: FormData, # Form with images in `files`
     ) -> list:
-        "An answer for each image. Raises `Refused` for images that are not accepted, `ValueError` for too few classes"
+        "Classify images: an answer each. Raises `Refused` for images that are not accepted, `ValueError` for too few classes"
         return [self._answer(im) for im in self._images(form)]
 
     def _answer(self, im: Image.Image) -> Any:

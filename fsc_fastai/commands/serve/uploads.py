@@ -1,4 +1,4 @@
-"From the body of a request to fields and images: in memory, within limits, one image after another"
+"Reads fields and images from the body of a request: in memory, within limits, one image after another"
 from __future__ import annotations
 
 import json
@@ -24,7 +24,7 @@ SLOWEST = 100_000 # bytes per second
 
 
 class _InMemory(MultiPartParser):
-    "Starlette's, which writes nothing to the disk"
+    "Starlette's parser, which here writes nothing to the disk"
     spool_max_size = sys.maxsize
 
 
@@ -35,11 +35,11 @@ class Uploads:
 
     @asynccontextmanager
     async def form(self,
-        request: Request, # Whose body is not read yet
+        request: Request, # A request with a body that was not read yet
     ) -> AsyncIterator[FormData]:
-        """Fields and files of the body, in memory for as long as the block runs.
+        """Read the fields and files of the body; they stay in memory as long as the `async with` block runs.
 
-        Raises `Refused` for a body that is no form (400), too slow (408), too large (413), or too much beside others (503).
+        Raises `Refused` if the body is no form (400), too slow (408) or too large (413), or if there are too many uploads (503).
         """
         mine, limits = 0, self.limits
 
@@ -72,20 +72,20 @@ class Uploads:
 
 
 def text_of(
-    form: FormData, # Of a request
-    field: str, # Its name
+    form: FormData, # Form of a request
+    field: str, # Name of the field
 ) -> str:
-    "The text of a field. Raises `Refused` for none, several and files"
+    "The text of a field. Raises `Refused` if the field is missing, repeated or a file"
     found = form.getlist(field)
     if len(found) != 1 or not isinstance(found[0], str): raise Refused(f'one text field “{field}” is needed')
     return found[0]
 
 
 def files_of(
-    form: FormData, # Of a request
+    form: FormData, # Form of a request
     limits: Limits, # What is accepted
 ) -> list[UploadFile]:
-    "The files of the field `files`; their names are not used. Raises `Refused` for none, too many and too large ones"
+    "The files of the field `files`; their names are not used. Raises `Refused` for no file, too many and too large ones"
     found = form.getlist('files')
     files = [f for f in found if isinstance(f, UploadFile)]
     if len(files) < len(found): raise Refused('the field “files” is for files, not text')
@@ -98,12 +98,12 @@ def files_of(
 
 
 def images_of(
-    files: list[UploadFile], # As `files_of` gives them
+    files: list[UploadFile], # Result of `files_of`
     limits: Limits, # What is accepted
-    target: int, # Side of what is needed of an image
+    target: int, # Side in pixels that images are needed at
     orient: bool = True, # Turn images as their EXIF orientation says
 ) -> Iterator[Image.Image]:
-    "One image after another, decoded when it is its turn. Raises `Refused` for too large or broken ones, and other types of file"
+    "Decode one image after another. Raises `Refused` for an image that is too large, broken or of another format"
     settings = json.dumps(dict(formats=limits.formats, side=limits.side, pixels=limits.pixels, target=target, orient=orient,
                                memory_mb=limits.memory_mb, seconds=limits.seconds))
     for i, f in enumerate(files, 1): yield _decoded(f.file.read(), f'image {i}', settings, limits)
