@@ -2,10 +2,10 @@
 
     python -m benchmarks.adapt [--rounds 3] [--archs conv4 resnet10] [--episodes 2000]
 
-5-way 5-shot, 15 queries a class, 512 features: the peer fits and answers episode by episode, ours all of `--episodes` in one
-call, which takes as many at once as a CPU's cache holds, with the same scores. The plain loop copies the model for each
-episode and encodes what a step needs, as the published scripts do, with the same random numbers: 10 steps at 84 px. Memory is
-what torch holds at the same time, beside weights and images.
+5-way 5-shot, 15 queries per class, 512 features. easyfsl fits and answers episode by episode; ours takes all `--episodes` in one
+call, as many at a time as fit into the CPU's cache, and gives the same scores. The plain loop does 10 steps at 84 px with the
+same random numbers: as the published scripts do, it copies the model for each episode and encodes the images anew for each step.
+Memory is the most that torch's tensors take at a time, besides weights and images.
 """
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Heads on the features of a backbone as it is, on folders of photographs: accuracy, and how honest their answers are.
+"""Heads on the features of a backbone without training, on folders of photographs: accuracy, and calibration of probabilities.
 
     python -m benchmarks.backbone --data PHOTOS --weights FILE [--arch tf_efficientnet_lite0] [--episodes 50] [--cache FOLDER]
 
-PHOTOS has a folder for each domain, of class folders, or of `novel` with these. FILE is a state dict in timm's order, whatever
-its names are. Our heads and those of scikit-learn, adaptshot and vyntri (the latter two if they are installed) get equal
-features. Of ours and of adaptshot, probabilities are calibrated by the examples; scikit-learn's and vyntri's are as they give
-them. Means over the domains; calibration errors are of a domain's queries together. A line says what was left out, and why.
+PHOTOS has a folder for each domain, which holds class folders, or `novel` with class folders. FILE is a state dict in timm's
+order, with any names. Our heads and those of scikit-learn, adaptshot and vyntri (the latter two if they are installed) get the
+same features. Ours and adaptshot calibrate their probabilities by the examples; scikit-learn and vyntri do not. Figures are
+means over the domains; a calibration error is that of all queries of a domain. A line says what was left out, and why.
 """
 from __future__ import annotations
 

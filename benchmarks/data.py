@@ -1,11 +1,11 @@
-"""Episodes a second, against easyfsl's TaskSampler with a DataLoader that decodes each image anew; and what it costs a step.
+"""Episodes per second, beside easyfsl's TaskSampler with a DataLoader that decodes every image again; and the cost per step.
 
     python -m benchmarks.data [--sizes 84 224] [--rounds 5] [--device cpu]
 
 660 JPEGs of 500×375, 5-way 5-shot 16 queries, no workers on either side, the same test transform (shown to give the same
-pixels). Ours is measured with every image decoded already, as after the first epoch. On a GPU both bring their batches there.
-`--keep-memory` has glibc keep freed memory on both sides (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_): else the pages of
-large tensors come anew from the system each time, while ours takes the memory of batches that are gone.
+pixels). Ours is measured with all images decoded already, as after the first epoch. With a GPU, both copy their batches to it.
+`--keep-memory` makes glibc keep freed memory on both sides (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_). Without it the peer
+gets the pages of large tensors from the system each time, while ours reuses the memory of earlier batches.
 """
 from __future__ import annotations
 

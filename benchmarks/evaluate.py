@@ -2,10 +2,10 @@
 
     python -m benchmarks.evaluate [--rounds 5] [--methods ProtoNet RelationNet] [--whole]
 
-50 classes × 60 images of 84 px, ResNet10, 5-way 5-shot 16 queries, 2000 episodes. A round measures an episode of the peer, an
-image encoded, what is prepared once, and an episode classified, and puts 2000 episodes together from them; `--whole` runs ours in
-full once more.
-The least work is each image through the encoder once, and each episode's maps through the classifier.
+50 classes × 60 images of 84 px, ResNet10, 5-way 5-shot 16 queries, 2000 episodes. Each round measures one episode of the peer,
+and of ours the encoding of one image, the preparation and the classification of one episode; times for 2000 episodes are
+computed from these. `--whole` also runs all 2000 of ours once. The least work sends each image through the encoder once, and
+each episode's maps through the classifier.
 """
 from __future__ import annotations
 

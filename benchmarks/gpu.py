@@ -2,9 +2,9 @@
 
     python -m benchmarks gpu [-- --minutes 10 --dry]
 
-Each is run in a process of its own and given what is left of the time, the most important first, the tests at most a third.
-`RESULTS-GPU.md` is written anew after each, with rows of this call alone, so that a call that is cut off leaves what it has
-found. What is promised of a GPU fails the call where it is missed, as a failed test does:
+Each runs in a process of its own, the most important first, and may take the time that is left; the tests take at most a third.
+`RESULTS-GPU.md` is written again after each, with the rows of this call only, so that an interrupted call leaves its results.
+The call fails if a test fails, or if one of these ratios is larger than promised:
 
     guided step of a RelationNet             1.5 of its plain step
     both of them, as one CUDA graph          1.15 of the sum of their kernels
@@ -12,7 +12,7 @@ found. What is promised of a GPU fails the call where it is missed, as a failed 
     relevance pass of a GNNNet               0.1 of its head's forward and backward pass
     LFT step of a RelationNet                1.5 of the sum of its kernels
 
-`--dry` goes through all of it on a CPU, at the smallest sizes, tells no limits, and writes into a folder of its own.
+`--dry` runs all of it on a CPU, at the smallest sizes, checks no limits, and writes into a folder of its own.
 """
 from __future__ import annotations
 

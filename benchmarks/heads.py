@@ -1,4 +1,4 @@
-"""Which head on a pretrained backbone as it is? Accuracies of all of them, on the same episodes, as tables of Markdown.
+"""Which head suits a pretrained backbone without training? Prints Markdown tables of all heads' accuracies on the same episodes.
 
     python -m benchmarks.heads --folders mini_imagenet/val --arch tf_efficientnet_lite0 --weights FILE --remap [--per-class 60]
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.imports [--rounds 5]
 
-In a fresh process each round: fastai first, then what is still to import of ours. Two processes, one for each, would differ by
-the noise of the seconds that fastai takes.
+Each round starts a process, which imports fastai first and then ours. With a process for each, the difference would be
+lost in the noise of the seconds that fastai takes.
 """
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
 
 RelationNet and GNNNet on ResNet10, CrossAttentionNet on ResNet12, 5-way 5-shot 16 queries, by fastai's `Learner.fit`: plain,
 explanation-guided, with learned transformations, and both. An operation of PyTorch that is neither a view nor an allocation
-counts as one kernel. Of the second step, to the end of the backward pass, and with the optimizer that is the default on a GPU; an
-operation that would have to wait for a value is an error here.
+counts as one kernel. The second step is counted: up to the end of the backward pass, and with the optimizer that is the default
+on a GPU. An operation that would have to wait for a value raises an error.
 """
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.later_training [--size 84] [--rounds 5] [--threads 1]
 
-Peak memory: what is allocated on a GPU; on CPU what is resident, in a process of its own for each.
+Peak memory is what is allocated on a GPU, or what is resident on a CPU, in a process of its own for each.
 """
 from __future__ import annotations
 

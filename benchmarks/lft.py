@@ -2,8 +2,8 @@
 
     python -m benchmarks.lft [--size 84] [--rounds 5] [--threads 1] [--steps 1]
 
-Time against the shortest hand-written step with `functional_call` (limit 1.15 x), peak memory against a plain training step
-(limit 2.5 x): what is allocated on a GPU; on CPU what is resident, in a process of its own for each.
+Time is compared with the shortest hand-written step with `functional_call` (limit 1.15 x), peak memory with a plain training step
+(limit 2.5 x). Memory is what is allocated on a GPU, or what is resident on a CPU, in a process of its own for each.
 """
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a run of the paper's size takes: a RelationNet trained with explanations, 400 epochs of 100 episodes at 224 px.
+"""How long a run of the paper's size takes: a RelationNet trained with explanations, 400 epochs of 100 episodes at 224 px.
 
     python -m benchmarks.paper_run [--size 224] [--episodes 100] [--rounds 2]
 
-ResNet10, 5-way 5-shot 16 queries, photographs with the augmentations of training, each epoch validated on as many episodes. An
-epoch is what a fit of two epochs takes more than a fit of one; with images in memory and on the card, step by step and as one
-CUDA graph. On a CPU nothing is captured, and images are in memory either way: to try this script.
+ResNet10, 5-way 5-shot 16 queries, photographs with the augmentations of training, each epoch validated on as many episodes. The
+time of an epoch is that of a fit of two epochs minus that of one. Images are in memory or on the card, and steps run one by one
+or as one CUDA graph. On a CPU, which is only for trying this script, nothing is captured and images are in memory.
 """
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
     python -m benchmarks.photographs --data PHOTOS --encoder WEIGHTS --out FOLDER [--arch resnet10] [--size 48]
 
-PHOTOS has a folder a domain: `mini_imagenet` with `base`, `val` and `novel`, the others with `novel` classes or class folders
-alone. Each image is encoded once; features are kept in FOLDER, cells are added to FOLDER/cells.json, and a run that was killed
-goes on. Every cell has the first of the same episodes, 600 or as many as fit into `--seconds`, 10 at least; differences to
-ProtoNet are paired. `--domains` and `--methods` choose some. With `--images` adaptations of the encoder are tested, in the
-place of those on features. Distribution calibration is left out: an episode of it takes seconds. The table is printed.
+PHOTOS has a folder for each domain: `mini_imagenet` with `base`, `val` and `novel`, the others with `novel` or class folders
+only. Each image is encoded once; its features are kept in FOLDER. Cells are added to FOLDER/cells.json, so a run that was killed
+goes on. All cells take the same episodes: the first 600, or as many as fit into `--seconds`, but at least 10. Differences to
+ProtoNet are paired. `--domains` and `--methods` choose some. `--images` tests adaptations of the encoder instead of those on
+features. Distribution calibration is left out, because an episode of it takes seconds. Prints the table.
 """
 from __future__ import annotations
 

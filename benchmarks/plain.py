@@ -1,6 +1,6 @@
 """Adaptations of the encoder as the published scripts run them: the model is copied for each episode, every step encodes anew.
 
-With the seed of ours they draw the same numbers, so that scores can be compared.
+With the same seed they draw the same random numbers as ours, so that scores can be compared.
 """
 from __future__ import annotations
 

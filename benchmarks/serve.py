@@ -2,7 +2,7 @@
 
     python -m benchmarks.serve [--threads 1] [--arch resnet10] [--size 84] [--rounds 7]
 
-Random weights, images of noise. Every method, from images that are tensors of bytes already and from pictures in memory.
+Random weights, images of noise. Every method classifies images given as byte tensors, and images given as pictures in memory.
 """
 from __future__ import annotations
 

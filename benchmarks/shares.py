@@ -2,7 +2,8 @@
 
     python -m benchmarks.shares [--size 84] [--threads 1]
 
-Plain, guided, with learned transformations, and both. What fastai and our callbacks do between the operations is the rest.
+Steps are plain, guided, with learned transformations, or with both. The rest is time of fastai and our callbacks between
+operations.
 """
 from __future__ import annotations
 

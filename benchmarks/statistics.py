@@ -1,10 +1,10 @@
-"""What fixed statistics cost in accuracy: published batch norms against those of a deployed classifier, on paired episodes.
+"""How much accuracy fixed statistics cost: published batch norms beside those of a deployed classifier, on paired episodes.
 
     python -m benchmarks.statistics [--episodes 60] [--seeds 2]
 
 Models of `fsc_reproduce`'s preset `small`, each tested with the shots that it was trained with, on held-out Latin glyphs and on
-four other scripts. Published, the batch norms of RelationNet and GNNNet use the statistics of all queries at hand: of a whole
-episode, or of one query where queries come one at a time. Deployed, they use those of the support set. About ten minutes.
+four other scripts. As published, the batch norms of RelationNet and GNNNet use the statistics of all queries at hand: of a whole
+episode, or of one query if queries come one at a time. Deployed, they use those of the support set. Takes about ten minutes.
 """
 from __future__ import annotations
 

@@ -4,9 +4,9 @@
 
 RelationNet and GNNNet on ResNet10, CrossAttentionNet on ResNet12, 5-way 5-shot 16 queries, by fastai's `Learner.fit`: plain,
 explanation-guided, both as one CUDA graph, and with learned transformations; with fastai's Adam, and with torch's, fused. A step
-lasts from the end of one to the end of the next, and what a fit takes besides, to begin and to end, is told apart. The card is
-busy while kernels of a step run, and waits for the host in the rest of its time. On a CPU the operators' own time stands for
-that of kernels, and nothing is captured: to try this script.
+lasts from the end of the one before to its own end; the time to begin and to end a fit is given apart. The card is busy while
+kernels of a step run, and waits for the host the rest of the time. On a CPU, which is only for trying this script, the time of
+operators is given in place of that of kernels, and nothing is captured.
 """
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.training [--threads 1] [--rounds 5] [--size 84]
 
-Against the plain step in single precision: the encoder in channels_last, the encoder compiled, bfloat16 autocast; and a step by
-fastai's learner with torch's optimizer fused, in the place of fastai's, which takes one tensor after the other.
-What takes many times as long, as bfloat16 does on a CPU without instructions for it, is measured once.
+Compared with the plain step in single precision: the encoder in channels_last, the encoder compiled, and bfloat16 autocast.
+Compared with fastai's optimizer, which updates one tensor after the other: torch's fused one, in a step of fastai's learner. A
+way that takes many times as long, as bfloat16 does on a CPU without instructions for it, is measured only once.
 """
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"Hostile and broken input, at a seed: `make attack`"
+"Hostile and broken input, drawn by a seed: `make attack`"

@@ -1,8 +1,8 @@
-"""All attacks at a seed, as `make attack` starts them: a table a module, exit status 1 if one failed. Takes hours.
+"""Runs all attacks, as `make attack` does, and prints a table for each module; exit status 1 if one failed. Takes hours.
 
     python -m tests.attacks [--bundles 5000] [--requests 2000] [--kills 50] [--seed 0]
 
-0 leaves a module out.
+A number of 0 leaves a module out.
 """
 import argparse
 import importlib
@@ -13,7 +13,7 @@ SIZES = dict(bundles=5000, requests=2000, kills=50)
 
 
 def outcomes_of(module, n, seed):
-    "Every outcome; of a module that only counts, without what it cost"
+    "All outcomes; without memory and time if the module only counts"
     if hasattr(module, 'outcomes'): return list(module.outcomes(n, seed))
     found = module.attack(n, seed)
     return [Outcome(kind, what) for kind, tried, refused, failed, *_ in found

@@ -1,7 +1,7 @@
-"""Saved classifiers that somebody has changed, at a seed: `python -m tests.attacks --requests 0 --kills 0` tries thousands.
+"""Saved classifiers with changes drawn by a seed: `python -m tests.attacks --requests 0 --kills 0` tries thousands.
 
-Each is read in a process of its own. It may be refused with an error that says what is wrong where, or be a classifier that
-gives finite answers; anything else has failed, and so has what takes more memory or processor time than the limits.
+Each is read in a process of its own. It passes if it is refused with an error that says what is wrong and where, or if it gives
+finite answers, within the limits of memory and processor time. Anything else has failed.
 """
 import gc
 import os

@@ -1,8 +1,8 @@
 """Runs that are killed and started again: trainings, tables, bundles and image caches.
 
-A child process runs with a counter in all that changes files or weights (a step, a flush, a rename, a removal), and kills itself
-at a drawn count, sometimes with the file cut in which it was writing; in a long run every other kill comes from outside, at a
-drawn time. Started again, it must leave exactly the files of a run that nothing disturbed.
+A child process counts all that changes files or weights (a step, a flush, a rename, a removal), and kills itself at a random
+count, sometimes after cutting the file that it was writing; in a long run every other kill comes from outside, at a random time.
+Started again, it must leave exactly the files of an undisturbed run.
 """
 import os
 import signal

@@ -1,9 +1,9 @@
 """Hostile requests to a running `fsc_serve`: what is refused says so, costs little and changes nothing; the page still answers.
 
-`outcomes(n, seed)` sends `n` requests of the kinds below, while others hold connections half open. A request fails that gets no
-answer where one is due, a status of 500 and above other than 503, or an answer without its headers; a refusal that took more than
-2 s of processor time, or any request that took more than 512 MB over what the server had before it; and one after which the page
-does not answer, or shows other classes though it was refused. Linux only: it reads /proc.
+`outcomes(n, seed)` sends `n` requests of the kinds below, while others hold connections half open. A request fails if it gets no
+answer though one is due, a status of 500 and above other than 503, or an answer without its headers; if it is refused after more
+than 2 s of processor time, or takes more than 512 MB beyond what the server had before it; and if the page does not answer
+afterwards, or shows other classes though the request was refused. Linux only: it reads /proc.
 """
 import json
 import os

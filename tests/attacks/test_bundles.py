@@ -1,4 +1,4 @@
-"A short run of the attack on saved classifiers, and that it would notice a hole"
+"A short run of the attack on saved classifiers; and the attack notices a hole that is put in"
 import sys
 
 import pytest
