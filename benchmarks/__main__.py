@@ -29,7 +29,7 @@ VERSIONS = ('torch', 'fastai', 'timm', 'numpy', 'pillow', 'easyfsl', 'zennit', '
 
 
 def ended_well(command: list[str], seconds: float | None = None, **env: str) -> bool:
-    "Did it end without an error, within this time? Else it is ended with all that it has started"
+    "Did the command end without an error, within this time? If it takes longer, it is killed with all that it has started"
     process = subprocess.Popen(command, start_new_session=True, env=os.environ | env)
     try: return not process.wait(seconds)
     except subprocess.TimeoutExpired: return False
@@ -40,7 +40,7 @@ def ended_well(command: list[str], seconds: float | None = None, **env: str) -> 
 
 
 def run(name: str, options: list[str], seconds: float | None = None) -> bool:
-    "Whether the benchmark ended well, and within this time; its old record goes when it does"
+    "Did the benchmark end well, and within this time? If it did, its new record replaces the old one"
     RECORDS.mkdir(parents=True, exist_ok=True)
     record = RECORDS/f'{" ".join([name, *options])}.jsonl'
     part = record.with_suffix('.part')

@@ -14,7 +14,7 @@ DEVICE: dict[str, Any] = dict(default='cuda' if torch.cuda.is_available() else '
 
 
 def options(
-    doc: str | None, # What the benchmark is, its module's docstring
+    doc: str | None, # Docstring of the benchmark's module
     rounds: int | None = 5, # Default of `--rounds`; None: it has none
     **own: dict[str, Any], # Further options: name to the settings of `add_argument`
 ) -> argparse.Namespace:

@@ -18,13 +18,13 @@ RECORD = 'FSC_BENCH_RECORD'
 
 
 class Timing(NamedTuple):
-    "What one competitor took"
-    seconds: float # Median, a unit of work
-    ratio: float # Median over the rounds of its time by that of the first competitor
+    "Time of one competitor"
+    seconds: float # Median time for a unit of work
+    ratio: float # Median over the rounds of its time divided by the first competitor's
 
 
 def paired(
-    competitors: Mapping[str, Callable[[], object]], # Name to what is timed; the first is the measure
+    competitors: Mapping[str, Callable[[], object]], # Name to function to time; ratios are to the first
     rounds: int = 7, # Each competitor runs once a round
     units: Mapping[str, float] | None = None, # Units of work that a run of a competitor does, such as episodes; default: 1
 ) -> dict[str, Timing]:
@@ -40,7 +40,7 @@ def paired(
 
 
 def seconds(run: Callable[[], object]) -> float:
-    "What a run takes"
+    "Time of a run: of the process on one CPU thread, else by the clock"
     # on one thread the time that the process ran, which other processes do not lengthen
     gpu = torch.cuda.is_available()
     clock = time.process_time if torch.get_num_threads() == 1 and not gpu else time.perf_counter
@@ -53,7 +53,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def report(
     title: str, # What is compared
-    timings: Mapping[str, Timing], # Of `paired`
+    timings: Mapping[str, Timing], # Result of `paired`
     limits: Mapping[str, float] | None = None, # Name to the largest ratio that is promised
 ) -> None:
     "Print a table of times and ratios, with the promised limits"

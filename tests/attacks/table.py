@@ -9,10 +9,10 @@ __all__ = ['Outcome', 'rows', 'table']
 class Outcome:
     "What became of one attack, and what it cost"
     kind: str
-    what: str # 'refused', 'failed', or how it was put up with
-    message: str = '' # Of a failure
-    mb: float = 0. # More than before
-    seconds: float = 0. # Of processor time
+    what: str # 'refused', 'failed', or how it was answered
+    message: str = '' # Message of a failure
+    mb: float = 0. # Memory that it took beyond what was used before
+    seconds: float = 0. # Processor time that it took
 
 
 def _kinds(outcomes): return {kind: [o for o in outcomes if o.kind == kind] for kind in dict.fromkeys(o.kind for o in outcomes)}
