@@ -94,7 +94,5 @@ def load_classifier(
     support: Path | None = None, # Folder with a folder of images per class, in place of the saved examples
 ) -> FewShotClassifier:
     "Load a saved classifier, as `from_pretrained` does and with its errors; with `support` it is fitted to other examples"
-    if (Path(model)/'onnx.json').is_file() and not is_bundle(model):
-        raise ValueError(f'{model} was written by to_onnx, and is no saved classifier: python -m fsc_fastai.light {model} IMAGES')
     classifier = FewShotClassifier.from_pretrained(model)
     return classifier.fit(support) if support else classifier

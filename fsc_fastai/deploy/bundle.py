@@ -113,7 +113,9 @@ class Bundle:
     ) -> Bundle:
         "Read a bundle. Raises `FileNotFoundError` where there is none, and `BundleError` for one that is corrupt"
         folder = Path(folder)
-        if not (folder/JSON_NAME).is_file(): raise FileNotFoundError(f'no classifier in {folder}: it has no {JSON_NAME}')
+        if not (folder/JSON_NAME).is_file():
+            hint = f'. to_onnx wrote it: python -m fsc_fastai.light {folder} IMAGES' if (folder/'onnx.json').is_file() else ''
+            raise FileNotFoundError(f'no classifier in {folder}: it has no {JSON_NAME}{hint}')
         try:
             with (folder/JSON_NAME).open('rb') as f: text = f.read(MAX_JSON + 1)
             values = read_json(JSON_NAME, text, method)

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from fsc_fastai.deploy import NotFittedError
+from fsc_fastai.deploy import FewShotClassifier, NotFittedError
 
 from .toys import METHODS, classifier, examples, picture
 
@@ -60,3 +60,9 @@ def test_needs_examples_and_the_extra(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
     monkeypatch.setattr(builtins, '__import__', without)
     with pytest.raises(ImportError, match=r'fsc_fastai\[onnx\]'): classifier().fit(*examples()).to_onnx(tmp_path)
+
+
+def test_an_export_that_is_taken_for_a_saved_classifier_says_who_reads_it(tmp_path):
+    (tmp_path/'onnx.json').write_text('{}')
+    with pytest.raises(FileNotFoundError, match=r'to_onnx wrote it: python -m fsc_fastai\.light .* IMAGES'):
+        FewShotClassifier.from_pretrained(tmp_path)
