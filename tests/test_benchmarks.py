@@ -37,7 +37,8 @@ def test_its_benchmarks_and_tests_are_there():
 
 def test_a_benchmark_by_name_leaves_what_others_found(tmp_path, monkeypatch):
     results, record = tmp_path/'RESULTS.md', tmp_path/'b.jsonl'
-    for name, value in (('RESULTS', results), ('RECORDS', tmp_path)): monkeypatch.setattr(runner, name, value)
+    for name, value in (('RESULTS', results), ('RECORDS', tmp_path), ('machine', lambda: 'A machine.')):
+        monkeypatch.setattr(runner, name, value)
     results.write_text('# Measured\n\nBy old versions.\n\n## a\n\nFound once.\n\n## b\n\nOld.\n')
     record.write_text(json.dumps(dict(note='New.')))
     runner.write_results(keep=True)
