@@ -73,12 +73,12 @@ FOLDERS = [('eurosat', '2750'), ('eurosat', 'eurosat/2750'), ('eurosat', 'EuroSA
            ('crop_diseases', 'train'), ('crop_diseases', 'dataset/train')]
 
 
-@pytest.mark.parametrize(('name', 'home'), FOLDERS)
-def test_a_folder_a_class(tmp_path, name, home):
-    for c in 'ab': touch(tmp_path/home/c, *numbered(2))
-    touch(tmp_path/home.replace('train', 'test')/'a', *numbered(2))
+@pytest.mark.parametrize(('name', 'inside'), FOLDERS)
+def test_a_folder_a_class(tmp_path, name, inside):
+    for c in 'ab': touch(tmp_path/inside/c, *numbered(2))
+    touch(tmp_path/inside.replace('train', 'test')/'a', *numbered(2))
     files, labels = domain_items(name, tmp_path, strict=False)
-    assert labels == ['a', 'a', 'b', 'b'] and files[0] == tmp_path/home/'a'/'00000001.jpg'
+    assert labels == ['a', 'a', 'b', 'b'] and files[0] == tmp_path/inside/'a'/'00000001.jpg'
     n = DOMAINS[name].n_classes[2]
     with pytest.raises(ValueError, match=f'2 novel classes found, {n} wanted; 4 images found, {DOMAINS[name].n_images} wanted'):
         prepare_domain(name, tmp_path)
