@@ -72,12 +72,14 @@ class LRP(Explainer):
         return cls()
 
     @classmethod
-    def faithful(cls) -> LRP:
+    def faithful(cls,
+        eps: float = 1e-3, # ε of all layers
+    ) -> LRP:
         """What explains pixels by default: the ε-rule in all layers, norms folded, from the log-odds of a class.
 
         The most faithful to pixels of what explains a class within four forward passes, as measured in docs/explanations.md.
         """
-        return cls(composite=epsilon_everywhere(), start='contrast', norm='fold')
+        return cls(eps, composite=epsilon_everywhere(eps), start='contrast', norm='fold')
 
     def __call__(self,
         model: nn.Module, # Has `classify`

@@ -11,7 +11,6 @@ from fsc_fastai.explain import (
     IntegratedGradients,
     Occlusion,
     attention_maps,
-    epsilon_everywhere,
     explain_images,
     relevance_start,
 )
@@ -101,7 +100,7 @@ def test_without_biases_and_epsilon_the_rules_by_default_are_the_gradient_of_the
     for m in model.modules():
         if getattr(m, 'bias', None) is not None: nn.init.zeros_(m.bias)
     wanted = explain_images(model, *episode, GradientXInput(start='contrast'))
-    found = explain_images(model, *episode, LRP(1e-9, composite=epsilon_everywhere(1e-9), start='contrast', norm='fold'))
+    found = explain_images(model, *episode, LRP.faithful(1e-9))
     published = explain_images(model, *episode, LRP.published())
     for i in range(2):
         assert_close(found[i], wanted[i], rtol=1e-3, atol=1e-3 * wanted[i].abs().max().item())
