@@ -16,7 +16,7 @@ __all__ = ['fsc_reproduce']
 @call_parse
 def fsc_reproduce(
     table: str, # table2, table3, table4 or figure3 of the paper; controls: the effect of relevance itself; later: later methods
-    preset: str = 'small', # small, paper, demo or tiny (a trial); with --data photos, photos_84 (GPU) or photos_short (PN only)
+    preset: str = 'small', # small, paper, demo or tiny (a trial); with --data photos, photos_84 (GPU) or photos_short
     domains: str = 'glyphs', # `glyphs`; with --data the folders to test on, separated by commas, or `all`
     data: Path | None = None, # Folder with a folder per domain, as `prepare_domain` writes them; default: the embedded glyphs
     seen: str = 'mini_imagenet', # Folder in --data to train on
