@@ -148,7 +148,7 @@ class ResumeFit(Callback):
     def _made(self) -> dict[str, Any]:
         "What the training is of, as plain values"
         opt, train = self.opt, self.dls.train
-        schedule = {k: [np.asarray(f(x)).tolist() for x in np.linspace(0, 1, 11)]
+        schedule = {k: [_rates(f(x)) for x in np.linspace(0, 1, 11)]
                     for cb in self.learn.cbs if isinstance(cb, ParamScheduler) for k, f in cb.scheds.items()}
         model = get_model(self.model)
         shapes = repr([(k, tuple(v.shape)) for k, v in model.state_dict().items()])
@@ -226,6 +226,11 @@ class ResumeFit(Callback):
         "That of fastai's mixed precision, None without it"
         mixed = getattr(self.learn, 'mixed_precision', None)
         return None if mixed is None else mixed.scaler
+
+
+def _rates(value: Any) -> Any:
+    "What a schedule says at a moment: a number, one for each parameter group, or fastai's slice from the first group to the last"
+    return [value.start, value.stop] if isinstance(value, slice) else np.asarray(value).tolist()
 
 
 def _optimizer_name(opt: Any) -> str:

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import SGD, Adam
 from fastai.torch_core import set_seed
 
@@ -42,6 +43,17 @@ def test_resumed_equals_unbroken_bit_for_bit(state, hues, cut):
 
 
 def same(a, b): return all(torch.equal(v, weights(b)[k]) for k, v in weights(a).items())
+
+
+def test_a_schedule_of_slices_goes_on_and_is_compared(state, hues):
+    def steps(head): return ParamScheduler({'lr': lambda pct: slice(1e-4, 1e-3 if pct < .5 else head)})
+    whole = learner(hues, steps(1e-4))
+    whole.fit(2)
+    with pytest.raises(KeyboardInterrupt): learner(hues, ResumeFit(state), steps(1e-4), CutOff(1, 2)).fit(2)
+    with pytest.raises(ValueError, match='schedule.lr='): learner(hues, ResumeFit(state), steps(2e-4)).fit(2)
+    resumed = learner(hues, ResumeFit(state), steps(1e-4))
+    resumed.fit(2)
+    assert same(whole, resumed)
 
 
 @pytest.mark.parametrize('every', [1, 3])

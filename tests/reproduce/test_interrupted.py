@@ -12,7 +12,7 @@ from tests.ranks import FORK, in_child, on_a_small_disk
 
 SHORT = Recipe(size=28, pretrain_epochs=2, epochs=3, n_episodes=2, n_query=3)
 CHOSEN = Recipe(size=28, pretrain_epochs=1, pretrain_bs=16, epochs=3, n_episodes=4, n_query=3, n_acc=2, optimizer='sgd', lr=.01,
-                schedule='flat', lr_steps=((2, .001),), val_episodes=3)
+                encoder_lr=.1, schedule='flat', lr_steps=((2, .001),), val_episodes=3)
 PRESET = Preset('short', {'RN': SHORT, 'CAN': CHOSEN, 'GNN': SHORT}, test_episodes=3, test_query=4)
 
 
