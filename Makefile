@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+INSTALL := $(BIN)/python .ci/install.py
 READY  := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 DOCS_READY  := $(VENV)/.ready-docs
@@ -10,15 +11,15 @@ DOCS_READY  := $(VENV)/.ready-docs
 
 $(READY): settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 $(BENCH_READY): $(READY)
-	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(INSTALL) -e '.[bench]'
 	touch $@
 
 $(DOCS_READY): $(READY)
-	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	touch $@
 
 ready: $(DOCS_READY)    ## all that the targets need, in .venv
@@ -60,7 +61,7 @@ docs: $(DOCS_READY)     ## the site in build/docs; broken links fail
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --conf-dir docs --quiet . build/docs
 
 mutants: $(READY)       ## rules, methods and callbacks with mistakes put in, by mutmut (hours; ONLY='fsc_fastai.explain.rules*' for some)
-	$(BIN)/python -m pip install --quiet mutmut
+	$(INSTALL) mutmut
 	$(BIN)/mutmut run $(ONLY)
 	$(BIN)/mutmut results
 
@@ -68,7 +69,7 @@ attack: $(READY)        ## broken bundles, hostile requests, killed trainings, t
 	$(BIN)/python -m tests.attacks
 
 dist: $(READY)          ## the source archive and the wheel in dist/, as an index would take them; their content is a test's
-	$(BIN)/python -m pip install --quiet build twine
+	$(INSTALL) build twine
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
