@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from fastai.learner import load_learner
-from fastai.vision.augment import RandomCrop
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsc_fastai.data import device_cache
@@ -129,11 +128,6 @@ def test_which_choices_name_a_device(tmp_path, make_dls, monkeypatch):
             make_dls(cache=choice)
 
 
-def test_random_transforms_of_items_are_refused(make_dls):
-    with pytest.raises(ValueError, match='cache=cpu would freeze the random item_tfms RandomCrop'):
-        make_dls(item_tfms=RandomCrop(8), cache='cpu')
-
-
 def test_workers_do_not_reach_the_device(augmented, device):
     "A loader does without them, in several processes too"
     expected = list(augmented(True, num_workers=0, device=device).valid)
@@ -185,13 +179,3 @@ def test_an_exported_learner_takes_no_images_along(tmp_path, monkeypatch):
     assert loaded.evaluate(tmp_path/'hues', n_episodes=3, n_query=2, n_way=3, n_shot=2).accuracy.tolist() == accuracy
     domain = loaded.dls.as_domains(tmp_path/'hues', n_way=3)['hues']
     assert type(domain.cache) is ImageCache, 'where the device is not'
-
-
-def test_a_step_is_that_of_the_host(tmp_path, device):
-    def trained(cache):
-        torch.manual_seed(0)
-        learn = hue_learner(tmp_path/'hues', 'proto', dls_kwargs=dict(cache=cache, n_episodes=3, device=device))
-        learn.fit(1, 1e-3)
-        return learn.recorder.values, learn.model.state_dict()
-    (a, ours), (b, expected) = trained(device), trained(True)
-    assert a == b and all(torch.equal(ours[k], expected[k]) for k in ours)

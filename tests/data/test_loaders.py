@@ -126,6 +126,7 @@ def test_domains_move_with_the_loaders(make_dls, tmp_path):
     (dict(val_n_way=3), ValueError, 'n_way=3, but the held-out set has 2 classes'),
     (dict(n_query=7), ValueError, r"6 classes of the training set .* 2 \+ 7 = 9 images \('c0\d': 8"),
     (dict(n_shot=0), ValueError, 'n_shot=0: at least 1'),
+    (dict(n_episodes=0), ValueError, 'n_episodes=0'),
     (dict(n_ways=3), TypeError, 'n_ways'),
 ])
 def test_impossible_settings_are_an_error_at_once(make_dls, change, error, message):

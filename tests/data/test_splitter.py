@@ -40,19 +40,11 @@ def test_items_of_no_set_are_left_out():
     assert classes_of(ClassSplitter(['c1'], train=['c5']).split_labels(LABELS)) == [['c5'], ['c1']]
 
 
-def test_overlapping_sets_are_named():
-    with pytest.raises(ValueError, match='valid and test must not share classes, but do: c2, c3'):
-        ClassSplitter(['c1', 'c2', 'c3'], ['c2', 'c3', 'c4']).split_labels(LABELS)
-
-
-def test_unknown_names_are_named():
-    with pytest.raises(ValueError, match='no item has the class c77; there are c0, c1'):
-        ClassSplitter(['c77']).split_labels(LABELS)
-
-
-@pytest.mark.parametrize('share', [1., -.1])
-def test_impossible_fraction(share):
-    with pytest.raises(ValueError, match='valid='): ClassSplitter(share).split_labels(LABELS)
+@pytest.mark.parametrize('valid, test, message', [
+    (['c1', 'c2', 'c3'], ['c2', 'c3', 'c4'], 'valid and test must not share classes, but do: c2, c3'),
+    (['c77'], None, 'no item has the class c77; there are c0, c1'), (1., None, 'valid='), (-.1, None, 'valid=')])
+def test_impossible_sets_are_named(valid, test, message):
+    with pytest.raises(ValueError, match=message): ClassSplitter(valid, test).split_labels(LABELS)
 
 
 def test_folders_above_the_classes():
