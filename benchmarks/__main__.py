@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 CARD = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
 RECORDS = HERE.parent/'build'/('bench-gpu' if CARD else 'bench')
 RESULTS = HERE/('RESULTS-GPU.md' if CARD else 'RESULTS.md')
-NOT_BENCHMARKS = {'__init__', '__main__', 'gpu', 'timing', 'images', 'options', 'heads', 'photographs'}
+NOT_BENCHMARKS = {'__init__', '__main__', 'gpu', 'timing', 'images', 'noise', 'options', 'heads', 'photographs'}
 OF_ANOTHER_MACHINE = {'imports', 'kernels', 'scaling', 'statistics'} if CARD else {'steps', 'paper_run'}
 VERSIONS = ('torch', 'fastai', 'timm', 'numpy', 'pillow', 'easyfsl', 'zennit', 'captum')
 
@@ -55,7 +55,7 @@ def run(name: str, options: list[str], seconds: float | None = None) -> bool:
 
 
 def machine() -> str:
-    "Processor, cores and versions"
+    "This machine in a line: its processor, number of cores, and versions of the libraries"
     cpuinfo = Path('/proc/cpuinfo')
     names = [line.split(':')[1].strip() for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
              if line.startswith('model name')]

@@ -49,7 +49,7 @@ def features(n: int) -> tuple[Tensor, Tensor]:
 
 
 def peer_scores(make: Callable[..., nn.Module], support: Tensor, query: Tensor) -> Tensor:
-    "Episode by episode, each with a classifier of its own: tuned prototypes would stay"
+    "Scores of the peer for each episode; a new classifier each time, because a tuned one keeps its prototypes"
     found = []
     for s, q in zip(support, query, strict=True):
         peer = make(nn.Identity())
@@ -59,7 +59,7 @@ def peer_scores(make: Callable[..., nn.Module], support: Tensor, query: Tensor) 
 
 
 def peak(run: Callable[[], Tensor]) -> float:
-    "Megabytes of tensors at the same time in a run"
+    "The most megabytes of tensors that a run holds at one time"
     if PLACE == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -71,7 +71,7 @@ def peak(run: Callable[[], Tensor]) -> float:
 
 
 def on_features(rounds: int, episodes: int) -> None:
-    "A table for each method"
+    "Print a table for each method on features"
     support, query = features(episodes)
     few = support[:PEER_EPISODES], query[:PEER_EPISODES]
     for name, (method, make) in PAIRS.items():
@@ -86,7 +86,7 @@ def on_features(rounds: int, episodes: int) -> None:
 
 
 def on_images(arch: str, rounds: int) -> None:
-    "Four tables for a backbone"
+    "Print four tables for a backbone"
     torch.manual_seed(0)
     model = create_fsc_model('proto', arch, img_size=SIZE).eval().to(PLACE)
     x, query = (torch.randn(len(y), 3, SIZE, SIZE).to(PLACE) for y in (Y, QUERY_Y))

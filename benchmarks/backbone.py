@@ -42,7 +42,7 @@ COLUMNS = ('accuracy', 'error', 'kept', 'auroc', 'coverage', 'set size', 'ms')
 
 @dataclass(frozen=True)
 class Vectors(Preprocess):
-    "Vectors in the place of images"
+    "Preprocessing of vectors that are given in the place of images"
     def batches(self, items: Any, bs: int = 64) -> Iterator[torch.Tensor]:
         if len(items): yield torch.stack(list(items))
 
@@ -50,7 +50,7 @@ class Vectors(Preprocess):
 
 
 class Same(nn.Module):
-    "An encoder for what is encoded"
+    "An encoder that returns its input, which is encoded already"
     def __init__(self, d: int):
         super().__init__()
         self.num_features, self.out_shape = d, (d, 1, 1)
@@ -60,7 +60,7 @@ class Same(nn.Module):
 
 @dataclass
 class Answers:
-    "Of all queries of a domain: what a method gave"
+    "What a method answered to all queries of a domain"
     right: list = field(default_factory=list)
     confidence: list = field(default_factory=list)
     more: dict = field(default_factory=lambda: defaultdict(list))
@@ -77,7 +77,7 @@ class Answers:
 
 def ours(method: Callable, x: torch.Tensor, support: np.ndarray, y: np.ndarray, query: np.ndarray, target: np.ndarray,
          strange: np.ndarray, into: Answers) -> None:
-    "One of our heads, as a classifier that is deployed"
+    "Measure one of our heads in a deployed classifier"
     maps = x[:, :, None, None]
     model = method(ProtoNet(Same(x.shape[1])))
     known = FewShotClassifier(model, Vectors(8, 8, mean=(0., 0., 0.), std=(1., 1., 1.)), keep=KEEP)
@@ -93,7 +93,7 @@ def ours(method: Callable, x: torch.Tensor, support: np.ndarray, y: np.ndarray, 
 
 def of_scikit_learn(make: Callable, x: torch.Tensor, support: np.ndarray, y: np.ndarray, query: np.ndarray, target: np.ndarray,
                     strange: np.ndarray, into: Answers) -> None:
-    "A classifier of scikit-learn, or one like it, on features of length 1"
+    "Measure a classifier with scikit-learn's methods on features of length 1"
     x = nn.functional.normalize(x.double(), dim=1).numpy()
     made = make().fit(x[support], y)
     start = time.process_time()
@@ -103,7 +103,7 @@ def of_scikit_learn(make: Callable, x: torch.Tensor, support: np.ndarray, y: np.
 
 
 class Vyntri:
-    "Its projection and ridge, fitted to features"
+    "vyntri's projection and ridge classifier, fitted to features"
     def fit(self, x: np.ndarray, y: np.ndarray) -> Vyntri:
         import vyntri
         cfg = vyntri.Vyntri().config
@@ -117,7 +117,7 @@ class Vyntri:
 
 def adaptshot(x: torch.Tensor, support: np.ndarray, y: np.ndarray, query: np.ndarray, target: np.ndarray, strange: np.ndarray,
               into: Answers) -> None:
-    "Its learner, which looks features up in the place of images"
+    "Measure adaptshot's learner, which looks up features where it would encode images"
     from adaptshot.config.settings import AdaptShotConfig
     from adaptshot.core.learner import FewShotLearner
     learner = FewShotLearner(AdaptShotConfig(n_way=N_WAY, k_shot=len(y) // N_WAY, conformal_alpha=1 - COVERAGE, verbose=False))
@@ -156,7 +156,7 @@ SLOW = {'vyntri': 10, 'adaptshot': 4, 'scikit-learn LDA': 10} # So many times fe
 
 
 def encoder_of(arch: str, weights: Path) -> tuple[Callable, Preprocess]:
-    "A pass from pictures to vectors, with the weights of a file, tensor by tensor in order; and the preprocessing of the weights"
+    "A function from image files to vectors, with the weights of a file in the order of their tensors; and its preprocessing"
     model = timm.create_model(arch, num_classes=0).eval()
     own, given = model.state_dict(), torch.load(weights, map_location='cpu', weights_only=True)
     for (name, a), b in zip(own.items(), given.values()):
@@ -200,7 +200,7 @@ def features_of(
 
 
 def episodes(y: np.ndarray, shot: int, n: int) -> Iterator[tuple[np.ndarray, ...]]:
-    "Rows of examples, their labels, rows of queries, their labels, rows of strangers"
+    "Yield for each episode the rows of examples, their labels, the rows of queries, their labels, and the rows of strangers"
     rng = np.random.default_rng(0)
     rows = [np.flatnonzero(y == c) for c in np.unique(y)]
     rows = [o for o in rows if len(o) >= shot + N_QUERY]
@@ -216,7 +216,7 @@ def episodes(y: np.ndarray, shot: int, n: int) -> Iterator[tuple[np.ndarray, ...
 def measured(
     domains: dict[str, tuple[torch.Tensor, np.ndarray]], names: list[str], shot: int, n: int,
 ) -> dict[str, dict[str, Any]]:
-    "For each method its means over the domains, and its largest calibration error"
+    "Means over the domains and the largest calibration error of each method"
     rows: dict[str, list] = {}
     for name in names:
         try: rows[name] = [_of_domain(name, x, y, shot, max(1, n // SLOW.get(name, 1))) for x, y in domains.values()]
@@ -235,7 +235,7 @@ def _of_domain(name: str, x: torch.Tensor, y: np.ndarray, shot: int, n: int) -> 
 
 
 def table_text(table: dict[str, dict[str, Any]]) -> str:
-    "As Markdown"
+    "The table of `measured` as Markdown"
     columns = [*COLUMNS[:2], 'worst error', 'kept', 'kept from', 'to', *COLUMNS[3:]]
     digits = {'accuracy': '.1f', 'set size': '.2f', 'ms': '.2f'}
     shown = lambda row, c: format(row[c], digits.get(c, '.3f')) if c in row else ''

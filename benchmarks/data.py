@@ -43,14 +43,14 @@ def take(batches: Iterator, n: int) -> None:
 
 
 def assert_same_pixels(dls: EpisodeDataLoaders, size: int) -> None:
-    "The peer's batch of our first episode is ours"
+    "Check that the peer's batch of our first episode has our pixels"
     ours, (support, _, query, *_) = dls.valid.episode(0), next(iter(peer_loader(dls.valid, size, 1, same=True)))
     for x, expected in ((ours.support_x, support), (ours.query_x, query)):
         torch.testing.assert_close(x.as_subclass(torch.Tensor).cpu(), expected, rtol=0, atol=1e-5)
 
 
 def against_peer(dls: EpisodeDataLoaders, size: int, device: str, rounds: int) -> None:
-    "Steady-state loading of test episodes"
+    "Time the loading of test episodes when all images are decoded"
     ours, peer = forever(dls.valid), moved(forever(peer_loader(dls.valid, size, 1000)), device)
     names = 'easyfsl, decodes for every episode', 'ours, gathered from the cache'
     report(f'Loading an episode of {N_WAY}·({N_SHOT} + {N_QUERY}) images, test transform, {size} px, {device}', paired(
@@ -59,7 +59,7 @@ def against_peer(dls: EpisodeDataLoaders, size: int, device: str, rounds: int) -
 
 
 def against_step(dls: EpisodeDataLoaders, size: int, device: str, rounds: int) -> None:
-    "Loading with the augmentations of training, beside the step that it feeds"
+    "Time the loading of augmented episodes beside the training step that takes them"
     model = RelationNet(create_encoder('resnet10', img_size=size), n_way=N_WAY).to(device).train()
     batch, ours = tuple(dls.train.one_batch()), forever(dls.train)
     steps = 1 if device == 'cpu' else 20  # of milliseconds each

@@ -48,7 +48,7 @@ class Maps(nn.Module):
 
 
 def as_peer(learn: FSCLearner) -> nn.Module:
-    "The same weights in easyfsl's classes"
+    "A model of easyfsl with the weights of the learner's"
     model = copy.deepcopy(learn.model).eval()
     if not isinstance(model, RelationNet): return PrototypicalNetworks(Maps(model, True)).eval()
     for block in (model.relation.layer1, model.relation.layer2): block.conv.__class__ = nn.Conv2d
@@ -97,7 +97,7 @@ def measure(learn: FSCLearner, dl: EpisodicDL, rounds: int) -> None:
 
 @torch.no_grad()
 def same_accuracy(learn: FSCLearner, dl: EpisodicDL, n: int = 6) -> None:
-    "The peer finds the same accuracy on the same episodes"
+    "Check that the peer finds the same accuracy on the same episodes"
     loader = peer_loader(dl, dl.img_shape[-1], n, same=True)
     theirs = peer_evaluate(as_peer(learn), loader, device=learn.dls.device, use_tqdm=False)
     ours = learn.evaluate({'same': dl}, n_episodes=n).accuracy.item()

@@ -6,7 +6,6 @@ Random weights and inputs. Ratios are medians over rounds in which all competito
 """
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
@@ -19,9 +18,9 @@ from zennit.composites import LayerMapComposite
 from zennit.rules import Epsilon, Norm, Pass, ZPlus
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
-from benchmarks.options import SIZE
+from benchmarks.noise import N_QUERY, N_WAY, noise_episode
+from benchmarks.options import SIZE, options
 from benchmarks.timing import note, paired, report
-from fsc_fastai.data.episode import EpisodeLabel
 from fsc_fastai.encode import create_encoder
 from fsc_fastai.encode.encoder import Encoder
 from fsc_fastai.explain import LRP, explain_images, relevance_start, relevance_weights
@@ -29,8 +28,6 @@ from fsc_fastai.explain.lrp import scores_and_trace
 from fsc_fastai.methods import CrossAttentionNet, GNNNet, ProtoNet, RelationNet
 from fsc_fastai.methods.base import FewShotModel
 from fsc_fastai.methods.pairs import Pairs
-
-N_WAY, N_SHOT, N_QUERY = 5, 5, 16
 
 
 def zennit_composite() -> LayerMapComposite:
@@ -56,14 +53,6 @@ def captum_relevance(net: nn.Module, x: Tensor) -> Tensor:
     return CaptumLRP(net).attribute(x, target=0)
 
 
-def episode(size: int = 84, channels: int = 3, device: str = 'cpu') -> tuple[Tensor, EpisodeLabel, Tensor, EpisodeLabel]:
-    "An episode of noise"
-    def part(n: int) -> tuple[Tensor, EpisodeLabel]:
-        y = torch.arange(N_WAY, device=device).repeat_interleave(n)
-        return torch.rand(N_WAY * n, channels, size, size, device=device), EpisodeLabel(y, classes=tuple(range(N_WAY)))
-    return *part(N_SHOT), *part(N_QUERY)
-
-
 def plain_head(model: RelationNet) -> nn.Sequential:
     "The relation module as modules in a row, for libraries that hook modules"
     r = model.relation
@@ -72,7 +61,7 @@ def plain_head(model: RelationNet) -> nn.Sequential:
 
 
 def relation_head(device: str, rounds: int, size: int) -> None:
-    "The relevance pass of the relation module, 400 pairs of 2·512 channels, 3×3"
+    "Time the relevance pass of the relation module on 400 pairs of maps `(2·512, 3, 3)`"
     model = RelationNet(Encoder(nn.ReLU(), 3, 512)).to(device).eval()
     maps = [torch.rand(n, 512, 3, 3, device=device) for n in (N_WAY, N_WAY * N_QUERY)]
     pairs = Pairs(*maps, encoded=True)
@@ -121,10 +110,10 @@ class NaiveRelationNet(RelationNet):
 
 
 def relation_step(device: str, rounds: int, size: int) -> None:
-    "A whole training step, 5-way 5-shot 16 queries"
+    "Time a training step of a RelationNet: 5-way 5-shot, 16 queries a class"
     encoder = create_encoder('resnet10', img_size=size)
     models = {cls: cls(encoder).to(device).train() for cls in (NaiveRelationNet, RelationNet)}
-    batch, lrp = episode(size, device=device), LRP()
+    batch, lrp = tuple(noise_episode(size, device)), LRP()
     report('RelationNet on ResNet10, training step', paired({
         'naive plain step': lambda: step(models[NaiveRelationNet], batch),
         'our plain step': lambda: step(models[RelationNet], batch),
@@ -133,9 +122,9 @@ def relation_step(device: str, rounds: int, size: int) -> None:
 
 
 def graph_head(device: str, rounds: int, size: int) -> None:
-    "The relevance pass of the graph network by a step of it"
+    "Time the relevance pass of the graph network against forward and backward pass of its head"
     model = GNNNet(Encoder(nn.Identity(), 3, 512)).to(device).train()
-    support, y, query, query_y = episode(3, 512, device)
+    support, y, query, query_y = noise_episode(3, device, channels=512)
     f_p = model.process(support, y, query)
     f_p.features = f_p.features.detach().requires_grad_()
     traced, lrp, loss_func = scores_and_trace(model, f_p), LRP(), model.default_loss()
@@ -146,9 +135,9 @@ def graph_head(device: str, rounds: int, size: int) -> None:
 
 
 def attention_step(device: str, rounds: int, size: int) -> None:
-    "A whole training step of the cross attention network"
+    "Time a training step of the cross attention network"
     model = CrossAttentionNet(create_encoder('resnet12', img_size=size), n_classes=64).to(device).train()
-    batch, lrp = episode(size, device=device), LRP()
+    batch, lrp = tuple(noise_episode(size, device)), LRP()
     report('CrossAttentionNet on ResNet12, training step', paired({
         'plain step': lambda: step(model, batch),
         'our explanation-guided step': lambda: step(model, batch, lrp, 0.),
@@ -168,7 +157,7 @@ class SummedBlock(nn.Module):
 
 
 def encoder_pixels(device: str, rounds: int, size: int) -> None:
-    "ResNet10 from its features to the pixels of 21 images"
+    "Time the relevance pass of ResNet10 from the features of 21 images to their pixels"
     encoder = create_encoder('resnet10', img_size=size).to(device).eval()
     body = encoder.body
     edited = nn.Sequential(body.conv1, body.bn1, nn.ReLU(), body.maxpool,
@@ -184,8 +173,8 @@ def encoder_pixels(device: str, rounds: int, size: int) -> None:
 
 
 def explained_classes(device: str, rounds: int, size: int) -> None:
-    "From images to pixels: what a class of a query costs, beside a forward pass of the episode, by default and as published"
-    (support_x, y, query_x, _), n_query = episode(size, device=device), N_WAY
+    "Time what a heatmap of one class costs, with the default rules and the published ones, against a forward pass of the episode"
+    (support_x, y, query_x, _), n_query = noise_episode(size, device), N_WAY
     model = ProtoNet(create_encoder('resnet10', img_size=size)).to(device).eval()
     y, query_x = y.as_subclass(Tensor), query_x[:n_query]
     one = torch.zeros(n_query, 1, dtype=torch.long, device=device)
@@ -206,12 +195,8 @@ def explained_classes(device: str, rounds: int, size: int) -> None:
 
 def main() -> None:
     "Run every comparison"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--threads', type=int, nargs='+', default=[1, 2], help='numbers of threads on CPU')
-    parser.add_argument('--rounds', type=int, default=7, help='paired runs')
-    parser.add_argument('--size', **SIZE)
-    parser.add_argument('--only', nargs='+', default=[], help='names of comparisons, such as relation_head')
-    args = parser.parse_args()
+    args = options(__doc__, rounds=7, size=SIZE, threads=dict(type=int, nargs='+', default=[1, 2], help='on a CPU'),
+                   only=dict(nargs='+', default=[], help='names of comparisons, such as relation_head'))
     comparisons = (relation_head, relation_step, graph_head, attention_step, encoder_pixels, explained_classes)
     for device, threads in [('cuda', 1)] if torch.cuda.is_available() else [('cpu', n) for n in args.threads]:
         torch.set_num_threads(threads)

@@ -43,12 +43,12 @@ PROMISES = 'a guided step by a plain one', 'a step by the sum of its kernels', '
 
 
 def tests(dry: bool) -> list[str]:
-    "The command; a dry run looks whether they can be found"
+    "The command that runs the tests; in a dry run it only collects them"
     return [sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', *(['--collect-only'] if dry else ['-n', '8']), *TESTS]
 
 
 def missed(records: Path) -> list[str]:
-    "The promises that a row of the tables does not keep"
+    "A line for each row of the tables that misses its promised limit"
     entries = [json.loads(line) for record in sorted(records.glob('*.jsonl')) for line in record.read_text().splitlines()]
     return [f'{entry["title"]}: {name} {ratio:.3g}, limit {limit:g}' for entry in entries for name, _, ratio, limit in
             entry.get('rows', []) if any(o in entry['title'] for o in PROMISES) and limit is not None and ratio > limit]

@@ -40,7 +40,7 @@ def encoded(known: FewShotClassifier, folder: Path, per_class: int, kept: Path |
 
 
 def accuracies(features: Tensor, labels: Tensor, shot: int, n_episodes: int) -> dict[str, np.ndarray]:
-    "Percent of each episode, by head"
+    "Accuracies in percent of each head, one for each episode"
     sampler = EpisodeSampler(labels.numpy(), N_WAY, shot, N_QUERY)
     episodes = [sampler.episode(k) for k in range(n_episodes)]
     support, query = (features[torch.tensor([e[i] for e in episodes])] for i in range(2))

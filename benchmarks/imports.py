@@ -7,11 +7,11 @@ lost in the noise of the seconds that fastai takes.
 """
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
 
+from benchmarks.options import options
 from benchmarks.timing import note
 
 LIMIT = .5
@@ -26,15 +26,13 @@ print(*[b - a for before, after in zip(clocks, clocks[1:]) for a, b in zip(befor
 
 
 def seconds_to_import() -> list[float]:
-    "Of fastai, by the clock and of the processor, and the same of ours after it"
+    "Wall and processor seconds that fastai takes to import, then those that ours takes after it"
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', CODE], check=True, capture_output=True, text=True)
     return list(map(float, out.stdout.split()[-4:]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=5)
-    rounds = parser.parse_args().rounds
+    rounds = options(__doc__).rounds
     runs = [seconds_to_import() for _ in range(rounds + 1)][1:]  # the first one warms up the machine's file cache
     fastai, fastai_cpu, ours, ours_cpu = (statistics.median(column) for column in zip(*runs, strict=True))
     note(f'Import: fastai.vision.all {fastai:.2f} s (processor {fastai_cpu:.2f} s), then fsc_fastai.all {ours:.2f} s more '

@@ -10,7 +10,6 @@ on a GPU. An operation that would have to wait for a value raises an error.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -19,18 +18,13 @@ import torch
 from fastai.callback.core import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.lft import N_CLASSES, N_WAY, ByLearner, lft_callback
+from benchmarks.lft import ways
+from benchmarks.noise import BACKBONES, N_CLASSES, N_WAY, ByLearner
 from benchmarks.options import SIZE, options
 from benchmarks.timing import note
-from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.learner.fused_adam import default_optimizer
 from fsc_fastai.methods import create_fsc_model
 
-METHODS = dict(RelationNet='resnet10', CrossAttentionNet='resnet12', GNNNet='resnet10')
-CALLBACKS: dict[str, Callable[[int], list]] = {
-    'plain': lambda size: [], 'guided': lambda size: [LRPGuidedCallback()],
-    'LFT': lambda size: [lft_callback(size, 'meta', 2, False)],
-    'LFT and guided': lambda size: [lft_callback(size, 'meta', 2, False), LRPGuidedCallback()]}
 LAUNCH_NOTHING = {'_unsafe_view', '_reshape_alias', 'detach', 'lift_fresh', 'empty', 'empty_like', 'new_empty', 'empty_strided',
                   'new_empty_strided', 'resize_', 'set_', 'is_same_size'}
 
@@ -49,7 +43,7 @@ class Kernels(TorchDispatchMode):
 
 
 class SecondStep(Callback):
-    "Counts in the second step, for the first one sets things up"
+    "Counts the kernels of the second step; the first one sets things up"
     order, run_valid = -100, False
     mode: Kernels | None = None
 
@@ -67,9 +61,9 @@ class SecondStep(Callback):
 
 
 def counted(method: str, kind: str, size: int) -> SecondStep:
-    "Two steps of a fit, without the recorder, which asks for the loss"
-    model = create_fsc_model(method, METHODS[method], n_way=N_WAY, n_classes=N_CLASSES, img_size=size).to('meta')
-    run = ByLearner(size, 'meta', 2, [*CALLBACKS[kind](size), SecondStep()], model, default_optimizer('cuda'))
+    "Run two steps of a fit without the recorder, which would ask for the loss; the callback that has counted the second"
+    model = create_fsc_model(method, BACKBONES[method], n_way=N_WAY, n_classes=N_CLASSES, img_size=size).to('meta')
+    run = ByLearner(size, 'meta', 2, [*ways(size, 'meta', 2)[kind](), SecondStep()], model, default_optimizer('cuda'))
     run.learn.dls.train.device = torch.device('meta')
     run.learn.remove_cb(run.learn.recorder)
     # autocast knows no device without data, and torch's optimizers do not count it among those that take all tensors together
@@ -80,11 +74,11 @@ def counted(method: str, kind: str, size: int) -> SecondStep:
 
 
 def main() -> None:
-    args = options(__doc__, rounds=None, size=SIZE, methods=dict(nargs='+', default=list(METHODS)),
+    args = options(__doc__, rounds=None, size=SIZE, methods=dict(nargs='+', default=list(BACKBONES)),
                    top=dict(type=int, default=0, help='show so many of the most frequent operations'))
     lines = ['| | to the end of the backward pass | times plain | whole step | times plain |', '|---|---|---|---|---|']
     for method in args.methods:
-        found = {kind: counted(method, kind, args.size) for kind in CALLBACKS}
+        found = {kind: counted(method, kind, args.size) for kind in ways(args.size, 'meta')}
         plain = found['plain']
         for kind, step in found.items():
             pairs = ((step.backward.total(), plain.backward.total()), (step.whole.total(), plain.whole.total()))

@@ -6,14 +6,13 @@ Peak memory is what is allocated on a GPU, or what is resident on a CPU, in a pr
 """
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from benchmarks.lft import N_WAY, ByLearner, Episodes, lft_callback, resident
+from benchmarks.lft import lft_callback
+from benchmarks.noise import N_WAY, ByLearner, Episodes, noise_episode, peak_memory, peaks_of_processes
 from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note, paired, report
 from fsc_fastai.callback.afa import AFACallback
@@ -37,7 +36,7 @@ KINDS: dict[str, Callable[[int, str], list]] = {
     'StyleAdv': lambda size, device: [StyleAdvCallback()],
     'SVasP': lambda size, device: [SVasPCallback()],
     'ATA': lambda size, device: [ATACallback()],
-    'wave-SAN': lambda size, device: [WaveSANCallback([Episodes(1, size, device, seed=1)])],
+    'wave-SAN': lambda size, device: [WaveSANCallback([Episodes(1, noise_episode(size, device, seed=1))])],
     'AFA': lambda size, device: [AFACallback()],
     'FLoR': lambda size, device: [],
     'BSR': lambda size, device: [BSRCallback()],
@@ -46,30 +45,20 @@ KINDS: dict[str, Callable[[int, str], list]] = {
 
 
 def steps(kind: str, size: int, device: str, n: int = 1) -> ByLearner:
-    "Steps of a kind by a learner"
+    "Training steps with the callback of a kind"
     torch.manual_seed(0)
     encoder = create_encoder('resnet10', img_size=size, flor=(.01, .01) if kind == 'FLoR' else None)
     model = GNNNet(encoder, n_way=N_WAY).to(device)
     return ByLearner(size, device, n, KINDS[kind](size, device), model)
 
 
-def peak_memory(kind: str, size: int, device: str) -> float:
-    "Peak of three steps in MB, not counting what the imports take"
-    before = resident('VmRSS')
-    steps(kind, size, device, 3)()
-    return torch.cuda.max_memory_allocated() / 2**20 if device == 'cuda' else resident('VmHWM') - before
-
-
 def main() -> None:
     "Run both comparisons"
     args = options(__doc__, size=SIZE, device=DEVICE, peak=dict(choices=KINDS, help='only the peak memory of one kind of step'))
     if args.peak:
-        print(peak_memory(args.peak, args.size, args.device))
+        print(peak_memory(partial(steps, args.peak, args.size, args.device, 3), args.device))
         return
-    command = [sys.executable, '-m', 'benchmarks.later_training', '--size', str(args.size), '--device', args.device, '--peak']
-    env = os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536'}  # freed memory is returned at once
-    peaks = {kind: float(subprocess.run([*command, kind], check=True, capture_output=True, text=True, env=env).stdout.split()[-1])
-             for kind in KINDS}
+    peaks = peaks_of_processes('later_training', KINDS, args.size, args.device)
     note(f'\nPeak memory of GNN/ResNet10 at {args.size} px, {args.device}')
     for kind, peak in peaks.items(): note(f'  {kind:<44}{peak:>9.0f} MB {peak / peaks["plain"]:>8.2f} x')
     n = 1 if args.device == 'cpu' else 20

@@ -7,79 +7,34 @@ Time is compared with the shortest hand-written step with `functional_call` (lim
 """
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from fastai.data.core import DataLoaders
-from fastai.learner import Learner
-from fastai.optimizer import Adam
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmarks.noise import LR, N_CLASSES, ByLearner, Episodes, noise_episode, peak_memory, peaks_of_processes, relation_net
 from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note, paired, report
+from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.lft import LFTCallback
-from fsc_fastai.data.episode import Episode, EpisodeLabel
-from fsc_fastai.encode import create_encoder
 from fsc_fastai.encode.transformation import add_ft
-from fsc_fastai.methods import RelationNet
-from fsc_fastai.methods.base import FewShotModel
 
 TIME_LIMIT, MEMORY_LIMIT = 1.15, 2.5
-N_WAY, N_SHOT, N_QUERY, N_CLASSES = 5, 5, 16, 64
-LR = 1e-3
-
-
-class Episodes:
-    "One episode of noise, again and again: what is measured is the step, not the loading"
-    n_inp = 3
-
-    def __init__(self, n: int, size: int, device: str, seed: int = 0):
-        generator = torch.Generator().manual_seed(seed)
-        def part(per_class: int) -> tuple[Tensor, EpisodeLabel]:
-            x = torch.randn(N_WAY * per_class, 3, size, size, generator=generator).to(device)
-            y = torch.arange(N_WAY, device=device).repeat_interleave(per_class)
-            return x, EpisodeLabel(y, classes=tuple(range(N_WAY)))
-        self.episode = Episode(*part(N_SHOT), *part(N_QUERY))
-        self.n, self.dataset, self.vocab = n, self, range(N_CLASSES)
-
-    def __len__(self) -> int: return self.n
-    def __iter__(self) -> Iterator[Episode]: return iter([self.episode] * self.n)
-
-
-def relation_net(size: int, device: str) -> RelationNet:
-    torch.manual_seed(0)
-    return RelationNet(create_encoder('resnet10', img_size=size), n_way=N_WAY).to(device)
-
-
-class ByLearner:
-    "Training steps by fastai, without validation"
-    def __init__(self, size: int, device: str, steps: int, cbs: list, model: FewShotModel | None = None,
-                 opt_func: Callable = Adam):
-        dls = DataLoaders(Episodes(steps, size, device), Episodes(0, size, device), device=torch.device(device))
-        dls.n_inp, dls.vocab = 3, dls.train.vocab
-        model = relation_net(size, device) if model is None else model
-        self.learn = Learner(dls, model, loss_func=model.default_loss(), cbs=cbs, opt_func=opt_func)
-        self.learn.logger = lambda *args: None
-
-    def __call__(self) -> None:
-        with self.learn.no_bar(): self.learn.fit(1, LR)
+KINDS = 'plain', 'lft', 'lft_aux'
 
 
 class ByHand:
-    "The algorithm in as few lines as it takes"
+    "LFT written by hand in as few lines as it takes"
     def __init__(self, size: int, device: str, steps: int, aux: bool):
         self.model, self.steps, self.aux = relation_net(size, device).train(), steps, aux
         self.ft = nn.ModuleList(add_ft(self.model).values())
         self.head = nn.Linear(512, N_CLASSES).to(device)
         self.opt = torch.optim.Adam([*self.model.parameters(), *self.head.parameters()], LR)
         self.ft_opt = torch.optim.Adam(self.ft.parameters(), LR, weight_decay=1e-8)
-        self.seen, self.unseen = (Episodes(1, size, device, seed).episode for seed in (0, 1))
+        self.seen, self.unseen = (noise_episode(size, device, seed) for seed in (0, 1))
         self.labels = torch.cat([self.seen.support_y, self.seen.query_y]).as_subclass(Tensor)
 
     def __call__(self) -> None:
@@ -105,11 +60,18 @@ class ByHand:
 
 
 def lft_callback(size: int, device: str, steps: int, aux: bool) -> LFTCallback:
-    return LFTCallback([Episodes(steps, size, device, seed=1)], aux=N_CLASSES if aux else False)
+    return LFTCallback([Episodes(steps, noise_episode(size, device, seed=1))], aux=N_CLASSES if aux else False)
+
+
+def ways(size: int, device: str, steps: int = 1) -> dict[str, Callable[[], list]]:
+    "Functions that make the callbacks of each way to train"
+    def lft() -> LFTCallback: return lft_callback(size, device, steps, False)
+    return {'plain': list, 'guided': lambda: [LRPGuidedCallback()], 'LFT': lambda: [lft()],
+            'LFT and guided': lambda: [lft(), LRPGuidedCallback()]}
 
 
 def step_time(size: int, device: str, steps: int, rounds: int) -> None:
-    "Both kinds of step, without and with the auxiliary loss, beside the plain step"
+    "Time LFT's step by hand and ours, without and with the auxiliary loss, beside the plain step"
     for aux in (False, True):
         ours = f'LFTCallback(aux={aux})'
         timings = paired({'hand-written step': ByHand(size, device, steps, aux),
@@ -118,25 +80,14 @@ def step_time(size: int, device: str, steps: int, rounds: int) -> None:
         report(f'LFT step of RN/ResNet10 at {size} px, {steps} step(s), {device}', timings, {ours: TIME_LIMIT})
 
 
-def peak_memory(kind: str, size: int, device: str, steps: int = 3) -> float:
-    "Peak of some training steps in MB, not counting what the imports take"
-    before = resident('VmRSS')
-    ByLearner(size, device, steps, [] if kind == 'plain' else [lft_callback(size, device, steps, kind == 'lft_aux')])()
-    return torch.cuda.max_memory_allocated() / 2**20 if device == 'cuda' else resident('VmHWM') - before
-
-
-def resident(what: str) -> float:
-    "MB of this process: VmRSS now, VmHWM at most (unlike getrusage's, it does not begin with the parent's)"
-    line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(what))
-    return int(line.split()[1]) / 2**10
+def steps_of(kind: str, size: int, device: str, steps: int = 3) -> ByLearner:
+    "Training steps of one of `KINDS`"
+    return ByLearner(size, device, steps, [] if kind == 'plain' else [lft_callback(size, device, steps, kind == 'lft_aux')])
 
 
 def step_memory(size: int, device: str) -> None:
-    "Peak memory of each kind of step, measured in a process of its own that returns freed memory at once"
-    env = os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536'}
-    command = [sys.executable, '-m', 'benchmarks.lft', '--size', str(size), '--device', device, '--peak']
-    peaks = {kind: float(subprocess.run([*command, kind], check=True, capture_output=True, text=True, env=env).stdout.split()[-1])
-             for kind in ('plain', 'lft', 'lft_aux')}
+    "Peak memory of each kind of step, measured in a process of its own"
+    peaks = peaks_of_processes('lft', KINDS, size, device)
     note(f'\nPeak memory of RN/ResNet10 at {size} px, {device}')
     for kind, peak in peaks.items():
         ratio = peak / peaks['plain']
@@ -148,9 +99,9 @@ def main() -> None:
     "Run both comparisons"
     args = options(__doc__, size=SIZE, device=DEVICE,
                    steps=dict(type=int, help='training steps a run; default: 1, on a GPU 20'),
-                   peak=dict(choices=('plain', 'lft', 'lft_aux'), help='only the peak memory of one kind of step'))
+                   peak=dict(choices=KINDS, help='only the peak memory of one kind of step'))
     if args.peak:
-        print(peak_memory(args.peak, args.size, args.device))
+        print(peak_memory(partial(steps_of, args.peak, args.size, args.device), args.device))
         return
     step_memory(args.size, args.device)
     # a fit begins and ends with a few milliseconds of fastai's, which are nothing beside one step on a CPU only

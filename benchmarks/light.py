@@ -21,7 +21,7 @@ CLASSIFY = 'import sys; from fsc_fastai.commands.fsc_classify import fsc_classif
 
 
 def cost(*command: str) -> tuple[float, float]:
-    "Seconds of the processor and MB at most of a process, measured in another one, which has no other children"
+    "Processor seconds and peak MB of a command; a process between measures it, so that no other children count"
     code = ('import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=-3); '
             'o = resource.getrusage(resource.RUSAGE_CHILDREN); print(o.ru_utime + o.ru_stime, o.ru_maxrss / 1024)')
     measured = [sys.executable, '-c', code, sys.executable, '-W', 'ignore', *command]

@@ -20,10 +20,10 @@ def options(
 ) -> argparse.Namespace:
     "The options of the command line, with `threads` set and torch's warnings about itself silenced"
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--threads', type=int, default=1, help='on a CPU')
     if rounds: parser.add_argument('--rounds', type=int, default=rounds, help='paired runs')
-    for name, settings in own.items(): parser.add_argument(f'--{name.replace("_", "-")}', **settings)
+    for name, settings in {'threads': dict(type=int, default=1, help='on a CPU'), **own}.items():
+        parser.add_argument(f'--{name.replace("_", "-")}', **settings)
     args = parser.parse_args()
     warnings.filterwarnings('ignore', category=FutureWarning)
-    torch.set_num_threads(args.threads)
+    if isinstance(args.threads, int): torch.set_num_threads(args.threads)
     return args

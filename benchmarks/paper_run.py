@@ -29,7 +29,7 @@ PLACES = {'images in memory': (True, False), 'images on the card': (None, False)
 
 
 def learner(photos: Path, size: int, episodes: int, device: str, place: str) -> FSCLearner:
-    "Guided training, its images decoded"
+    "A learner for guided training whose images are decoded already"
     cache, graphed = PLACES[place]
     dls = EpisodeDataLoaders.from_folder(photos, size=size, n_way=N_WAY, n_shot=N_SHOT, n_query=N_QUERY, n_episodes=episodes,
                                          splitter=ClassSplitter(.5), cache=cache or device, device=device, verify=False)

@@ -22,28 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.options import options
-from fsc_fastai.adapt import (
-    BDCSPN,
-    PA,
-    PMF,
-    PTMAP,
-    TIM,
-    TIMADM,
-    TSA,
-    EpisodeTune,
-    FineTune,
-    LabelPropagation,
-    LaplacianShot,
-    LDAHead,
-    LogisticHead,
-    RidgeHead,
-    SelfTraining,
-    SimpleShot,
-    SupportCentred,
-    TipAdapter,
-    TransductiveTuning,
-    TunedPrototypes,
-)
+from fsc_fastai.adapt import PTMAP, TIM, get_adaptation
 from fsc_fastai.data.episode_loader import EpisodicDL
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.readers import read_images
@@ -62,24 +41,25 @@ Adapt = Callable[[Any], Any]
 
 
 def on_features(centre: Tensor) -> dict[str, Any]:
-    "Methods by what their rows are called, with the settings that their papers or easyfsl publish; None: as trained"
+    "The method of each row, with the settings that its paper or easyfsl publishes; None stands for the model as trained"
+    made, cl2n = get_adaptation, dict(treatment='cl2', centre=centre)
+    def named(*names: str) -> dict[str, Any]: return {name: made(name) for name in names}
     return {
-        FIRST: None, 'SimpleShot (L2)': SimpleShot(), 'SimpleShot (CL2N, base mean)': SimpleShot(treatment='cl2', centre=centre),
-        'support_centred': SupportCentred(), 'tip_adapter': TipAdapter(), 'ridge': RidgeHead(treatment='l2'),
-        'lda': LDAHead(treatment='l2'), 'logistic': LogisticHead(treatment='l2'), 'logistic, not unit': LogisticHead(),
-        'tuned_prototypes': TunedPrototypes(), 'pa': PA(), 'bdcspn': BDCSPN(), 'laplacian_shot': LaplacianShot(treatment='l2'),
-        'laplacian_shot (published, base mean)': LaplacianShot(lam=1., rectify='original', treatment='cl2', centre=centre),
-        'tim': TIM(), 'tim (published)': TIM.published(), 'tim_adm': TIMADM(), 'pt_map': PTMAP(),
-        'pt_map (published)': PTMAP.published(), 'label_propagation': LabelPropagation(),
-        'transductive_tuning': TransductiveTuning(), 'self_training': SelfTraining()}
+        FIRST: None, 'SimpleShot (L2)': made('simple_shot'), 'SimpleShot (CL2N, base mean)': made('simple_shot', **cl2n),
+        **named('support_centred', 'tip_adapter'), **{name: made(name, treatment='l2') for name in ('ridge', 'lda', 'logistic')},
+        'logistic, not unit': made('logistic'), **named('tuned_prototypes', 'pa', 'bdcspn'),
+        'laplacian_shot': made('laplacian_shot', treatment='l2'),
+        'laplacian_shot (published, base mean)': made('laplacian_shot', lam=1., rectify='original', **cl2n),
+        **named('tim'), 'tim (published)': TIM.published(), **named('tim_adm', 'pt_map'),
+        'pt_map (published)': PTMAP.published(), **named('label_propagation', 'transductive_tuning', 'self_training')}
 
 
-ON_IMAGES = {FIRST: None, 'finetune': FineTune(), 'finetune, frozen': FineTune(freeze=True), 'episode_tune': EpisodeTune(),
-             'pmf': PMF(), 'tsa': TSA()}
+ON_IMAGES = {FIRST: None, 'finetune': get_adaptation('finetune'), 'finetune, frozen': get_adaptation('finetune', freeze=True),
+             **{name: get_adaptation(name) for name in ('episode_tune', 'pmf', 'tsa')}}
 
 
 def domains_of(dls: EpisodeDataLoaders, data: Path) -> dict[str, EpisodicDL]:
-    "A loader a domain, `val` and `novel` of the seen one first"
+    "A loader for each domain: first `val` and `novel` of the seen one"
     others = {p.name: p for p in sorted(data.iterdir()) if p.is_dir() and p.name != SEEN}
     sources = {part: data/SEEN/part for part in OF_SEEN}
     sources |= {name: p/'novel' if (p/'novel').exists() else p for name, p in others.items()}
@@ -96,7 +76,7 @@ def features_of(model: ProtoNet, dl: EpisodicDL, file: Path) -> tuple[Tensor, Te
 
 
 def first_episodes(accuracies: Iterator[float], n: int, budget: float) -> tuple[list[float], float]:
-    "Accuracies of n episodes or as many as fit into the budget, and seconds of each"
+    "Accuracies of n episodes, or of as many as fit into the budget, and the seconds that one takes"
     found, start = [], time.process_time()
     for accuracy in accuracies:
         found.append(float(accuracy))
@@ -105,12 +85,12 @@ def first_episodes(accuracies: Iterator[float], n: int, budget: float) -> tuple[
 
 
 class Cells:
-    "What was found, in a file"
+    "The cells of the table that are measured already, kept in a file"
     def __init__(self, file: Path):
         self.file, self.found = file, json.loads(file.read_text()) if file.exists() else {}
 
     def of(self, key: str, accuracies: Callable[[], Iterator[float]], n: int, budget: float) -> None:
-        "Find a cell, unless it is there with as many episodes or as much time spent on it"
+        "Measure a cell, unless it is there with as many episodes or as much time spent on it"
         if key in self.found:
             known, seconds = self.found[key]
             if len(known) >= n or len(known) * seconds >= budget: return
@@ -120,7 +100,7 @@ class Cells:
         print(f'{key}: {100 * np.mean(accuracies):.1f} % of {len(accuracies)}, {1e3 * seconds:.2f} ms', flush=True)
 
     def frame(self) -> pd.DataFrame:
-        "A row a cell, with its paired difference to ProtoNet in points"
+        "A row for each cell, with its paired difference to ProtoNet in points"
         rows = []
         for key, (accuracies, seconds) in self.found.items():
             shot, domain, method = key.split('/')
@@ -132,7 +112,7 @@ class Cells:
 
 
 def unseen(cells: pd.DataFrame) -> pd.DataFrame:
-    "A row a shot and method that has all unseen domains: ProtoNet's mean accuracy plus the mean difference, with its interval"
+    "Means over the unseen domains for each shot and method that has them all: accuracy, difference to ProtoNet, interval"
     rows = []
     cells = cells[~cells.domain.isin(OF_SEEN)]
     for (shot, method), of in cells.groupby(['shot', 'method'], sort=False):
@@ -145,7 +125,7 @@ def unseen(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(cells: pd.DataFrame) -> str:
-    "A table a shot: ProtoNet's accuracy plus the difference on both sets of the seen domain and on unseen ones; milliseconds"
+    "A table for each shot: accuracies on the seen domain and on unseen ones (ProtoNet's plus the difference), and milliseconds"
     lines, means = [], unseen(cells).set_index(['shot', 'method'])
     for shot, of_shot in cells.groupby('shot'):
         lines += ['', f'| {shot}-shot | val | novel | unseen | to ProtoNet | least | most | episodes | ms |', '|' + '---|' * 9]

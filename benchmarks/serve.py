@@ -62,7 +62,7 @@ def measure(n: int, arch: str, size: int, device: str, rounds: int) -> None:
 
 
 def compare_with_published(title: str, known: FewShotClassifier, pixels: torch.Tensor, rounds: int) -> None:
-    "A head that is itself a large part of the work, against the published pass: encoder and head on all queries at once"
+    "Time a method whose head is much of the work against its published pass: encoder and head on all queries at once"
     name, x = type(known.model).__name__, known.preprocess.normalise(pixels)
     f_support, member = known.support.features, known.support.member
 

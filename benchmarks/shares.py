@@ -12,10 +12,10 @@ from collections import Counter
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.lft import ByLearner, lft_callback
+from benchmarks.lft import ways
+from benchmarks.noise import ByLearner
 from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note
-from fsc_fastai.callback.guided import LRPGuidedCallback
 
 KINDS = {'convolution': ('conv',), 'matrix product': ('aten::mm', 'addmm', 'bmm'), 'batch norm': ('batch_norm',),
          'pool': ('pool',), 'copies': ('copy_', 'clone', 'contiguous', 'aten::cat', 'fill_', 'zero_')}
@@ -41,10 +41,8 @@ def shares(size: int, device: str, cbs: list) -> dict[str, float]:
 
 def main() -> None:
     args = options(__doc__, rounds=None, size=SIZE, device=DEVICE)
-    def lft(): return lft_callback(args.size, args.device, 1, False)
-    ways = {'plain': [], 'guided': [LRPGuidedCallback()], 'LFT': [lft()], 'LFT and guided': [lft(), LRPGuidedCallback()]}
-    for name, cbs in ways.items():
-        percent = shares(args.size, args.device, cbs)
+    for name, callbacks in ways(args.size, args.device).items():
+        percent = shares(args.size, args.device, callbacks())
         note(f'{name} step at {args.size} px: ' + ', '.join(f'{kind} {p:.0f} %' for kind, p in percent.items() if p >= .5))
 
 

@@ -8,8 +8,6 @@ episode, or of one query if queries come one at a time. Deployed, they use those
 """
 from __future__ import annotations
 
-import argparse
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.options import options
 from benchmarks.timing import note
 from fsc_fastai.data.sampler import EpisodeSampler
 from fsc_fastai.learner.core import FSCLearner
@@ -34,7 +33,7 @@ FOLDER = Path(__file__).parents[1]/'build'/'statistics' # Of trained models, whi
 
 @torch.no_grad()
 def correct(learn: FSCLearner, head: Head, f_support: Tensor, f_query: Tensor) -> list[float]:
-    "Accuracy on an episode: published, published with one query at a time, deployed"
+    "Accuracies on an episode as published, as published with one query at a time, and deployed"
     member = one_hot(torch.arange(N_WAY).repeat_interleave(len(f_support) // N_WAY))
     y = torch.arange(N_WAY).repeat_interleave(N_QUERY)
     one_by_one = [learn.model.forward_head(f_support, member, q[None]) for q in f_query]
@@ -43,7 +42,7 @@ def correct(learn: FSCLearner, head: Head, f_support: Tensor, f_query: Tensor) -
 
 
 def compare(learn: FSCLearner, cell: Cell, n_episodes: int) -> list[dict]:
-    "A row a domain: the accuracies in percent, and the paired difference of the last to the first"
+    "A row for each domain: the accuracies in percent, and the paired difference of the deployed to the published one"
     rows, head = [], learn.model.head(statistics='support')
     for name, dl in learn.dls.domains.items():
         features = encode_images(learn.model, dl.images())
@@ -58,12 +57,7 @@ def compare(learn: FSCLearner, cell: Cell, n_episodes: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--episodes', type=int, default=60)
-    parser.add_argument('--seeds', type=int, default=2)
-    args = parser.parse_args()
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    torch.set_num_threads(1)
+    args = options(__doc__, rounds=None, episodes=dict(type=int, default=60), seeds=dict(type=int, default=2))
     data, preset, rows = glyph_data(), PRESETS['small'], []
     for cell in [Cell(base, shot, seed) for base in ('RN', 'GNN') for shot in (5, 1) for seed in range(args.seeds)]:
         (FOLDER/'cells'/cell.key).mkdir(parents=True, exist_ok=True)

@@ -23,17 +23,16 @@ from fastai.optimizer import Adam
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.lft import N_CLASSES, N_WAY, ByLearner, lft_callback
+from benchmarks.lft import ways
+from benchmarks.noise import BACKBONES, N_CLASSES, N_WAY, ByLearner
 from benchmarks.options import DEVICE, options
 from benchmarks.timing import Timing, note, paired, report
 from fsc_fastai.callback.graphed_step import GraphedStep
-from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.learner.fused_adam import FusedAdam
 from fsc_fastai.methods import create_fsc_model
 
 KINDS = 'plain', 'guided', 'plain, graphed', 'guided, graphed', 'LFT', 'LFT and guided'
 OPTIMIZERS = dict(fastai=Adam, fused=FusedAdam)
-METHODS = dict(RelationNet='resnet10', CrossAttentionNet='resnet12', GNNNet='resnet10')
 PROFILED = 2
 GUIDED_LIMIT = 1.5 # Of a plain step
 KERNEL_LIMITS = {'plain, graphed': 1.15, 'guided, graphed': 1.15, 'LFT': 1.5} # Of the sum of its kernels
@@ -41,7 +40,7 @@ PROMISED = 'RelationNet' # What the limits are promised for
 
 
 class StepEnds(Callback):
-    "Where the steps of the fits end, in the order of the card's work"
+    "Records when each training step of each fit ends on the device"
     order = 1000  # behind every callback of the step
 
     def __init__(self): self.fits: list[list] = []
@@ -54,7 +53,7 @@ class StepEnds(Callback):
             self.fits[-1][-1].record()
 
     def step_seconds(self, warm_up: int = 1) -> float:
-        "Median over the steps of all fits but the first ones"
+        "Median time of a step over all fits but the first"
         pairs = [pair for fit in self.fits[warm_up:] for pair in pairwise(fit)]
         if isinstance(pairs[0][0], float): return statistics.median(b - a for a, b in pairs)
         torch.cuda.synchronize()
@@ -62,18 +61,16 @@ class StepEnds(Callback):
 
 
 def learner(method: str, size: int, kind: str, optimizer: str, steps: int, device: str) -> ByLearner:
-    "Training of some steps, always with the same weights"
-    def lft() -> Callback: return lft_callback(size, device, steps, False)
-    cbs = {'plain': list, 'guided': lambda: [LRPGuidedCallback()], 'LFT': lambda: [lft()],
-           'plain, graphed': lambda: [GraphedStep()], 'guided, graphed': lambda: [LRPGuidedCallback(), GraphedStep()],
-           'LFT and guided': lambda: [lft(), LRPGuidedCallback()]}[kind]()
+    "A fit of some steps, always with the same weights"
+    way, _, graphed = kind.partition(', ')
+    cbs = ways(size, device, steps)[way]() + ([GraphedStep()] if graphed else [])
     torch.manual_seed(0)
-    model = create_fsc_model(method, METHODS[method], n_way=N_WAY, n_classes=N_CLASSES, img_size=size).to(device)
+    model = create_fsc_model(method, BACKBONES[method], n_way=N_WAY, n_classes=N_CLASSES, img_size=size).to(device)
     return ByLearner(size, device, steps, [*cbs, StepEnds()], model, OPTIMIZERS[optimizer])
 
 
 def kernel_seconds(run: Callable[[], None], device: str) -> float:
-    "Sum of the times of all kernels and copies on the card"
+    "Seconds that all kernels and copies of a run take on the card together"
     on_card = device == 'cuda'
     with profile(activities=[ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU]) as recorded:
         run()
@@ -83,14 +80,14 @@ def kernel_seconds(run: Callable[[], None], device: str) -> float:
 
 
 class Measured(NamedTuple):
-    "Seconds"
+    "What was measured of one way to train, in seconds"
     step: dict[str, float] # With each optimizer
     besides: dict[str, float] # What the fit takes but for its steps
     kernels: float # Of a step
 
 
 def measure(method: str, size: int, kind: str, args: argparse.Namespace) -> Measured:
-    "Fits with each optimizer, which take turns"
+    "Measure fits with each optimizer; they take turns"
     runs = {name: learner(method, size, kind, name, args.steps, args.device) for name in args.optimizers}
     fits = paired(runs, args.rounds)
     step = {name: run.learn.step_ends.step_seconds() for name, run in runs.items()}
@@ -101,7 +98,7 @@ def measure(method: str, size: int, kind: str, args: argparse.Namespace) -> Meas
 
 
 def limits(method: str, size: int, took: dict[str, Measured]) -> None:
-    "What is promised of the steps of a method, with the last optimizer"
+    "Report what is promised of a method's steps with the last optimizer"
     step = {kind: list(measured.step.values())[-1] for kind, measured in took.items()}
     promised = method == PROMISED
     plain, guided = 'plain, graphed', 'guided, graphed'
@@ -114,8 +111,8 @@ def limits(method: str, size: int, took: dict[str, Measured]) -> None:
 
 
 def row(method: str, size: int, kind: str, took: Measured, plain: Measured) -> str:
-    "A line of the table"
-    cells = [f'{METHODS[method]}, {kind}', size]
+    "A line of the Markdown table"
+    cells = [f'{BACKBONES[method]}, {kind}', size]
     for name in took.step:
         cells += [f'{1e3 * took.step[name]:.1f} ms', f'{took.step[name] / plain.step[name]:.2f}',
                   f'{1e3 * took.besides[name]:.0f} ms']
@@ -125,7 +122,7 @@ def row(method: str, size: int, kind: str, took: Measured, plain: Measured) -> s
 
 def main() -> None:
     args = options(__doc__, rounds=3, sizes=dict(type=int, nargs='+', default=[84, 224]),
-                   methods=dict(nargs='+', default=list(METHODS)), optimizers=dict(nargs='+', default=list(OPTIMIZERS)),
+                   methods=dict(nargs='+', default=list(BACKBONES)), optimizers=dict(nargs='+', default=list(OPTIMIZERS)),
                    steps=dict(type=int, default=20, help='of a fit, of which a graph takes four to be captured'), device=DEVICE)
     for size in args.sizes:
         columns = ['', 'px', *(o for name in args.optimizers for o in (f'{name} Adam', 'times plain', 'besides')),

@@ -40,7 +40,7 @@ def paired(
 
 
 def seconds(run: Callable[[], object]) -> float:
-    "Time of a run: of the process on one CPU thread, else by the clock"
+    "Seconds of a run: processor time on one CPU thread, else by the clock"
     # on one thread the time that the process ran, which other processes do not lengthen
     gpu = torch.cuda.is_available()
     clock = time.process_time if torch.get_num_threads() == 1 and not gpu else time.perf_counter

@@ -13,27 +13,19 @@ from collections.abc import Callable
 import torch
 from fastai.optimizer import Adam
 
-from benchmarks.explain import episode, step
-from benchmarks.images import N_WAY
-from benchmarks.lft import ByLearner
+from benchmarks.explain import step
+from benchmarks.noise import ByLearner, noise_episode, relation_net
 from benchmarks.options import DEVICE, SIZE, options
 from benchmarks.timing import note, paired, report, seconds
-from fsc_fastai.encode import create_encoder
 from fsc_fastai.learner.fused_adam import FusedAdam
-from fsc_fastai.methods import RelationNet
 
 HOPELESS = 5 # Times as long as the plain step: not worth a second measurement
 
 
-def relation_net(size: int, device: str) -> RelationNet:
-    torch.manual_seed(0)
-    return RelationNet(create_encoder('resnet10', img_size=size), n_way=N_WAY).to(device).train()
-
-
 def steps(size: int, device: str, rounds: int) -> None:
-    "The step in each of the ways"
-    batch = episode(size, device=device)
-    plain, channels_last, compiled = (relation_net(size, device) for _ in range(3))
+    "Time the training step in each of the ways"
+    batch = tuple(noise_episode(size, device))
+    plain, channels_last, compiled = (relation_net(size, device).train() for _ in range(3))
     channels_last.encoder.to(memory_format=torch.channels_last)
     last = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in batch)
     compiled.encoder.compile()
@@ -53,7 +45,7 @@ def steps(size: int, device: str, rounds: int) -> None:
 
 
 def optimizers(size: int, device: str, rounds: int) -> None:
-    "Steps by a learner with either optimizer"
+    "Time steps of a learner with either optimizer"
     n = 1 if device == 'cpu' else 20
     kinds = {"fastai's Adam": Adam, 'FusedAdam': FusedAdam}
     report(f'{n} step(s) by a learner, RelationNet on ResNet10, {size} px, {device}', paired(
