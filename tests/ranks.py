@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import socket
+from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
@@ -18,6 +19,11 @@ def in_child(run, *args) -> int:
     child.start()
     child.join()
     return child.exitcode
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    "All that a run left in a folder"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
 
 
 def on_a_small_disk(limit: int) -> None:

@@ -7,17 +7,9 @@ A number of 0 leaves a module out.
 import argparse
 import importlib
 
-from tests.attacks.table import Outcome, table
+from tests.attacks.table import table
 
 SIZES = dict(bundles=5000, requests=2000, kills=50)
-
-
-def outcomes_of(module, n, seed):
-    "All outcomes; without memory and time if the module only counts"
-    if hasattr(module, 'outcomes'): return list(module.outcomes(n, seed))
-    found = module.attack(n, seed)
-    return [Outcome(kind, what) for kind, tried, refused, failed, *_ in found
-            for what in ['refused'] * refused + ['failed'] * failed + ['answered'] * (tried - refused - failed)]
 
 
 def main():
@@ -28,7 +20,7 @@ def main():
     failed = []
     for name in SIZES:
         if not args[name]: continue
-        found = outcomes_of(importlib.import_module(f'tests.attacks.{name}'), args[name], args['seed'])
+        found = list(importlib.import_module(f'tests.attacks.{name}').outcomes(args[name], args['seed']))
         print(table(name, found), end='\n\n', flush=True)
         failed += [o for o in found if o.what == 'failed']
     for o in failed: print(f'failed: {o.kind}: {o.message}')

@@ -5,7 +5,6 @@ finite answers, within the limits of memory and processor time. Anything else ha
 """
 import gc
 import os
-import pickle
 import resource
 import shutil
 import signal
@@ -15,11 +14,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from fsc_fastai.deploy import FewShotClassifier, hub
 from tests.attacks.changes import KINDS, Bundles
 from tests.attacks.table import Outcome
 from tests.deploy.toys import picture
+from tests.ranks import FORK
 
 MEMORY_MB = 512 # Over the process before it reads
 SECONDS = 2. # Of processor time, to refuse
@@ -64,25 +65,24 @@ def _peak_mb(reset=False):
 
 
 def _outcome(kind, change, good, seed, folder):
-    "`_tried` in a fork: what it sends back, or how it ended"
-    r, w = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            resource.setrlimit(resource.RLIMIT_CPU, (WATCHDOG, WATCHDOG))
-            resource.setrlimit(resource.RLIMIT_AS, (_virtual() + (6 << 30),) * 2)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(WATCHDOG)
-            os.write(w, pickle.dumps(_tried(kind, change, good, seed, folder)))
-        except BaseException as e: os.write(w, pickle.dumps(Outcome(kind, 'failed', f'{type(e).__name__}: {str(e)[:300]}')))
+    "What `_tried` finds in a fork that has so much time and memory, or how the fork ended"
+    def limited():
+        resource.setrlimit(resource.RLIMIT_CPU, (WATCHDOG, WATCHDOG))
+        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (6 << 30),) * 2)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(WATCHDOG)
+        try: into.send(_tried(kind, change, good, seed, folder))
+        except BaseException as e: into.send(Outcome(kind, 'failed', f'{type(e).__name__}: {str(e)[:300]}'))
         finally: os._exit(0)
-    os.close(w)
-    with os.fdopen(r, 'rb') as pipe: sent = pipe.read()
-    status = os.waitpid(pid, 0)[1]
-    return pickle.loads(sent) if sent else Outcome(kind, 'failed', f'the process ended with {status}')
-
-
-def _virtual(): return int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+    out, into = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=limited)
+    child.start()
+    into.close()
+    try: return out.recv()
+    except EOFError:
+        child.join()
+        return Outcome(kind, 'failed', f'the process ended with {child.exitcode}')
+    finally: child.join()
 
 
 def outcomes(
@@ -90,7 +90,7 @@ def outcomes(
     seed: int, # The k-th bundle depends on (seed, k) alone
     seconds: float = SECONDS, # Of processor time: a refusal that takes more has failed
 ):
-    "What became of each"
+    "Try changed bundles one after another and yield the `Outcome` of each"
     folder = Path(tempfile.mkdtemp(prefix='bundles-'))
     try:
         good = Bundles(folder/'good')

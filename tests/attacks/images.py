@@ -10,6 +10,10 @@ from PIL import Image
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'AVIF', 'BMP', 'GIF', 'TIFF')
 
 
+def pick(rng, options): return options[int(rng.integers(len(options)))]
+def up_to(rng, most, least=0): return int(rng.integers(least, most))
+
+
 def encoded(im, form, **kwargs):
     buffer = io.BytesIO()
     im.save(buffer, form, **kwargs)
@@ -54,8 +58,8 @@ def tags(n, size, entries=None):
 
 
 def bombs():
-    "Functions of a random generator: each gives a file"
-    tiny, up_to = Image.new('RGB', (8, 8)), lambda rng, most, least=1: int(rng.integers(least, most))
+    "Functions that take a random generator and give the bytes of a file"
+    tiny = Image.new('RGB', (8, 8))
     return [
         lambda rng: flat_png(1, up_to(rng, 6_000_000, 20_000)),
         lambda rng: flat_png(up_to(rng, 60_000_000, 20_000), 1),
@@ -65,13 +69,13 @@ def bombs():
         lambda rng: flat_png(100, 100, (2**31 - 1, 2**31 - 1)),
         lambda rng: flat_png(100, 100, (3_000, 3_000)),
         lambda rng: text_png(60),
-        lambda rng: text_png(9, up_to(rng, 100)),
+        lambda rng: text_png(9, up_to(rng, 100, 1)),
         lambda rng: many_scans(up_to(rng, 4_000, 500), 4_000),
         lambda rng: many_scans(16_000, 16_000 // up_to(rng, 9, 2)),
         lambda rng: encoded(Image.new('F', (up_to(rng, 9_000, 5_000),) * 2), 'TIFF', compression='tiff_deflate'),
-        lambda rng: tags(up_to(rng, 2_000), 5_000_000),
+        lambda rng: tags(up_to(rng, 2_000, 1), 5_000_000),
         lambda rng: tags(10, 1_000, 65_535),
-        lambda rng: encoded(tiny, 'PNG', exif=b'Exif\0\0' + tags(up_to(rng, 2_000), 2_000_000)),
+        lambda rng: encoded(tiny, 'PNG', exif=b'Exif\0\0' + tags(up_to(rng, 2_000, 1), 2_000_000)),
         lambda rng: encoded(tiny, 'WEBP', exif=b'Exif\0\0' + tags(500, 1_000_000)),
         lambda rng: encoded(Image.new('RGB', (16_383, 976)), 'WEBP'),
         lambda rng: encoded(Image.new('L', (30_000, 400)), 'GIF'),
@@ -110,6 +114,6 @@ def mutated(rng, file, most=8):
             case 0 | 1 | 2: file[a:a + 1] = rng.integers(0, 256, 1, dtype=np.uint8).tobytes()
             case 3: del file[a:min(b, a + 64)]
             case 4: file[a:a] = file[a:min(b, a + 64)]
-            case 5: file[a:a + 4] = [bytes(4), b'\xff' * 4, b'\x7f\xff\xff\xff', b'\xff\xff\xff\x7f'][int(rng.integers(4))]
+            case 5: file[a:a + 4] = pick(rng, [bytes(4), b'\xff' * 4, b'\x7f\xff\xff\xff', b'\xff\xff\xff\x7f'])
         if not file: file += b'\0'
     return bytes(file[:int(rng.integers(1, len(file) + 1))] if rng.random() < .1 else file)

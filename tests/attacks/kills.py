@@ -26,16 +26,17 @@ from fsc_fastai.files import save_weights
 from fsc_fastai.reproduce import run as runs
 from fsc_fastai.reproduce.cells import Cell, Preset, Recipe
 from fsc_fastai.reproduce.table_data import Data
+from tests.attacks.table import Outcome
 from tests.deploy.toys import classifier, examples
 from tests.learners import hue_learner, write_hues
-from tests.ranks import FORK
+from tests.ranks import FORK, files
 
 RECIPE = Recipe(size=28, pretrain_epochs=2, epochs=2, n_episodes=2, n_query=2)
 PRESET = Preset('few', dict(RN=RECIPE), test_episodes=2, test_query=2)
 
 
 def training(data: Path, folder: Path):
-    "Both phases of `fine_tune`"
+    "Train a learner with `fine_tune`, through both of its phases"
     set_seed(3, reproducible=True)
     learn = hue_learner(data/'hues', cbs=[LRPGuidedCallback(), ResumeFit(folder/'state.pt')], dls_kwargs=dict(n_episodes=2))
     learn.fine_tune(2, pretrain_epochs=0)
@@ -43,7 +44,7 @@ def training(data: Path, folder: Path):
 
 
 def table(data: Path, folder: Path):
-    "Two cells that share an encoder"
+    "Compute two cells of a table that share an encoder"
     runs._commit = lambda: None  # which a result records, and which may change in the hours of a long run
     latin, greek = (next(data.glob(f'{name}-*')) for name in ('latin', 'greek'))
     for lrp in (False, True):
@@ -51,14 +52,14 @@ def table(data: Path, folder: Path):
 
 
 def bundle(data: Path, folder: Path):
-    "One classifier in the place of another"
+    "Save one classifier in the place of another"
     for seed in (0, 1):
         if seed: FewShotClassifier.from_pretrained(folder)  # whole at any time
         if seed or not (folder/'classifier.json').exists(): classifier(seed=seed).fit(*examples()).save(folder)
 
 
 def cache(data: Path, folder: Path):
-    "Decoded images in a file"
+    "Fill a cache file with decoded images"
     dls = EpisodeDataLoaders.from_folder(data/'hues', size=20, n_way=3, n_shot=1, n_query=1, cache=folder, device='cpu')
     dls.train.one_batch()
 
@@ -95,7 +96,7 @@ def _child(run, counts, at, cut):
 
 
 def in_child(run, at: int = 0, cut: bool = False, seconds: float | None = None) -> tuple[int, int]:
-    "Its exit code, and the moments that it counted; killed at a moment, or from outside after so many seconds"
+    "Run it in a child, killed at a moment or from outside after some seconds; its exit code, and the moments that it counted"
     counts = FORK.SimpleQueue()
     child = FORK.Process(target=_child, args=(run, counts, at, cut))
     child.start()
@@ -105,49 +106,43 @@ def in_child(run, at: int = 0, cut: bool = False, seconds: float | None = None) 
     return child.exitcode, counts.get() if child.exitcode == 0 else 0
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    "All that a run left"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
-
-
 def prepared(data: Path) -> Path:
-    "What the runs read"
+    "Write the images that the runs read"
     write_hues(data/'hues')
     for name, n in (('latin', 28), ('greek', 6)) if table in KINDS else ():
         untar_glyphs(name, n_classes=n, n_images=8, size=28, path=data, progress=False)
     return data
 
 
-def attack(
+def outcomes(
     n: int, # Kills, over all kinds
     seed: int, # Draws the moments
-) -> list[tuple[str, int, int, int]]:
-    "(kind, kills, 0, restarts that did not end as an undisturbed run) for each kind"
-    rows = []
+):
+    "For each kill, whether the run that was started again ended as an undisturbed one"
     with tempfile.TemporaryDirectory() as root:
         data = prepared(Path(root)/'data')
         for i, kind in enumerate(KINDS):
             rng, kills = np.random.default_rng([seed, i]), n//len(KINDS) + (i < n % len(KINDS))
-            if kills: rows.append(_attacked(kind, kills, data, Path(root)/kind.__name__, rng))
-    return rows
+            if kills: yield from _killed(kind, kills, data, Path(root)/kind.__name__, rng)
 
 
-def _attacked(kind, kills: int, data: Path, root: Path, rng) -> tuple[str, int, int, int]:
+def _killed(kind, kills: int, data: Path, root: Path, rng):
+    "Kill and restart runs of one kind until so many kills have hit a run before its end"
     def run_in(folder: Path): return partial(kind, data, folder)
     (root/'undisturbed').mkdir(parents=True)
     started = time.perf_counter()
     code, moments = in_child(run_in(root/'undisturbed'))
     seconds, wanted = time.perf_counter() - started, files(root/'undisturbed')
     assert code == 0 and moments and wanted
-    tried = failed = 0
+    tried = 0
     while tried < kills:
         folder = root/str(rng.integers(1 << 60))
         folder.mkdir()
-        # from outside in a long run alone: where it hits depends on the clock, what must come of it does not
+        # only in a long run from outside: where such a kill hits depends on the clock, what must come of it does not
         outside = kills > 4 and tried % 2
         drawn = dict(at=int(rng.integers(moments)) + 1, cut=rng.random() < .5)
         at = dict(seconds=rng.uniform(0, seconds)) if outside else drawn
         if in_child(run_in(folder), **at)[0] != -signal.SIGKILL: continue  # it was done already
         tried += 1
-        failed += in_child(run_in(folder))[0] != 0 or files(folder) != wanted
-    return kind.__name__, tried, 0, failed
+        whole = in_child(run_in(folder))[0] == 0 and files(folder) == wanted
+        yield Outcome(kind.__name__, 'answered' if whole else 'failed', str(at))

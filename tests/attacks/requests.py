@@ -3,10 +3,9 @@
 `outcomes(n, seed)` sends `n` requests of the kinds below, while others hold connections half open. A request fails if it gets no
 answer though one is due, a status of 500 and above other than 503, or an answer without its headers; if it is refused after more
 than 2 s of processor time, or takes more than 512 MB beyond what the server had before it; and if the page does not answer
-afterwards, or shows other classes though the request was refused. Linux only: it reads /proc.
+afterwards, or shows other classes though the request was refused.
 """
 import json
-import os
 import re
 import signal
 import socket
@@ -16,16 +15,16 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import numpy as np
+import psutil
 
 from fsc_fastai.commands.serve.app import HEADERS
-from tests.attacks.images import FORMATS, bombs, encoded, flat_png, mutated
+from tests.attacks.images import FORMATS, bombs, encoded, flat_png, mutated, pick, up_to
 from tests.attacks.table import Outcome
 from tests.deploy.toys import classifier, examples, picture
 
-MB, TICK = 2**20, os.sysconf('SC_CLK_TCK')
+MB = 2**20
 MOST_MB, MOST_SECONDS = 512, 2.
 SERVE = 'import sys; from fsc_fastai.commands.serve import fsc_serve; fsc_serve(sys.argv[1], port=0)'
 GET = b'GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'
@@ -42,7 +41,7 @@ class Server:
     def connect(self, timeout=90): return socket.create_connection(('127.0.0.1', self.port), timeout=timeout)
 
     def ask(self, raw, more=True):
-        "What comes back for these bytes, with `more` to come or not, until the server closes"
+        "All that comes back for these bytes until the server closes; without `more` our side of the connection is closed"
         found = bytearray()
         with self.connect() as s, suppress(ConnectionError):
             with suppress(ConnectionError): s.sendall(raw)
@@ -51,34 +50,21 @@ class Server:
         return bytes(found)
 
     def seconds(self):
-        "Processor time of the server and of what it started"
-        return sum(map(int, Path(f'/proc/{self.process.pid}/stat').read_text().rpartition(')')[2].split()[11:15])) / TICK
+        "Processor time of the server and of the decoders that it has started"
+        return sum(psutil.Process(self.process.pid).cpu_times()[:4])
 
     def megabytes(self):
-        "Memory of the server and of what it is running"
-        return _megabytes(self.process.pid) + sum(map(_megabytes, filter(_decodes, _children(self.process.pid))))
-
-
-def _children(pid):
-    with suppress(OSError):
-        for task in Path(f'/proc/{pid}/task').iterdir():
-            with suppress(OSError): yield from map(int, (task/'children').read_text().split())
-
-
-def _decodes(pid):
-    "Is it a decoder already? Until it is, its memory is that of the server"
-    with suppress(OSError): return b'decode.py' in Path(f'/proc/{pid}/cmdline').read_bytes()
-    return False
-
-
-def _megabytes(pid):
-    with suppress(OSError): return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / MB
-    return 0.
+        "Memory of the server and of its running decoders; until a child is a decoder, its memory is that of the server"
+        server, found = psutil.Process(self.process.pid), 0
+        for process in (server, *server.children()):
+            with suppress(psutil.Error):
+                if process == server or any('decode.py' in word for word in process.cmdline()): found += process.memory_info().rss
+        return found / MB
 
 
 @contextmanager
 def peak_of(server):
-    "A list that has at the end how much memory was in use at most, looked at every few milliseconds"
+    "A list with the largest memory that the server has had inside the block, looked at every few milliseconds"
     found, done = [server.megabytes()], threading.Event()
 
     def look():
@@ -118,10 +104,6 @@ ADD = post('/add', FORM)
 REMOVE = form(('name', 'red'))
 BOMBS = bombs()
 WORDS = ['', ' ', 'x' * 65, 'x' * 5000, '\0', '\n', '\x1b[2J', '\u202e', '../../etc/passwd', '<script>', '%00', '\ud800', '0']
-
-
-def pick(rng, options): return options[int(rng.integers(len(options)))]
-def up_to(rng, most): return int(rng.integers(most))
 
 
 def broken_images(rng):
@@ -201,7 +183,7 @@ def outcomes(
     seed: int, # The k-th request depends on (seed, k) alone
     seconds: float = MOST_SECONDS, # Of processor time: a refusal that takes more has failed
 ):
-    "What became of each, of the connections that were half open meanwhile, and of a server that was told to end"
+    "Send hostile requests; yield the `Outcome` of each, of connections left half open, and of telling the server to end"
     every, shares = list(KINDS), np.array([share for _, share, _ in KINDS.values()]) / 100
     order = every[:n] + np.random.default_rng(seed).choice(every, max(0, n - len(every)), p=shares).tolist()
     with tempfile.TemporaryDirectory() as folder:
@@ -249,7 +231,7 @@ class HalfOpen:
         for i, s in enumerate(self.sockets): s.sendall([b'', b'GET / HTTP/1.1\r\nHo', ADD[:150], ADD[:-9]][i % 4])
 
     def open_still(self, limit=60):
-        "For each, whether the server has not ended it within so many seconds"
+        "Whether each connection is still open after so many seconds"
         for s in self.sockets: s.settimeout(max(.01, self.start + limit - time.monotonic()))
         return list(map(_is_open, self.sockets))
 

@@ -20,7 +20,7 @@ def _count(own, what): return sum(o.what == what for o in own)
 
 
 def rows(outcomes: Iterable[Outcome]) -> list[tuple[str, int, int, int]]:
-    "Kind, tried, refused, failed"
+    "A row for each kind: its name, and how many were tried, refused and failed"
     return [(kind, len(own), _count(own, 'refused'), _count(own, 'failed')) for kind, own in _kinds(list(outcomes)).items()]
 
 

@@ -1,6 +1,5 @@
-"A table that is killed, or meets a full disk, goes on to the same numbers"
+"A table that is killed goes on to the same numbers"
 import os
-import re
 import signal
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from fsc_fastai.reproduce.cells import Preset, Recipe
 from fsc_fastai.reproduce.table import run_table
-from tests.ranks import FORK, in_child, on_a_small_disk
+from tests.ranks import files, in_child
 
 SHORT = Recipe(size=28, pretrain_epochs=2, epochs=3, n_episodes=2, n_query=3)
 CHOSEN = Recipe(size=28, pretrain_epochs=1, pretrain_bs=16, epochs=3, n_episodes=4, n_query=3, n_acc=2, optimizer='sgd', lr=.01,
@@ -21,11 +20,6 @@ def run(glyphs, out): return run_table('table2', PRESET, glyphs, out, 1, [1], 'f
 
 @pytest.fixture(scope='module')
 def unbroken(glyphs, tmp_path_factory): return files(run(glyphs, tmp_path_factory.mktemp('unbroken')).parent)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    "Everything that a finished run leaves"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
 
 
 def _killed(file, written, glyphs, out):
@@ -54,29 +48,6 @@ def test_killed_at_any_moment_it_ends_with_the_numbers_of_an_unbroken_run(glyphs
     for file, written in KILLS:
         assert in_child(_killed, file, written, glyphs, tmp_path) == -signal.SIGKILL, f'the run ended without {file}'
         assert written or list(folder.glob('cells/lrp-rn_*/.training.pt.*.part')), 'half of the file is there'
-    run(glyphs, tmp_path)
-    assert files(folder) == unbroken
-
-
-def _with_a_small_disk(glyphs, out, limit, errors):
-    on_a_small_disk(limit)
-    try: run(glyphs, out)
-    except OSError as e: errors.put(str(e))
-    else: errors.put('')
-
-
-@pytest.mark.parametrize(('limit', 'named'), [(100_000, r'conv4_28px_seed0.*cannot be written'), (600, 'cannot be written')])
-def test_a_full_disk_is_named_and_loses_nothing(glyphs, unbroken, tmp_path, limit, named):
-    folder = tmp_path/'glyphs'/'short'
-    if limit == 600:  # everything is there but a result: text is what the disk has no room for
-        run(glyphs, tmp_path)
-        (folder/'cells'/'rn_1shot_seed0'/'result.json').unlink()
-    before, errors = files(folder), FORK.SimpleQueue()
-    child = FORK.Process(target=_with_a_small_disk, args=(glyphs, tmp_path, limit, errors))
-    child.start()
-    assert re.search(named, errors.get(), re.DOTALL)
-    child.join()
-    assert files(folder) == before
     run(glyphs, tmp_path)
     assert files(folder) == unbroken
 
