@@ -2,17 +2,15 @@
 import pytest
 
 from fsc_fastai.commands.serve import create_app
-from tests.commands.browser import CHROMIUM, Browser, served
+from tests.commands.browser import CHROMIUM, add_examples, classify, new_page, served
 from tests.deploy.toys import classifier, folder_of
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium: apt-get install chromium')
 
 
 @pytest.fixture
-def browser(tmp_path):
-    browser = Browser(tmp_path/'profile')
-    yield browser
-    browser.close()
+def page():
+    with new_page() as page: yield page
 
 
 @pytest.fixture
@@ -20,25 +18,24 @@ def address():
     with served(create_app(classifier())) as address: yield address
 
 
-def test_drop_examples_drop_a_query_see_the_answer(browser, address, tmp_path):
+def test_drop_examples_drop_a_query_see_the_answer(page, address, tmp_path):
     support, queries = folder_of(tmp_path/'support', 2, ['blue', 'red']), folder_of(tmp_path/'new', 1, ['red', 'blue'], first=50)
-    browser.open(address)
-    for name in ('blue', 'red'): browser.add_examples(name, (support/name).iterdir())
-    browser.classify([queries/'red'/'0.png', queries/'blue'/'0.png'])
-    assert browser.run("[...document.querySelectorAll('.answer h2')].map(o => o.textContent).join()") == 'red,blue'
-    # every picture is drawn, and has its size
-    assert browser.run("[...document.images].every(o => o.complete && o.naturalWidth > 0)")
-    assert browser.run("document.images.length") == 8
-    browser.screenshot(tmp_path/'page.png')
-    assert (tmp_path/'page.png').stat().st_size > 5000
-    assert {url.split('/')[2] for url in browser.asked if url.startswith('http')} == {address.removeprefix('http://')}
+    asked = []
+    page.on('request', lambda request: asked.append(request.url))
+    page.goto(address)
+    for name in ('blue', 'red'): add_examples(page, name, (support/name).iterdir())
+    classify(page, [queries/'red'/'0.png', queries/'blue'/'0.png'])
+    assert page.locator('.answer h2').all_text_contents() == ['red', 'blue']
+    drawn = page.evaluate('[...document.images].map(o => o.complete && o.naturalWidth > 0)')
+    assert drawn == [True] * 8, 'every picture, with its size'
+    assert {url.split('/')[2] for url in asked if url.startswith('http')} == {address.removeprefix('http://')}
 
 
 @pytest.mark.parametrize('width', [360, 800, 1600])
-def test_fits_a_window(browser, address, tmp_path, width):
+def test_fits_a_window(page, address, tmp_path, width):
     support = folder_of(tmp_path/'support', 8, ['blue', 'red'])
-    browser.resize(width)
-    browser.open(address)
-    for name in ('blue', 'red'): browser.add_examples(name, (support/name).iterdir())
-    browser.classify([support/'red'/'0.png'])
-    assert browser.run('document.documentElement.scrollWidth') <= width
+    page.set_viewport_size(dict(width=width, height=800))
+    page.goto(address)
+    for name in ('blue', 'red'): add_examples(page, name, (support/name).iterdir())
+    classify(page, [support/'red'/'0.png'])
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
