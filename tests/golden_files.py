@@ -51,6 +51,12 @@ def noise_module() -> ModuleType:
     return _module('noise')
 
 
+def noise_state(keys) -> dict[str, torch.Tensor]:
+    "Weights by `noise.py`, of names and shapes"
+    noise = noise_module()
+    return {name: torch.from_numpy(np.asarray(noise.weights(name, tuple(shape)))) for name, shape in keys}
+
+
 def _module(name: str) -> ModuleType:
     file = golden(f'{name}.py')[0]
     spec = importlib.util.spec_from_file_location(f'golden_{name}', file)

@@ -19,13 +19,11 @@ from fsc_fastai.kernels.batch_norm import quick_second_derivative
 from fsc_fastai.kernels.small_conv import SmallConv2d
 from fsc_fastai.methods import RelationNet
 from fsc_fastai.methods.base import FewShotModel, one_hot
-from fsc_fastai.methods.graph import Adjacency, GraphNet
 from fsc_fastai.methods.head import Head
 from fsc_fastai.methods.pairs import Pairs
 from fsc_fastai.methods.relation import RelationModule
 
 from .callback.episodes import build_model, learner
-from .kernels.operations import Operations
 from .methods.toys import METHODS, feature_episode, feature_model
 
 SIZE = 3
@@ -79,13 +77,7 @@ GRAPH = {
     'linear layer': replace('gnn.last.fc', lambda: nn.Sequential(nn.Linear(2 * 229, 5), nn.Tanh()).double()),
     'hook': lambda model: hook(model.gnn.layers[0].fc),
 }
-CHANGES = [('relation', name) for name in RELATION] + [('gnn', name) for name in GRAPH]
-
-
-def changed(method, name):
-    model = feature_model(method, size=SIZE).double()
-    (RELATION if method == 'relation' else GRAPH)[name](model)
-    return model
+CHANGES = [(method, name) for method, changes in (('relation', RELATION), ('gnn', GRAPH)) for name in changes]
 
 
 def episode():
@@ -93,37 +85,29 @@ def episode():
     return support.double(), y, query.double()
 
 
-def by_its_parts(model, f_p):
-    "Scores of dense pairs through the modules, or of the graph network as it is"
-    return model.classify(f_p.features if isinstance(f_p, Pairs) else f_p)
-
-
-# weight norm is another form of the same weights
-@pytest.mark.parametrize('method,name', [change for change in CHANGES if change[1] != 'weight norm'])
-def test_the_change_changes_scores(method, name):
+@pytest.mark.parametrize('method,name', CHANGES)
+def test_every_fast_path_gives_what_the_parts_give(method, name):
     torch.manual_seed(3)
-    plain, other, args = feature_model(method, size=SIZE).double(), changed(method, name), episode()
-    assert (plain.forward_head(*args) - other.forward_head(*args)).abs().max() > 1e-5
-
-
-@pytest.mark.parametrize('method,name', CHANGES)
-def test_evaluation(method, name):
-    model, (support, y, query) = changed(method, name), episode()
+    plain, model = (feature_model(method, size=SIZE).double() for _ in range(2))
+    (RELATION if method == 'relation' else GRAPH)[name](model)
+    support, y, query = episode()
+    f_p = model.process(support, y, query)
     with torch.no_grad():
+        scores = model.forward_head(support, y, query)
+        if name != 'weight norm':  # another form of the same weights
+            assert (plain.forward_head(support, y, query) - scores).abs().max() > 1e-5
+        # evaluation
         head = model.head()
-        found = head.fit(head.compact(support), y)(head.compact(query))
-        assert_close(found, model.forward_head(support, y, query))
-        assert_close(model.forward_head(support, y, query), by_its_parts(model, model.process(support, y, query)))
-
-
-@pytest.mark.parametrize('method,name', CHANGES)
-def test_deployment(method, name):
-    model, (support, y, query) = changed(method, name), episode()
-    head = model.head(statistics='support').fit(support, one_hot(y, torch.double))
-    with torch.no_grad():
+        assert_close(head.fit(head.compact(support), y)(head.compact(query)), scores)
+        assert_close(scores, model.classify(f_p.features if method == 'relation' else f_p))  # of dense pairs
+        # deployment
+        head = model.head(statistics='support').fit(support, one_hot(y, torch.double))
         assert_close(head(query), torch.cat([Head.forward(head, q) for q in query.split(1)]))
         if method == 'relation':
             assert_close(head(query), head.model.classify(Pairs(head.support, query).features))
+    # explanation
+    assert head_of(plain) is not None and head_of(model) is None
+    if name != 'classify' and 'Tanh' not in repr(model): assert_close(LRP()(model, f_p), LRP(engine=True)(model, f_p))
 
 
 def test_a_hook_on_a_head_that_is_deployed_already():
@@ -134,15 +118,6 @@ def test_a_hook_on_a_head_that_is_deployed_already():
         hook(head.model.get_submodule(path))
         assert not torch.allclose(head(query), before)
         assert_close(head(query), Head.forward(head, query))
-
-
-@pytest.mark.parametrize('method,name', CHANGES)
-def test_explanation(method, name):
-    model = changed(method, name)
-    assert head_of(feature_model(method, size=SIZE)) is not None and head_of(model) is None
-    if name == 'classify' or 'Tanh' in repr(model): return
-    f_p = model.process(*episode())
-    assert_close(LRP()(model, f_p), LRP(engine=True)(model, f_p))
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -211,14 +186,6 @@ def test_a_small_convolution_with_another_setting_is_torch_s(name, value):
     assert_close(conv(x), plain(x))
 
 
-def test_the_parts_of_a_graph_network_keep_blueprints():
-    net = GraphNet(5, 3, 6)
-    assert as_built(net, GraphNet) and as_built(net.last.adjacency, Adjacency)
-    net.last.adjacency.hidden[2].negative_slope = .2
-    assert not as_built(net, GraphNet) and not as_built(net.last.adjacency, Adjacency)
-    assert as_built(net.layers[0].adjacency, Adjacency)
-
-
 # Signs of features
 
 NEVER_NEGATIVE = {'conv4': True, 'conv4np': True, 'resnet10': True, 'resnet12': True, 'resnet18': True, 'densenet121': True,
@@ -249,26 +216,17 @@ def test_a_changed_encoder_knows_no_more():
 
 
 def test_relevance_of_signed_features_whatever_the_encoder():
-    "A user's own pairs, and an encoder whose activation was replaced"
+    "A user's own pairs, those behind a ReLU, and an encoder whose activation was replaced"
     torch.manual_seed(0)
     model = feature_model('relation', size=SIZE).double()
     model.encoder = create_encoder(nn.ReLU(), img_size=SIZE, in_chans=6)
     pairs = Pairs(torch.randn(5, 6, SIZE, SIZE).double(), torch.randn(10, 6, SIZE, SIZE).double())
     assert model.encoder.nonnegative
     assert_close(LRP()(model, pairs), LRP(engine=True)(model, pairs))
+    known = model.process(*episode())
+    assert_close(LRP()(model, known), LRP()(model, Pairs(known.support, known.query)))
     model.encoder.body = nn.LeakyReLU()
     support, y, query, _ = feature_episode(size=SIZE)
     f_p = model.process(model.encode(support.double() - .5), y, model.encode(query.double() - .5))
     assert (f_p.query < 0).any()
     assert_close(LRP()(model, f_p), LRP(engine=True)(model, f_p))
-
-
-def test_behind_a_relu_one_sign_is_computed():
-    model = feature_model('relation', size=SIZE).double()
-    model.encoder = create_encoder(nn.ReLU(), img_size=SIZE, in_chans=6)
-    known = model.process(*episode())
-    def of(pairs):
-        with Operations() as run: return LRP()(model, pairs), len(run.names)
-    (found, few), (same, more) = of(known), of(Pairs(known.support, known.query))
-    assert_close(found, same)
-    assert few < more, 'of pairs that somebody else has made, nothing is known'

@@ -1,8 +1,16 @@
-"Random networks for the tests of this folder"
+"Random networks for the tests of this folder, and what an explanation must leave as it was"
+import copy
+
 import torch
 import torch.nn.functional as F
 import zennit.layer
 from torch import nn
+
+from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients
+
+OF_FEATURES = {'written out': LRP(), 'engine': LRP(engine=True), 'gradient': GradientXInput(),
+               'integrated': IntegratedGradients(2)}
+"Explainers of processed features, with those of both ways that LRP has"
 
 
 class Residual(nn.Module):
@@ -39,3 +47,16 @@ def random_cnn(seed=0, norm=True, bias=True, zennit_sum=False, pool=nn.MaxPool2d
 
 
 def images(n=2, size=16, seed=1): return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def state(net):
+    "All that an explanation might change of a model: weights, flags, gradients, modes, hooks, attributes, random numbers"
+    return (copy.deepcopy(net.state_dict()), [p.requires_grad for p in net.parameters()],
+            [None if p.grad is None else p.grad.clone() for p in net.parameters()], [m.training for m in net.modules()],
+            [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), list(m.__dict__)) for m in net.modules()],
+            torch.random.get_rng_state())
+
+
+def assert_unchanged(before, after):
+    for i in (0, 5): torch.testing.assert_close(before[i], after[i], rtol=0, atol=0)
+    assert str(before[1:5]) == str(after[1:5])

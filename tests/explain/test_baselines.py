@@ -5,19 +5,7 @@ from torch.testing import assert_close
 
 from fsc_fastai.explain import LRP, Explainer, GradientXInput, IntegratedGradients, relevance_start
 
-from ..methods.toys import METHODS, processed
-
-EXPLAINERS = pytest.mark.parametrize('explainer', [GradientXInput(), IntegratedGradients(3)], ids=['gradient', 'integrated'])
-
-
-@EXPLAINERS
-@pytest.mark.parametrize('method', METHODS)
-def test_every_model(method, explainer):
-    model, f_p = processed(method)
-    model.train()
-    R = explainer(model, f_p)
-    assert R.shape == f_p.features.shape and R.isfinite().all() and R.abs().sum() > 0 and not R.requires_grad
-    assert all(p.grad is None for p in model.parameters())
+from ..methods.toys import processed
 
 
 def test_gradient_by_hand():
@@ -53,9 +41,6 @@ def test_batch_statistics_are_constants():
     scores = model.eval().classify(x)
     expected = torch.autograd.grad(scores, x, relevance_start(scores))[0] * x
     assert_close(one, expected.detach())
-
-
-def test_no_steps(): pytest.raises(ValueError, IntegratedGradients, 0).match('at least 1')
 
 
 def test_what_an_explainer_has_to_say():

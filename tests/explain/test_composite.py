@@ -66,7 +66,3 @@ def test_functions_outside_modules_have_a_class():
 def test_no_rule_is_an_error_that_names_the_layer():
     "A composite of the user's own may leave a layer out: relevance by another rule would pass for theirs"
     with pytest.raises(NotImplementedError, match="layer 'head'.*composite="): chosen(Composite({nn.Conv2d: AlphaBeta(1.)}))
-
-
-def test_a_float_selects_nothing():
-    with pytest.raises(TypeError, match='0.5 selects no layer'): Composite({.5: Epsilon()})

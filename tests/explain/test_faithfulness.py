@@ -214,17 +214,6 @@ def test_deletion_is_that_of_quantus(quantus, features):
     assert_close(area(ours[:, 1:]), torch.tensor(areas).float())
 
 
-@pytest.mark.filterwarnings('ignore')
-def test_localisation_is_that_of_quantus(quantus):
-    net, x, y = Weighted().eval(), torch.randn(6, 1, 8, 8), np.ones(6, dtype=int)
-    heat, mask = torch.randn(6, 8, 8), torch.rand(6, 8, 8) > .6
-    given = dict(model=net, x_batch=x.numpy(), y_batch=y, s_batch=mask[:, None].numpy())
-    mass = quantus.RelevanceMassAccuracy(normalise=False, abs=False)(a_batch=heat.clamp(min=0)[:, None].numpy(), **given)
-    points = quantus.PointingGame(normalise=False, abs=False)(a_batch=heat[:, None].numpy(), **given)
-    assert_close(relevance_mass(heat, mask), torch.tensor(np.array(mass)).float())
-    assert points_at(heat, mask).tolist() == [float(p) for p in points]
-
-
 def test_likeness_is_that_of_quantus(quantus):
     from quantus.functions.similarity_func import correlation_spearman, ssim
     a, b = torch.randn(3, 12, 12).double(), torch.randn(3, 12, 12).double().round(decimals=1)  # with ties

@@ -1,19 +1,16 @@
 "Relevances and second passes of the published implementations, reproduced from their weights"
-import json
 
-import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from fsc_fastai.encode import create_encoder
 from fsc_fastai.explain import LRP, relevance_start, relevance_weights
 from fsc_fastai.methods.graph import GraphNodes
 from fsc_fastai.methods.pairs import Pairs
 from fsc_fastai.tensors import unit
 
-from ..golden_files import fill_module, golden, load, recorded
-from ..methods.test_golden import cross_attention_net, gnn, loaded, published_order, relation_net
+from ..golden_files import golden, load, recorded
+from ..methods.test_golden import cross_attention_net, gnn, published_order, recorded_encoder, relation_net
 
 TOLERANCE = {'rtol': 1e-3, 'atol': 1e-4}
 ENGINE = pytest.mark.parametrize('engine', [False, True], ids=['written out', 'engine'])
@@ -71,12 +68,6 @@ def test_cross_attention_net(path, device, engine):
 
 @pytest.mark.parametrize('path', [p for p in golden('encoder_*.npz') if 'relevance_features' in load(p)[0]], ids=lambda p: p.stem)
 def test_encoder_to_the_pixels(path, device):
-    arrays, _ = load(path, device)
-    fill = fill_module()
-    with np.load(path) as z: keys = json.loads(str(z['keys']))
-    size = int(arrays['input_size'])
-    encoder = loaded(create_encoder(path.stem.removeprefix('encoder_'), img_size=size),
-                     {name: torch.from_numpy(fill.fill(name, tuple(shape))).to(device) for name, shape in keys})
-    images = torch.from_numpy(np.stack([fill.image(i, size) for i in range(int(arrays['n']))])).to(device)
+    arrays, encoder, images = recorded_encoder(path, device)
     R = LRP(form='R', norm='identity').relevance(encoder, images, arrays['relevance_features'])
     assert_close(R, arrays['relevance_input_bn_identity'], **TOLERANCE)

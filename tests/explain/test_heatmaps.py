@@ -10,25 +10,19 @@ from fsc_fastai.explain.heatmaps import to_image
 from fsc_fastai.explain.overlay import Original, overlay_image
 
 
-def test_symmetric_about_zero():
+def test_symmetric_about_zero_and_summed_over_channels():
     R = torch.tensor([[[4., -2.], [0., 1.]]])
     np.testing.assert_allclose(to_heatmaps(R, 100), [[1, -.5], [0, .25]])
     np.testing.assert_allclose(to_heatmaps(-3 * R, 100), [[-1, .5], [0, -.25]])
-
-
-def test_channels_are_summed():
     R = torch.tensor([[[3., -1.]], [[-5., -1.]], [[0., 1.]]])
     np.testing.assert_allclose(to_heatmaps(R, 100), [[-1, -.5]])
 
 
-def test_one_hot_pixel_hides_nothing():
+def test_one_hot_pixel_hides_nothing_and_few_are_seen():
     R = torch.ones(3, 20, 20)
     R[:, 0, 0] = 1e6
     heat = to_heatmaps(R)
     assert heat.max() == heat[5, 5] == 1
-
-
-def test_few_relevant_pixels_are_seen():
     R = torch.zeros(1, 40, 40)
     R[0, 3, 4] = -2
     assert to_heatmaps(R)[3, 4] == -1
@@ -41,9 +35,9 @@ def test_a_shared_scale_keeps_classes_comparable():
     np.testing.assert_allclose(to_heatmaps(R, 100, shared=1)[0, 1], .5)
 
 
-@pytest.mark.parametrize('percentile', [0, 101, -3])
-def test_impossible_percentile(percentile):
-    with pytest.raises(ValueError, match=f'percentile={percentile}'): to_heatmaps(torch.ones(1, 2, 2), percentile)
+@pytest.mark.parametrize('name, value', [('percentile', 0), ('percentile', 101), ('percentile', -3), ('smooth', -1)])
+def test_impossible_settings(name, value):
+    with pytest.raises(ValueError, match=f'{name}={value}'): to_heatmaps(torch.ones(1, 2, 2), **{name: value})
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -151,7 +145,6 @@ def test_smoothing_keeps_the_sum_and_removes_the_grid():
     one[0, 32, 32] = 1
     spread = to_heatmaps(one, 100, smooth=1/32)
     assert spread.max() == 1 and spread.sum() == pytest.approx(2 * np.pi * 4, rel=.01), 'a Gaussian with σ = 2 pixels'
-    with pytest.raises(ValueError, match='smooth=-1'): to_heatmaps(R, smooth=-1)
 
 
 def test_a_comparison_has_no_column_for_what_it_compares_with():

@@ -44,6 +44,7 @@ def test_every_method(method, name):
     assert R.query.abs().sum() > 0
     with torch.no_grad(): assert_close(R.scores, model(*episode))
     summed = explain_images(model, *episode, EXPLAINERS[name], support=False, sum_channels=True)
+    assert summed.support is None
     assert_close(summed.query, R.query.sum(2, keepdim=True), rtol=1e-3, atol=1e-5)
     f_p = model.process(model.encode(episode[0]), episode[1], model.encode(episode[2]))
     assert EXPLAINERS[name](model, f_p).shape == f_p.features.shape
@@ -91,7 +92,6 @@ def test_occlusion_at_edges_that_fit_no_patch():
     R = explain_images(model, *episode, Occlusion(20, 'blur'), support=False).query
     assert R.shape == (3, 3, 3, 32, 32)
     assert len(R[0, 0, 0].unique()) <= 4
-    with pytest.raises(ValueError, match='patch=0'): Occlusion(0)
     with pytest.raises(ValueError, match="replace='black'"): explain_images(model, *episode, Occlusion(replace='black'))
 
 
@@ -118,9 +118,6 @@ def test_rules_of_the_encoder_leave_the_classifier_alone():
     assert_close(deep(model, f_p), LRP()(model, f_p))
     assert deep.as_published and not torch.allclose(explain_images(model, *episode, deep).query,
                                                     explain_images(model, *episode).query)
-    kinds = [type(rules(layer, 5)).__name__ for rules in (deep.settings.composite, deep.deep.composite)
-             for layer in [type('L', (), dict(name='encoder.conv', position=0, kind=nn.Conv2d))()]]
-    assert kinds == ['AlphaBeta', 'ZBox']
 
 
 def test_presets_of_rules():
@@ -130,7 +127,3 @@ def test_presets_of_rules():
     assert alpha2_beta1_flat()(conv(0), 5) == Flat() and alpha2_beta1_flat()(conv(4), 5) == AlphaBeta(2.)
     assert [GammaByDepth(1.)(conv(i), 5).gamma for i in range(5)] == [1, .75, .5, .25, 0]
     assert GammaByDepth(1., {0: Flat()})(linear(0), 5) == Flat() and GammaByDepth(1.)(conv(0), 1) == Gamma(1.)
-
-
-def test_start_of_gradients_is_checked():
-    with pytest.raises(ValueError, match="start='odds'"): GradientXInput(start='odds')

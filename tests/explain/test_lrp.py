@@ -4,8 +4,21 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from fsc_fastai.explain import LRP, AlphaBeta, Composite, relevance_start
+from fsc_fastai.explain import (
+    LRP,
+    AlphaBeta,
+    Composite,
+    Epsilon,
+    Gamma,
+    GradientXInput,
+    IntegratedGradients,
+    Occlusion,
+    ZBox,
+    relevance_start,
+    relevance_weights,
+)
 from fsc_fastai.explain.lrp import explained_scores, features_of, with_features
+from fsc_fastai.explain.settings import Settings
 
 from ..methods.toys import METHODS, feature_episode, feature_model, processed
 from .nets import images, random_cnn
@@ -61,5 +74,14 @@ def test_a_graph_of_the_caller_is_left_alone():
     assert query.grad.abs().sum() > 0
 
 
-def test_misspelled_start():
-    with pytest.raises(ValueError, match="start='logit'"): LRP(start='logit')
+@pytest.mark.parametrize('make, message', [
+    (lambda: AlphaBeta(-1, 5), 'wanted α ≥ 1 and β = α − 1'), (lambda: AlphaBeta(2., .5), 'β=0.5'),
+    (lambda: LRP(alpha=.5), 'α=0.5'), (lambda: LRP(eps=-1.), 'eps=-1.0'), (lambda: Epsilon(float('nan')), 'eps=nan'),
+    (lambda: Gamma(-.25), 'gamma=-0.25'), (lambda: ZBox(2., -2.), 'low=2.0, high=-2.0'),
+    (lambda: LRP(start='logit'), "start='logit'"), (lambda: GradientXInput(start='odds'), "start='odds'"),
+    (lambda: LRP(attention='none'), "attention='none': choose from"), (lambda: Settings(norm='folded'), "norm='folded'"),
+    (lambda: Settings(form='r'), "form='r'"), (lambda: Composite({.5: Epsilon()}), '0.5 selects no layer'),
+    (lambda: IntegratedGradients(0), 'at least 1'), (lambda: Occlusion(0), 'patch=0'),
+    (lambda: relevance_weights(torch.ones(1, 1, 1), 'pixels'), "over='pixels'")])
+def test_settings_that_make_no_sense_are_named(make, message):
+    with pytest.raises((ValueError, TypeError), match=message): make()

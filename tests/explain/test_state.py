@@ -1,16 +1,14 @@
 "Explaining a few-shot model leaves it as it was, however the explanation ends"
 import pytest
 import torch
-from torch.testing import assert_close
 
-from fsc_fastai.explain import LRP, GradientXInput, IntegratedGradients, explain_images
+from fsc_fastai.explain import explain_images
 from fsc_fastai.methods import create_fsc_model
 
 from ..methods.toys import METHODS, feature_episode, feature_model
-from .test_engine import state
+from .nets import OF_FEATURES, assert_unchanged, state
 
-EXPLAINERS = pytest.mark.parametrize('explainer', [LRP(), LRP(engine=True), GradientXInput(), IntegratedGradients(2)],
-                                     ids=['written out', 'engine', 'gradient', 'integrated'])
+EXPLAINERS = pytest.mark.parametrize('explainer', OF_FEATURES.values(), ids=OF_FEATURES)
 
 
 class HalfWay(RuntimeError):
@@ -24,11 +22,6 @@ def in_use(model, *args):
     scores = scores if isinstance(scores, torch.Tensor) else scores[0]
     if scores.requires_grad: scores.sum().backward()
     return model
-
-
-def assert_unchanged(before, after):
-    for i in (0, 5): assert_close(before[i], after[i], rtol=0, atol=0)
-    assert str(before[1:5]) == str(after[1:5])
 
 
 def fail(*args, **kwargs): raise HalfWay

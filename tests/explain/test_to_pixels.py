@@ -52,13 +52,6 @@ def test_chunks_change_nothing(method, explainer):
     assert_close(parts, whole)
 
 
-def test_less_on_request():
-    model, episode = few_shot('proto')
-    whole, part = explain_images(model, *episode), explain_images(model, *episode, support=False, sum_channels=True)
-    assert part.support is None
-    assert_close(part.query, whole.query.sum(2, keepdim=True))
-
-
 @pytest.mark.parametrize('explainer', [LRP(), LRP(start='contrast'), GradientXInput(), IntegratedGradients(2), Occlusion(16)],
                          ids=['LRP', 'contrast', 'gradient', 'integrated', 'occlusion'])
 @pytest.mark.parametrize('method', ['relation', 'gnn', 'proto'])

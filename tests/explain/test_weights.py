@@ -12,9 +12,7 @@ def test_equation_2_by_hand():
     # P = (1/2, 1/4, 1/4) of three classes
     found = relevance_start(torch.tensor([[math.log(2), 0., 0.]]), eps=0.)
     assert_close(found, torch.tensor([[math.log(2), math.log(2/3), math.log(2/3)]]))
-
-
-def test_chance_has_no_relevance(): assert_close(relevance_start(torch.full((2, 5), 3.), 0.), torch.zeros(2, 5))
+    assert_close(relevance_start(torch.full((2, 5), 3.), 0.), torch.zeros(2, 5))  # of chance
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.half, torch.bfloat16])
@@ -33,6 +31,7 @@ def test_weights_are_between_0_and_2_and_reach_them_at_each_position():
     assert w.min() >= 0 and w.max() <= 2 and not w.requires_grad
     assert_close((w - 1).abs().amax(2), torch.ones(3, 5, 2, 2))
     assert_close((relevance_weights(R, 'map') - 1).abs().amax((2, 3, 4)), torch.ones(3, 5))
+    assert_close((relevance_weights(R[..., 0, 0]) - 1).abs().amax(2), torch.ones(3, 5))  # nodes
 
 
 def test_without_relevance_the_weight_is_1():
@@ -40,12 +39,3 @@ def test_without_relevance_the_weight_is_1():
     R[0, 0, 0] = -5
     assert_close(relevance_weights(R)[1], torch.ones(2, 3, 2, 2))
     assert_close(relevance_weights(R)[0, 0, 0], torch.zeros(2, 2))
-
-
-def test_nodes_are_weighted_one_by_one():
-    R = torch.randn(2, 6, 8)
-    assert_close((relevance_weights(R) - 1).abs().amax(2), torch.ones(2, 6))
-
-
-def test_unknown_maximum():
-    with pytest.raises(ValueError, match="over='pixels'"): relevance_weights(torch.ones(1, 1, 1), 'pixels')

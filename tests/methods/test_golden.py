@@ -28,15 +28,20 @@ def class_major(maps):
     return maps.flatten(0, 1), torch.arange(maps.shape[0], device=maps.device).repeat_interleave(maps.shape[1])
 
 
-@recorded('encoder_*.npz')
-def test_encoder(path, device):
+def recorded_encoder(path, device):
+    "The arrays of a file, the encoder that they are of, and its images"
     arrays, _ = load(path, device)
     fill = fill_module()
     with np.load(path) as z: keys = json.loads(str(z['keys']))
     size = int(arrays['input_size'])
     encoder = create_encoder(path.stem.removeprefix('encoder_'), img_size=size)
     loaded(encoder, {name: torch.from_numpy(fill.fill(name, tuple(shape))).to(device) for name, shape in keys})
-    images = torch.from_numpy(np.stack([fill.image(i, size) for i in range(int(arrays['n']))])).to(device)
+    return arrays, encoder, torch.from_numpy(np.stack([fill.image(i, size) for i in range(int(arrays['n']))])).to(device)
+
+
+@recorded('encoder_*.npz')
+def test_encoder(path, device):
+    arrays, encoder, images = recorded_encoder(path, device)
     assert_close(encoder(images), arrays['features'], **TOLERANCE)
     assert encoder.out_shape == tuple(arrays['features'].shape[1:])
 
