@@ -21,8 +21,8 @@ class Episodes:
     "Episodes of noise in double precision; episode k of an epoch is always the same"
     n_inp, vocab = 3, list(range(N_CLASSES))
 
-    def __init__(self, n=3, seed=0, dtype=torch.float64, labels=EpisodeLabel, device='cpu'):
-        self.device = torch.device(device)
+    def __init__(self, n=3, seed=0, dtype=torch.float64, labels=EpisodeLabel, device='cpu', n_shot=1):
+        self.device, self.n_shot = torch.device(device), n_shot
         self.n, self.seed, self.dtype, self.labels, self.epoch, self.dataset = n, seed, dtype, labels, 0, self
 
     def episode(self, k):
@@ -32,15 +32,15 @@ class Episodes:
             y = torch.arange(3, device=self.device).repeat_interleave(n)
             return (torch.randn(3*n, 3, SIZE, SIZE, generator=g, dtype=self.dtype).to(self.device),
                     EpisodeLabel(y, classes=classes) if self.labels is EpisodeLabel else y)
-        return Episode(*part(1), *part(2))
+        return Episode(*part(self.n_shot), *part(2))
 
     def __len__(self): return self.n
     def __iter__(self): return map(self.episode, range(self.n))
 
 
-def build_model(seed=0, method='relation', arch='conv4', dtype=torch.float64):
+def build_model(seed=0, method='relation', arch='conv4', dtype=torch.float64, **kwargs):
     torch.manual_seed(seed)
-    return create_fsc_model(method, arch, n_way=3, img_size=SIZE).to(dtype)
+    return create_fsc_model(method, arch, n_way=3, img_size=SIZE, **kwargs).to(dtype)
 
 
 def learner(cbs, n=3, model=None, lr=0.05, cls=Learner, path=None, device='cpu', **kwargs):
@@ -59,6 +59,13 @@ class SingleLoss(Callback):
     "fastai's Recorder averages in single precision"
     order = 90
     def after_loss(self): self.learn.loss = self.learn.loss.float()
+
+
+class StepLosses(Callback):
+    "Keeps the loss of each step"
+    order = 89
+    def __init__(self): self.seen = []
+    def before_backward(self): self.seen.append(self.learn.loss_grad.detach().clone())
 
 
 class BFloat16(Callback):

@@ -15,7 +15,7 @@ from fsc_fastai.learner.core import encoder_head_splitter
 from fsc_fastai.methods import create_fsc_model
 from tests.learners import silent
 
-from ..golden_files import load, noise_module, same
+from ..golden_files import load, noise_module, noise_state, same
 
 OPS, MAPS, GRADIENTS = 1e-5, 1e-4, 1e-3
 "How near ours must be, as parts of an array's largest value: operations; maps, scores and losses; gradients through networks"
@@ -27,9 +27,7 @@ class Step:
         self.arrays, _ = load(path)
         with np.load(path) as z: keys = json.loads(str(z['keys']))
         self.way, self.shot, self.query, self.size, self.first = self['meta'].tolist()[:5]
-        noise = noise_module()
-        self.state = {name: torch.from_numpy(noise.weights(name, tuple(shape))) for name, shape in keys}
-        self.picture = noise.picture
+        self.state, self.picture = noise_state(keys), noise_module().picture
         self.model = create_fsc_model(method, 'resnet10', n_way=self.way, img_size=self.size)
         report = load_reference_state(self.model, self.state)
         assert not report.missing, report.missing

@@ -50,4 +50,3 @@ def test_callback_adds_it(tmp_path, kind, images):
 
 def test_bad_number():
     with pytest.raises(ValueError, match=r'images=0.*at least 1'): BSRCallback(images=0)
-

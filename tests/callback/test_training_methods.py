@@ -13,7 +13,7 @@ from fsc_fastai.callback.ata import ATACallback
 from fsc_fastai.callback.bsr import BSRCallback
 from fsc_fastai.callback.guided import LRPGuidedCallback
 from fsc_fastai.callback.ldp_net import LDPNetCallback
-from fsc_fastai.callback.lft import LFTCallback
+from fsc_fastai.callback.lft import FTCallback, LFTCallback
 from fsc_fastai.callback.maml import FirstOrderMAML
 from fsc_fastai.callback.styleadv import StyleAdvCallback
 from fsc_fastai.callback.svasp import SVasPCallback
@@ -38,7 +38,9 @@ def make(hues, *cbs, method='proto', arch='conv4', **kwargs):
     "A learner that starts alike and draws alike; FLoR is norms of its encoder"
     set_seed(3)
     if 'FLoR' in cbs: arch = create_encoder('conv4', img_size=20, flor=(1., 1.))
-    return hue_learner(hues, method, arch, cbs=[KINDS[cb]() if isinstance(cb, str) else cb for cb in cbs if cb != 'FLoR'],
+    lft = lambda: LFTCallback(hue_loaders(hues, n_episodes=2, seed=1, batch_tfms=[]))
+    own = KINDS | {'FT': FTCallback, 'LFT': lft}
+    return hue_learner(hues, method, arch, cbs=[own[cb]() if isinstance(cb, str) else cb for cb in cbs if cb != 'FLoR'],
                        dls_kwargs=dict(n_episodes=2, val_n_episodes=1, batch_tfms=[]) | kwargs)
 
 
@@ -83,8 +85,7 @@ def test_guided_loss_is_a_part_of_theirs(hues, kind, method):
 @pytest.mark.parametrize('kind', [*KINDS, 'FLoR', 'LFT'])
 @pytest.mark.parametrize('event', ['before_batch', 'forward', 'after_pred', 'after_step'])
 def test_an_error_leaves_the_learner_usable(hues, kind, event):
-    lft = [LFTCallback(hue_loaders(hues, n_episodes=2, seed=1, batch_tfms=[]))] if kind == 'LFT' else []
-    learn, broken = make(hues, *lft or [kind], LRPGuidedCallback()), True
+    learn, broken = make(hues, kind, LRPGuidedCallback()), True
     def fail(*args):
         if broken: raise RuntimeError('out of memory')
     if event == 'forward': handle = learn.model.encoder.body.stages[3].register_forward_pre_hook(fail)
@@ -116,10 +117,13 @@ def test_vit_has_no_styles_but_pixels(hues):
     for cb in (ATACallback(), StyleAdvCallback(vit_view=True), SVasPCallback(vit_view=True)): make(hues, cb, **small).fit(1)
 
 
-@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind != 'ATA'])
+@pytest.mark.parametrize('kind', [*(kind for kind in KINDS if kind != 'ATA'), 'FT', 'LFT'])
 def test_compiled_models_are_refused(hues, kind):
     learn = make(hues, kind)
-    learn.model.encoder.compile()
+    plain, learn.model = learn.model, torch.compile(learn.model)
+    with pytest.raises(ValueError, match='compiled model'): learn.fit(1)
+    learn.model = plain
+    plain.encoder.compile()
     with pytest.raises(ValueError, match='compiled model'): learn.fit(1)
 
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from fsc_fastai.callback.guided import LRPGuidedCallback, guided_loss
 from fsc_fastai.explain import LRP, GradientXInput
-from tests.callback.episodes import build_model, learner
+from tests.callback.episodes import StepLosses, build_model, learner
 from tests.methods.toys import METHODS, feature_episode, feature_model
 
 
@@ -66,12 +66,11 @@ def test_is_compiled_to_machine_code(whole, method, tmp_path, monkeypatch):
                          ids=['defaults', 'the guided loss alone', 'gradient x input', 'by map', 'engine'])
 @pytest.mark.parametrize('method', ['relation', 'can', 'gnn'])
 def test_is_the_loss_of_the_callback(method, settings):
-    learn = learner([LRPGuidedCallback(**{'xi': 1., 'lam': 1.} | settings)], n=1, model=build_model(method=method), lr=0.)
+    guided = LRPGuidedCallback(**{'xi': 1., 'lam': 1.} | settings)
+    learn = learner([guided, losses := StepLosses()], n=1, model=build_model(method=method), lr=0.)
     support_x, support_y, query_x, query_y = learn.dls.train.episode(0)
     model = build_model(method=method).train()
     f = model.encode(torch.cat([support_x, query_x]))
     expected = guided_loss(model, f[:len(support_x)], support_y, f[len(support_x):], query_y, **settings)
-    losses = []
-    learn.lrp_guided.after_backward = lambda: losses.append(learn.loss_grad.detach())
     learn.fit(1)
-    assert_close(losses[0].as_subclass(torch.Tensor), expected.detach().as_subclass(torch.Tensor), rtol=1e-6, atol=1e-8)
+    assert_close(losses.seen[0].as_subclass(torch.Tensor), expected.detach().as_subclass(torch.Tensor), rtol=1e-6, atol=1e-8)

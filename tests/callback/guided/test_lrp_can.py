@@ -2,8 +2,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
-from fastai.optimizer import SGD
 from torch.testing import assert_close
 
 from fsc_fastai.callback.guided import LRPGuidedCallback, PublishedCANPass
@@ -12,9 +10,9 @@ from fsc_fastai.methods.cross_attention import Attended
 from tests.golden_files import load, recorded
 
 from ...methods.test_golden import cross_attention_net
-from ...methods.toys import feature_episode, feature_model
-from ..episodes import BFloat16
-from .test_lrp_guided import Episodes, few_shot, learner, untouched
+from ...methods.toys import feature_model
+from ..episodes import BFloat16, Episodes, StepLosses, learner
+from .test_lrp_guided import few_shot, untouched
 
 EPS = 1e-3
 
@@ -89,45 +87,38 @@ def test_dead_channels_leave_gradients_finite():
 
 def test_one_step_by_hand():
     "Global cross entropy + half that of the weighted scores, and no plain term of the episode"
-    support, y, query, query_y = feature_episode(seed=0)
+    support, y, query, query_y = Episodes().episode(0)
     model, twin = few_shot('can'), few_shot('can')
-    f_p = twin.process(twin.encode(support), y, twin.encode(query))
-    of_all = twin.training_output(f_p)[1]
-    labels = torch.arange(5).repeat_interleave(3)
-    true = of_all[torch.arange(15), labels]
+    f = twin.encode(torch.cat([support, query]))
+    f_p = twin.process(f[:len(support)], y, f[len(support):])
+    of_all, labels = twin.training_output(f_p)[1], query_y.as_subclass(torch.Tensor)
+    true = of_all[torch.arange(6), labels]
     positions = lambda target: target[:, None, None].expand(-1, *true.shape[2:])
     guided = torch.stack([by_hand(q, s) for q, s in zip(f_p.query, f_p.support, strict=True)])
-    loss = F.cross_entropy(true, positions(labels)) + .5*F.cross_entropy(guided, positions(labels))
+    loss = F.cross_entropy(true, positions(torch.tensor(query_y.classes)[labels])) + .5*F.cross_entropy(guided, positions(labels))
     loss.backward()
-    seen = []
-    class Spy(Callback):
-        order = 90
-        def before_backward(self): seen.append(self.learn.loss.detach().clone())
-    learn = learner(model, [LRPGuidedCallback(second_pass=PublishedCANPass(EPS)), Spy()], Episodes(1))
-    assert learn.opt_func is SGD
+    learn = learner([LRPGuidedCallback(second_pass=PublishedCANPass(EPS)), losses := StepLosses()], 1, model)
     learn.fit(1, 1., wd=0.)
-    assert_close(seen[0], loss.detach())
+    assert_close(losses.seen[0], loss.detach())
     fresh = few_shot('can')
     for name, p in twin.named_parameters():
         before, after = fresh.get_parameter(name), model.get_parameter(name)
-        assert_close(after, before - (0. if p.grad is None else p.grad), rtol=1e-4, atol=1e-5)
+        assert_close(after, before - (0. if p.grad is None else p.grad), rtol=1e-6, atol=1e-8)
     assert untouched(model)
 
 
 def test_it_weights_otherwise_than_the_paper():
     losses = []
     for kwargs in ({}, {'second_pass': PublishedCANPass()}):
-        learner(few_shot('can'), cb := LRPGuidedCallback(**kwargs), Episodes(1)).fit(1)
+        learner([cb := LRPGuidedCallback(**kwargs)], 1, few_shot('can')).fit(1)
         losses.append(cb.losses[0])
     assert_close(losses[0][0], losses[1][0])
     assert not torch.isclose(losses[0][1], losses[1][1])
 
 
-@pytest.mark.parametrize('n_classes', [0, 5])
+@pytest.mark.parametrize('n_classes', [0, 6])
 def test_without_a_global_classifier_too(n_classes):
-    model = feature_model('can', n_classes=n_classes).train()
-    model.encoder.body = few_shot('can').encoder.body
-    learner(model, cb := LRPGuidedCallback(second_pass=PublishedCANPass())).fit(1)
+    learner([cb := LRPGuidedCallback(second_pass=PublishedCANPass())], model=few_shot('can', n_classes=n_classes)).fit(1)
     assert len(cb.losses) == 3 and all(loss.isfinite() for pair in cb.losses for loss in pair)
 
 
@@ -138,13 +129,14 @@ def test_single_precision_under_autocast():
             seen.append(scores.dtype)
             return scores
     seen = []
-    learner(few_shot('can'), [cb := LRPGuidedCallback(second_pass=Seen()), BFloat16()]).fit(1)
+    single = few_shot('can', dtype=torch.float32)
+    learner([cb := LRPGuidedCallback(second_pass=Seen()), BFloat16()], model=single).fit(1)
     assert set(seen) == {torch.float32} and all(loss.isfinite() for pair in cb.losses for loss in pair)
 
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match='either it or an explainer'):
         LRPGuidedCallback(explainer=LRP(), second_pass=PublishedCANPass())
-    learn = learner(few_shot('relation'), LRPGuidedCallback(second_pass=PublishedCANPass()))
+    learn = learner([LRPGuidedCallback(second_pass=PublishedCANPass())])
     with pytest.raises(TypeError, match='guides a CrossAttentionNet, found RelationNet'): learn.fit(1)
     assert untouched(learn.model)

@@ -109,19 +109,6 @@ def smooth_model():
     return model
 
 
-def test_gradient_of_gamma_and_beta_equals_finite_differences(plain_descent):
-    cb = lft()
-    learner([cb, Seed()], n=1, model=smooth_model()).fit(1, 0.05)
-    torch.manual_seed(0)
-    for direction in torch.randn(3, 8, 64, dtype=torch.float64):
-        def shifted(step, direction=direction):
-            hand = ByHand(model=smooth_model())
-            for p, d in zip([p for pair in hand.params for p in pair], direction, strict=True): p.data += step*d
-            return hand.unseen_loss().item()
-        slope = (shifted(1e-5) - shifted(-1e-5)) / 2e-5
-        assert ((start(cb) - gammas(cb)) @ direction.flatten()).item() == pytest.approx(slope, rel=1e-5)
-
-
 @pytest.mark.parametrize('aux', [False, True])
 def test_weights_descend_the_pseudo_seen_loss_and_the_auxiliary_one(plain_descent, aux):
     cb = lft(aux=aux)

@@ -81,18 +81,6 @@ def test_loading_other_transformations_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='saved transformations follow encoder.body.stages.0'): fresh.fit(1)
 
 
-def test_an_exported_learner_saves_and_loads_without_them(tmp_path, other_domain):
-    learn = hue_learner(tmp_path/'hues', cbs=LFTCallback(other_domain.train))
-    learn.fit(1)
-    learn.save('with')
-    learn.export()
-    loaded = load_learner(tmp_path/'export.pkl')
-    assert loaded.lft.state_dict() == {}
-    loaded.opt_func, loaded.dls = learn.opt_func, learn.dls
-    loaded.load('with')
-    assert_same(weights(loaded), weights(learn))
-
-
 def test_state_of_another_callback_is_refused():
     cb, other, without = lft(aux=True), lft(aux=True, names=['encoder.body.stages.3.norm']), lft(aux=False)
     for o in (cb, other, without): learner([o], n=1).fit(1)
@@ -125,10 +113,14 @@ def test_fine_tune_export_and_load_with_real_episodes(tmp_path, other_domain):
     learn = hue_learner(tmp_path/'hues', cbs=cb)
     learn.fine_tune(1, pretrain_epochs=1)
     parts = attributes(learn.model)
+    learn.save('with')
     learn.export()
     loaded = load_learner(tmp_path/'export.pkl')
     assert attributes(loaded.model) == parts and not ft_layers(loaded.model)
     assert not loaded.lft.transformations and loaded.lft.domains is None and loaded.lft.ft_opt is None
+    assert loaded.lft.state_dict() == {}
+    loaded.opt_func, loaded.dls = learn.opt_func, learn.dls
+    loaded.load('with')
+    assert_same(weights(loaded), weights(learn))
     learn.fit(1)  # the exported one goes on
-    loaded.dls = learn.dls
     with pytest.raises(ValueError, match='no pseudo-unseen domains'): loaded.fit(1)
