@@ -22,12 +22,14 @@ from .conftest import SMALL
 def test_a_bundle_is_evaluated_explained_and_deployed_as_the_pickle_is(trained, monkeypatch, capsys):
     novel, image = trained/'hues'/'novel', trained/'hues'/'val'/'val0'/'0.png'
     episodes = dict(n_episodes=6, n_way=3, n_shot=2, n_query=3)
-    fsc_eval(trained/'learner.pkl', novel, csv=trained/'pickle.csv', **episodes)
+    fsc_eval(trained/'learner.pkl', novel, trained/'hues'/'val', csv=trained/'pickle.csv', **episodes)
+    table, shown = pd.read_csv(trained/'pickle.csv'), capsys.readouterr().out
+    assert table.domain.tolist() == ['novel', 'val'] and (table.n_episodes == 6).all() and 'chance' in shown and '33' in shown
     fsc_explain(trained/'learner.pkl', novel, image, out=trained/'pickle.png')
     fsc_deploy(trained/'learner.pkl', novel, out=trained/'of_pickle')
     capsys.readouterr()
     monkeypatch.setattr('fsc_fastai.commands.common.load_learner', None)
-    fsc_eval(trained/'bundle', novel, csv=trained/'bundle.csv', **episodes)
+    fsc_eval(trained/'bundle', novel, trained/'hues'/'val', csv=trained/'bundle.csv', **episodes)
     fsc_explain(trained/'bundle', novel, image, out=trained/'bundle.png')
     fsc_deploy(trained/'bundle', novel, out=trained/'of_bundle', reject=.2)
     for ending in ('csv', 'png'): assert (trained/f'bundle.{ending}').read_bytes() == (trained/f'pickle.{ending}').read_bytes()

@@ -9,15 +9,6 @@ from fsc_fastai.commands.fsc_eval import fsc_eval
 from fsc_fastai.deploy import FewShotClassifier
 
 
-def test_train_then_eval(trained, capsys):
-    fsc_eval(trained/'learner.pkl', str(trained/'hues'/'novel'), str(trained/'hues'/'val'), n_episodes=5, n_way=3,
-                 n_shot=2, n_query=4, csv=trained/'table.csv')
-    shown = capsys.readouterr().out
-    table = pd.read_csv(trained/'table.csv')
-    assert table.domain.tolist() == ['novel', 'val'] and (table.n_episodes == 5).all()
-    assert 'novel' in shown and 'chance' in shown and '33' in shown
-
-
 def test_adaptations_are_rows_of_fsc_eval_and_what_fsc_deploy_makes(trained, tmp_path):
     fsc_eval(str(trained/'learner.pkl'), str(trained/'hues'/'novel'), n_episodes=2, n_way=3, n_shot=2, n_query=2,
              adapt='none+pa:steps=2+pmf:lr=1e-3,steps=1', csv=tmp_path/'table.csv', device='cpu', resume=tmp_path/'kept.json')

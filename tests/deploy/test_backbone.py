@@ -127,12 +127,8 @@ def test_pool_and_size_are_kept(tmp_path):
     assert auto.preprocess.size == 160 and auto.preprocess.mean == (.5, .5, .5) and auto.model.encoder.pool == 'auto'
 
 
-@pytest.mark.parametrize('head', ['relation', 'gnn', 'can', 'feat', 'linear'])
-def test_a_head_that_nobody_has_trained_is_an_error(made, head):
-    with pytest.raises(ValueError, match=f'head={head!r}.*nobody has trained.*ridge.*fsc_learner'): made(head)
-
-
 @pytest.mark.parametrize('head, why', [
+    *((head, f'head={head!r}.*nobody has trained.*ridge.*fsc_learner') for head in ('relation', 'gnn', 'can', 'feat', 'linear')),
     ('tim', 'answers queries together'), ('pmf', 'pass it as adapt='), ('rigde', 'did you mean ridge')])
 def test_what_is_no_head_is_an_error(made, head, why):
     with pytest.raises(ValueError, match=why): made(head)
@@ -166,10 +162,6 @@ def test_few_equal_grey_or_tiny_images(made, head):
     assert made(head).fit(grey, ['dark', 'dark', 'light', 'light']).predict(Image.new('L', (3, 2), 250)).label == 'light'
 
 
-def test_one_class_is_an_error(made):
-    with pytest.raises(ValueError, match='two classes at least are needed, found 1'): made().fit([picture('red', 1)], ['red'])
-
-
 @pytest.mark.parametrize('head', HEADS)
 def test_hundreds_of_classes(made, head):
     rng, labels = np.random.default_rng(0), [f'{i // 2:03}' for i in range(600)]
@@ -178,13 +170,6 @@ def test_hundreds_of_classes(made, head):
     p = known.predict_proba(images[:5])
     assert p.shape == (5, 300) and np.isfinite(p).all()
     assert known.predict(images[0]).nearest in known.classes_
-
-
-def test_the_weights_of_a_vendor_by_position(weights):
-    vendor = {f'p{i}.{k.rpartition(".")[2]}': v for i, (k, v) in enumerate(weights.items())}
-    with pytest.raises(ValueError, match='remap=True'): FewShotClassifier.from_backbone(ARCH, vendor)
-    known = FewShotClassifier.from_backbone(ARCH, vendor, remap=True)
-    assert len(known.model.encoder.loaded.renamed) == 12
 
 
 def test_the_default_warns_of_nothing(made):

@@ -116,11 +116,8 @@ def first_weight(known): return next(known.model.parameters())
 
 @pytest.mark.parametrize('spoil, message', [
     (lambda c: unfit(c, reject=95), 'reject=95: wanted a number from 0 to 1'),
-    (lambda c: unfit(c, reject=-1), 'reject=-1'),
     (lambda c: unfit(c, reject=float('nan')), 'reject=nan'),
-    (lambda c: unfit(c, reject=True), 'reject is bool'),
     (lambda c: unfit(c, reject=np.bool_(True)), 'reject is bool'),
-    (lambda c: unfit(c, temperature=0), 'temperature=0'),
     (lambda c: unfit(c, temperature=10**400), 'temperature=1000'),
     (lambda c: first_weight(c).data.flatten()[:1].fill_(float('nan')), 'weight, so that its scores are not finite'),
     (lambda c: c.model.encoder.body.stages[0].norm.running_var.neg_(), 'running_var holds variances below 0'),
@@ -222,15 +219,7 @@ def test_the_tensor_file_is_opened_once(bundle, monkeypatch):
     assert [Path(f).suffix for f in opened if str(bundle[0]) in f] == ['.json', '.safetensors']
 
 
-def test_an_answer_that_is_not_finite_is_an_error():
-    "`nan < reject` is false, so that such an answer would pass"
-    known = classifier().fit(*examples())
-    known.reject = .9
-    with torch.no_grad(): first_weight(known).fill_(float('nan'))
-    with pytest.raises(ValueError, match='not finite'): known.predict(QUERIES[0])
-
-
-def test_every_truncation_is_a_clear_error(bundle):
+def test_every_truncation_and_flipped_bits_are_a_clear_error(bundle):
     folder, _, _ = bundle
     for f in (tensors_of(folder), folder/'classifier.json'):
         whole = f.read_bytes()
@@ -238,18 +227,13 @@ def test_every_truncation_is_a_clear_error(bundle):
             f.write_bytes(whole[:int(len(whole) * share)])
             with pytest.raises(BundleError, match=str(folder)): FewShotClassifier.from_pretrained(folder)
         f.write_bytes(whole)
+    whole = bytearray(tensors_of(folder).read_bytes())
+    whole[-1] ^= 1
+    tensors_of(folder).write_bytes(whole)
+    with pytest.raises(BundleError, match='is corrupt'): FewShotClassifier.from_pretrained(folder)
     tensors_of(folder).unlink()
     with pytest.raises(BundleError, match='missing'): FewShotClassifier.from_pretrained(folder)
     with pytest.raises(FileNotFoundError, match='no classifier'): FewShotClassifier.from_pretrained(folder.parent)
-
-
-def test_flipped_bits_and_swapped_tensors_are_noticed(bundle):
-    folder, values, _ = bundle
-    f = tensors_of(folder)
-    whole = bytearray(f.read_bytes())
-    whole[-1] ^= 1
-    f.write_bytes(whole)
-    with pytest.raises(BundleError, match='is corrupt'): FewShotClassifier.from_pretrained(folder)
 
 
 @pytest.mark.parametrize('spoil, message', [
@@ -279,21 +263,13 @@ def test_tensors_that_do_not_fit_are_refused_even_under_a_right_hash(bundle, spo
     (dict(classes=['b', 'a', 'c', 'd', 'e']), 'not sorted'),
     (dict(classes=['a', 1, 'c', 'd', 'e']), 'all text or all whole numbers'),
     (dict(temperature=-1), 'temperature=-1'),
-    (dict(temperature=float('nan')), 'temperature'),
     (dict(reject=7), 'reject=7'),
     (dict(reject=True), 'reject is bool'),
-    (dict(reject=float('nan')), 'reject=nan'),
-    (dict(temperature=10**400), 'temperature=1000'),
     (dict(temperature=1e-320), 'temperature=1e-320'),
     (dict(classes=['\ud800a', 'b', 'c', 'd', 'e']), 'classes'),
     (dict(preprocess={}), 'preprocess: fit, mean, resize, size, std missing'),
-    (dict(preprocess=PREPROCESS | dict(size=32.0)), 'size=32.0'),
-    (dict(preprocess=PREPROCESS | dict(size=True)), 'size=True'),
-    (dict(preprocess=PREPROCESS | dict(mean=[1e300, 0, 0])), 'mean='),
-    (dict(preprocess=PREPROCESS | dict(std=[1e-320, 1, 1])), 'std='),
     (dict(model=dict(method='proto', arch='conv4', img_size=32, in_chans=4)), 'in_chans=4: wanted 1 to 3'),
     (dict(model=dict(method='proto', arch='conv4', img_size=32, n_way=[1, True])), 'n_way='),
-    (dict(preprocess=PREPROCESS | dict(size=10**9)), 'size=1000000000'),
     (dict(preprocess=PREPROCESS | dict(std=[0, 1, 1])), 'std'),
     (dict(preprocess=PREPROCESS | dict(size='32')), "preprocess: size='32'"),
     (dict(preprocess=PREPROCESS | dict(interpolation=['nearest'])), 'interpolation='),
@@ -304,7 +280,6 @@ def test_tensors_that_do_not_fit_are_refused_even_under_a_right_hash(bundle, spo
     (dict(model=dict(method='proto', arch='hf-hub:some/model')), 'no backbone by name'),
     (dict(model=dict(method='proto', arch='conv4', pretrained='/etc/passwd')), 'unknown argument pretrained'),
     (dict(model=dict(method='proto', arch='conv4', encoder_kwargs=dict(checkpoint_path='x'))), 'may not set checkpoint_path'),
-    (dict(model=dict(method='proto', arch='conv4', encoder_kwargs=dict(pretrained_cfg={}))), 'may not set pretrained_cfg'),
     (dict(model=dict(method='proto', arch='conv4', encoder_kwargs=dict(width=10**12))), 'not a plain value in range'),
     (dict(model=dict(method='proto', arch='conv4', encoder_kwargs=dict(act='/lib/x.so'))), 'not a plain value in range'),
     (dict(model=dict(method='proto', arch='conv4', img_size=10**4)), 'wanted 1 to 4096'),

@@ -1,4 +1,3 @@
-import builtins
 import json
 
 import numpy as np
@@ -51,15 +50,8 @@ def test_a_difference_is_an_error(monkeypatch, tmp_path, off):
     with pytest.raises(RuntimeError, match='encoder.onnx differs from torch by'): known.to_onnx(tmp_path)
 
 
-def test_needs_examples_and_the_extra(tmp_path, monkeypatch):
+def test_needs_examples(tmp_path):
     with pytest.raises(NotFittedError): classifier().to_onnx(tmp_path)
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith('onnx'): raise ModuleNotFoundError(name, name=name)
-        return real(name, *args, **kwargs)
-    monkeypatch.setattr(builtins, '__import__', without)
-    with pytest.raises(ImportError, match=r'fsc_fastai\[onnx\]'): classifier().fit(*examples()).to_onnx(tmp_path)
 
 
 def test_an_export_that_is_taken_for_a_saved_classifier_says_who_reads_it(tmp_path):

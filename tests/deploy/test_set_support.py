@@ -97,9 +97,11 @@ def test_preprocess_follows_the_resize_of_the_loaders(tfms, root):
 @pytest.mark.parametrize('bad', [dict(size=0), dict(size=32, resize=16), dict(size=5000), dict(fit='stretch'), dict(mean=(0, 0)),
                                  dict(std=(1, 0, 1)), dict(mean=(0, 0, float('nan'))), dict(mean=(0, 10**400, 0)), dict(size=32.),
                                  dict(std=(1, 1e-320, 1)), dict(mean=(True, 0, 0)), dict(size=True), dict(mean={}),
-                                 dict(white=10**400), dict(white=1e-320)])
+                                 dict(white=10**400), dict(white=1e-320), dict(white=0), dict(white=float('nan')),
+                                 dict(white=True), dict(white=float('inf')), dict(white='4095'), dict(orient=1),
+                                 dict(orient='yes')])
 def test_preprocess_refuses_nonsense(bad):
-    with pytest.raises(ValueError, match=f'{[*bad][-1]}=.*(wanted|choose from|at least)'): Preprocess(**bad)
+    with pytest.raises(ValueError, match=f'{[*bad][-1]}=.*(wanted|choose from|at least|True or False)'): Preprocess(**bad)
 
 
 def test_a_narrow_image_is_shrunk_before_it_is_padded_to_a_square(monkeypatch):

@@ -119,8 +119,9 @@ def test_uploads_stay_in_memory(monkeypatch):
     assert len(large) > 4e6 and '<h2>red</h2>' in client.post('/classify', files=upload(large, large)).text
 
 
-def test_chunked_bodies_are_cut_off_too():
+def test_bodies_that_are_too_large_are_cut_off_chunked_or_not():
     client = client_of(classifier(), body_mb=1)
+    assert client.post('/add', data=dict(name='x'), files=upload(bytes(2_000_000))).status_code == 413
     read = []
 
     def chunks():
