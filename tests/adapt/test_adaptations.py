@@ -3,7 +3,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from fsc_fastai.adapt import get_adaptation, list_adaptations
 from fsc_fastai.adapt.base import as_adaptation
@@ -81,18 +80,12 @@ def test_one_class_is_refused(name, model):
 
 
 @every_adaptation
-@pytest.mark.parametrize('case', ['one shot', 'more classes than features', 'constant images', 'two queries'])
+@pytest.mark.parametrize('case', ['one shot', 'constant images', 'two queries'])
 def test_odd_episodes_are_answered_or_say_what_they_need(name, case, model):
-    x, y, query, _ = episode((1,) * (5 if case == 'more classes than features' else 3), n_query=1)
+    x, y, query, _ = episode((1, 1, 1), n_query=1)
     if case == 'constant images': x, query = torch.full_like(x, .5), torch.full_like(query, .5)
     if case == 'two queries': query = query[:2]
     adaptation = made(name)
-    if case == 'more classes than features':
-        conv = lambda n: nn.Sequential(nn.Conv2d(n, 4, 3, 2, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-        model = create_fsc_model('proto', nn.Sequential(conv(3), conv(4)), n_way=5, img_size=32).eval()
-        if name == 'distribution_calibration':
-            few = BASE[..., :4]
-            adaptation = made(name, base_means=few.mean(1), base_covariances=torch.stack([b.T.cov() for b in few]))
     if case == 'two queries' and name in NEEDS_QUERIES:
         with pytest.raises(ValueError, match=NEEDS_QUERIES[name]): adaptation(model, x, y, query)(x, y, query)
         return

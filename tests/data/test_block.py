@@ -15,6 +15,7 @@ from fsc_fastai.data.episode import Episode
 from fsc_fastai.data.episode_loader import EpisodicDL
 from fsc_fastai.data.loaders import EpisodeDataLoaders
 from fsc_fastai.data.splitter import ClassSplitter
+from fsc_fastai.methods import create_fsc_model
 
 from .trees import write_tree
 
@@ -86,19 +87,9 @@ def test_block_without_episodes_is_refused(tree):
 
 
 def test_a_learner_trains_validates_and_predicts_in_order(tree):
-    class NearestMean(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(3, 3)
-
-        def forward(self, support_x, support_y, query_x):
-            s, q = (self.layer(x.mean((2, 3))) for x in (support_x, query_x))
-            means = torch.stack([s[support_y == c].mean(0) for c in range(len(support_y.classes))])
-            return -torch.cdist(q, means)
-
     episodes = EpisodeBlock(3, 2, 3, n_episodes=4, val_n_way=2, val_n_episodes=5)
     dls = EpisodeDataLoaders.from_dblock(block(episodes), tree, device='cpu')
-    learn = Learner(dls, NearestMean(), loss_func=nn.CrossEntropyLoss())
+    learn = Learner(dls, create_fsc_model('proto', nn.Conv2d(3, 4, 3), img_size=16), loss_func=nn.CrossEntropyLoss())
     with learn.no_bar(), learn.no_logging():
         learn.fit(2, 1e-3)
         assert learn.validate() == learn.validate()

@@ -13,10 +13,8 @@ from fsc_fastai.data.device_cache import DeviceCache, named_device
 from fsc_fastai.data.rank_loaders import EpisodicDistributedDL
 from tests.learners import hue_learner
 
+from .test_cache import image
 from .trees import write_splits
-
-
-def image(i): return torch.full((3, 4, 4), i % 256, dtype=torch.uint8)
 
 
 def parts(b): return [o.as_subclass(torch.Tensor) for o in b]

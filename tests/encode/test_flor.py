@@ -19,14 +19,8 @@ from fsc_fastai.encode.transformation import residual_norms
 from fsc_fastai.explain.engine import leak_report
 from fsc_fastai.methods.registry import create_fsc_model
 
-from ..golden_files import load, noise_module, recorded, same
+from ..golden_files import load, noise_module, noise_state, recorded, same
 from ..learners import hue_learner, weights
-
-
-def closed_form(keys):
-    "A state dict by the formulas of the golden folder"
-    noise = noise_module()
-    return {name: torch.from_numpy(np.asarray(noise.weights(name, shape))) for name, shape in keys}
 
 
 @recorded('flor_norm_*.npz')
@@ -51,13 +45,13 @@ def test_network(path, monkeypatch):
     with np.load(path) as z: keys, called = json.loads(str(z['keys'])), json.loads(str(z['norms']))
     n, size, first = len(arrays['y']), *arrays['meta'][1:].tolist()
     encoder = create_encoder('resnet10', img_size=size, flor=arrays['beta'].tolist())
-    report = load_reference_state(encoder, closed_form(keys))
+    report = load_reference_state(encoder, noise_state(keys))
     assert not report.missing and not report.unexpected and len(report.loaded) == len(encoder.state_dict())
     images = torch.from_numpy(np.stack([noise_module().picture(first + i, size) for i in range(n)]))
     with torch.no_grad(): same(encoder.eval()(images), arrays['test_features'], 1e-4)
 
     assert len(called) == len(arrays['weights'])
-    classifier = closed_form([('classifier.weight', (64, 512))])['classifier.weight']
+    classifier = noise_state([('classifier.weight', (64, 512))])['classifier.weight']
     def step(**kwargs):
         "A copy after a training pass, as recorded"
         net, draws = copy.deepcopy(encoder).train(), iter(arrays['weights'])

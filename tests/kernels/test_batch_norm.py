@@ -37,15 +37,6 @@ def test_derivatives(shape, device):
     assert_close(derivatives(batch_norm, args), derivatives(F.batch_norm, args))
 
 
-@pytest.mark.parametrize('wrt', range(3), ids=['input', 'weight', 'bias'])
-def test_second_derivative_of_each_first_one(wrt):
-    def second(norm, args):
-        first, = torch.autograd.grad(by_batch(norm, *args).sin().sum(), args[wrt], create_graph=True)
-        return torch.autograd.grad(first.cos().sum(), args)
-    args = tensors((4, 3, 2, 5))
-    assert_close(second(batch_norm, args), second(F.batch_norm, args))
-
-
 def test_far_from_zero_it_is_as_exact_as_torch_s(device):
     "In single precision, by the error to double precision"
     args = tensors((20, 3, 5, 5), offset=100., device=device)

@@ -39,9 +39,6 @@ def test_table_and_picture(tmp_path):
 
 def test_nothing_to_show_is_named(tmp_path):
     learn = hue_learner(tmp_path/'hues', 'proto')
-    learn.model.train()
-    learn.feature_statistics()
-    assert learn.model.training
     learn.dls.domains.clear()
     with pytest.raises(ValueError, match=r'needs domains: .*with_domains'): learn.feature_statistics()
     with pytest.raises(ValueError, match='no tables'): plot_feature_statistics({})

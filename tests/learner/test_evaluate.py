@@ -69,16 +69,6 @@ def test_transductive_is_said_and_differs_in_nothing_else(root):
     with pytest.raises(TypeError, match='GNN'): hue_learner(root, 'gnn').evaluate(n_episodes=1, n_query=2, transductive=True)
 
 
-def test_evaluation_leaves_mode_weights_and_statistics(root):
-    learn = hue_learner(root)
-    learn.model.train()
-    frozen = learn.model.encoder.eval()
-    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    learn.evaluate(n_episodes=2, n_query=2)
-    assert learn.model.training and not any(m.training for m in frozen.modules())
-    assert all(torch.equal(before[k], v) for k, v in learn.model.state_dict().items())
-
-
 def test_compare_pairs_the_episodes(root):
     a, b = hue_learner(root, 'proto').evaluate(n_episodes=6, n_query=3), hue_learner(root).evaluate(n_episodes=6, n_query=3)
     row = compare(a, b).iloc[0]
@@ -130,19 +120,11 @@ def test_a_file_that_is_there_twice_is_named(root):
         EpisodeDataLoaders.from_df(twice, n_way=2, n_shot=1, n_query=1, size=20)
 
 
-def test_encode_images_is_in_order(root):
-    learn = hue_learner(root)
-    learn.model.eval()
-    dl = learn.dls.domains['novel']
-    features = encode_images(learn.model, dl.images(bs=7))
-    assert features.shape == (48, *learn.model.encoder.out_shape)
-    one = torch.cat([b[0] for b in dl.images(bs=1)])[[31]]
-    torch.testing.assert_close(features[31:32], learn.model.encode(one).detach().as_subclass(torch.Tensor), rtol=1e-4, atol=1e-5)
-
-
 def test_bad_input_is_named(root):
     learn = hue_learner(root)
     with pytest.raises(ValueError, match='protocol'): learn.evaluate(protocol='mine')
+    with pytest.raises(ValueError, match='of one domain, found 2'): learn.confusion({'a': root/'novel', 'b': root/'val'})
+    with pytest.raises(ValueError, match='training mode'): next(episode_scores(learn.model.train(), None, None, 2))
     with pytest.raises(ValueError, match='n_way'): learn.evaluate(n_way=9, n_episodes=2, n_query=2)
     for name in ('n_episodes', 'n_way', 'n_shot', 'n_query'):
         with pytest.raises(ValueError, match=f'{name}=0: at least 1'): learn.evaluate(**{'n_episodes': 2, 'n_query': 2, name: 0})

@@ -31,10 +31,6 @@ def test_explains_images_of_the_user(root):
     torch.testing.assert_close(found.scores, learn.explain([files[0][5]], {'a': files[0][:3], 'b': files[1][:1]}).scores)
 
 
-def test_half_an_episode_is_refused(root):
-    with pytest.raises(ValueError, match='both'): hue_learner(root).explain(torch.rand(1, 3, 20, 20))
-
-
 def test_pictures_have_the_size_of_the_files(root, tmp_path):
     learn = hue_learner(root, 'proto', dls_kwargs=dict(item_tfms=Resize(24, method='crop')))
     files = [sorted((root/'novel'/f'novel{c}').glob('*.png')) for c in (0, 1)]

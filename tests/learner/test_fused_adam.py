@@ -77,16 +77,6 @@ def test_trains_as_fastai_does(hues):
     for k in ours: assert_close(ours[k], theirs[k], rtol=1e-3, atol=1e-4, msg=lambda text, k=k: f'{k}: {text}')
 
 
-def test_learner_saves_and_loads_it(hues, tmp_path):
-    learn = hue_learner(hues, 'proto', opt_func=FusedAdam, dls_kwargs=dict(n_episodes=2))
-    learn.fit(1)
-    learn.save('state', with_opt=True)
-    other = hue_learner(hues, 'proto', opt_func=Adam, dls_kwargs=dict(n_episodes=2))
-    other.load('state', with_opt=True)
-    saved, loaded = learn.opt.state_dict()['state'], other.opt.state_dict()['state']
-    for a, b in zip(saved, loaded, strict=True): assert torch.equal(a['grad_avg'], b['grad_avg']) and a['step'] == b['step'] == 2
-
-
 def test_default_where_a_gpu_trains(hues):
     assert {default_optimizer(device) for device in ('cuda', 'cuda:1', torch.device('cuda'))} == {FusedAdam}
     assert {default_optimizer(device) for device in ('cpu', 'mps', None)} == {Adam}

@@ -22,9 +22,8 @@ def photos(tmp_path):
     "A seen domain with splits, one target with splits and one without"
     write_hues(tmp_path/'photos'/'mini_imagenet', (('base', 6), ('val', 5), ('novel', 5)))
     write_hues(tmp_path/'photos'/'cub', (('base', 5), ('val', 2), ('novel', 5)), seed=1)
-    write_hues(tmp_path/'hues', (('a', 6),), seed=2)
-    (tmp_path/'hues'/'a').rename(tmp_path/'photos'/'aerial')
-    (tmp_path/'photos'/'aerial'/'a0').rename(tmp_path/'photos'/'aerial'/'50 % sea')
+    write_hues(tmp_path/'photos'/'aerial', (('', 6),), seed=2)
+    (tmp_path/'photos'/'aerial'/'0').rename(tmp_path/'photos'/'aerial'/'50 % sea')
     return folder_data(tmp_path/'photos')
 
 

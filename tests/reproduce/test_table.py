@@ -1,6 +1,5 @@
 "Tables as resumable runs, on few and small images"
 import json
-import multiprocessing
 from dataclasses import asdict, replace
 from hashlib import sha256
 
@@ -20,9 +19,10 @@ from fsc_fastai.reproduce.paper import PUBLISHED, published
 from fsc_fastai.reproduce.report import mean_and_ci, paired_effects, summarise, transductive_effects
 from fsc_fastai.reproduce.table import run_table
 from fsc_fastai.reproduce.table_data import folder_data
+from tests.ranks import FORK
 
 TINY = PRESETS['tiny']
-FORK = multiprocessing.get_context('fork')  # children with the imports of this process
+ONE_EPOCH = replace(TINY, recipes={'RN': replace(TINY.recipes['RN'], epochs=1)})
 
 
 def test_a_table_is_trained_once_and_reported(glyphs, tmp_path, monkeypatch):
@@ -43,22 +43,20 @@ def test_a_table_is_trained_once_and_reported(glyphs, tmp_path, monkeypatch):
 
 def test_side_by_side_a_table_has_the_same_numbers(glyphs, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, 'PROCESSES', FORK)
-    preset = replace(TINY, recipes={'RN': replace(TINY.recipes['RN'], epochs=1)})
-    alone, together = (run_table('table2', preset, glyphs, tmp_path/str(n), 1, [1], 'a command', jobs=n) for n in (1, 2))
+    alone, together = (run_table('table2', ONE_EPOCH, glyphs, tmp_path/str(n), 1, [1], 'a command', jobs=n) for n in (1, 2))
     assert together.read_text() == alone.read_text()
     files = [[p.name for p in sorted(report.parent.rglob('*')) if p.is_file()] for report in (alone, together)]
     assert files[0] == files[1] and sum('conv4' in name for name in files[0]) == 1
-    with pytest.raises(ValueError, match='jobs=0: at least 1'): run_table('table2', preset, glyphs, tmp_path, 1, [1], jobs=0)
+    with pytest.raises(ValueError, match='jobs=0: at least 1'): run_table('table2', ONE_EPOCH, glyphs, tmp_path, 1, [1], jobs=0)
 
 
 def test_one_cell_that_fails_costs_no_other(glyphs, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, 'PROCESSES', FORK)
-    preset = replace(TINY, recipes={'RN': replace(TINY.recipes['RN'], epochs=1)})
     cells = table_cells('table2', 1, [], [1])[:2]
     broken, whole = (runs.result_file(cell, tmp_path) for cell in cells)
     broken.parent.mkdir(parents=True)
     broken.with_name('model.safetensors').write_text('nothing')
-    with pytest.raises(ValueError, match='model.safetensors is broken'): jobs.run_cells(cells, preset, glyphs, tmp_path, 2)
+    with pytest.raises(ValueError, match='model.safetensors is broken'): jobs.run_cells(cells, ONE_EPOCH, glyphs, tmp_path, 2)
     assert whole.exists() and not broken.exists()
 
 

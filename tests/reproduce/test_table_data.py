@@ -24,9 +24,7 @@ def prepared(request, tmp_path_factory):
         for name in ('mini_imagenet', 'birds'):
             images = write_hues(root.parent/f'{root.name}-{name}', splits)
             prepare_domain(Domain(name, read_hues, layout='', n_classes=(6, 5, 5)), images, root/name)
-    write_hues(root/'plants', (('all', 6),))
-    for folder in (root/'plants'/'all').iterdir(): folder.rename(root/'plants'/folder.name)
-    (root/'plants'/'all').rmdir()
+    write_hues(root/'plants', (('', 6),))
     return root
 
 
@@ -37,14 +35,14 @@ def test_seen_novel_and_every_target_are_tested(prepared):
     data = folder_data(prepared)
     dls = data.loaders(Cell('RN', 1, 0), RECIPE)
     assert (data.seen, list(data.targets)) == ('mini_imagenet', ['birds', 'plants'])
-    assert {k: names(dl) for k, dl in dls.domains.items()} == {'novel': {'novel'}, 'birds': {'novel'}, 'plants': {'all'}}
+    assert {k: names(dl) for k, dl in dls.domains.items()} == {'novel': {'novel'}, 'birds': {'novel'}, 'plants': {''}}
     assert names(dls.train) == {'base'} and names(dls.valid) == {'val'}
     assert (dls.train.n_way, dls.train.n_shot, dls.train.n_query, len(dls.train)) == (5, 1, 2, 3)
 
 
 def test_pseudo_unseen_are_the_base_classes_of_the_other_targets(prepared):
     data = folder_data(prepared)
-    for unseen, other, classes in (('plants', 'birds', 'base'), ('birds', 'plants', 'all')):
+    for unseen, other, classes in (('plants', 'birds', 'base'), ('birds', 'plants', '')):
         cell = Cell('RN', 1, 0, ft='lft', unseen=unseen)
         loader, = data.pseudo_unseen(data.loaders(cell, RECIPE), cell).items()
         assert (loader[0], names(loader[1])) == (other, {classes})
