@@ -28,7 +28,7 @@ def by_hand(query, support, scale=7.):
         R_class = torch.log((n_way - 1) * (P[k] + EPS) / (1 - P[k] + EPS))
         R_channel = q_mean[k] * p[k] * R_class / (cosines[k] + EPS * cosines[k].sign())
         total = query[k].sum((1, 2))
-        share = R_channel / (total + EPS * total.sign())
+        share = R_channel / (total + torch.where(total < 0, -EPS, EPS))
         w_channel = 1 + R_channel / R_channel.abs().max()
         for i in range(height):
             for j in range(width):
