@@ -109,5 +109,5 @@ def test_an_explanation_needs_images_of_each_class(tmp_path):
     image = novel_image(root)
     for query, support, message in ((image, {'a': image, 'b': []}, "no support image of class 'b'"),
                                     ([], {'a': image, 'b': image}, 'no image to explain'),
-                                    (image, {'a': image}, 'two classes')):
+                                    (image, {'a': image}, 'two classes'), (image, None, 'both')):
         with pytest.raises(ValueError, match=message): learn.explain(query, support)

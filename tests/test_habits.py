@@ -7,12 +7,8 @@ from fastai.metrics import accuracy, error_rate
 from fastai.vision.augment import RandomResizedCrop
 from torch.testing import assert_close
 
-from tests.learners import hue_learner, write_hues
+from tests.learners import hue_learner
 from tests.methods.toys import METHODS
-
-
-@pytest.fixture(scope='module')
-def hues(tmp_path_factory): return write_hues(tmp_path_factory.mktemp('hues')/'images', n=6)
 
 
 @pytest.fixture
@@ -81,10 +77,6 @@ def test_decode_batch_names_the_classes(learn):
     decoded = learn.dls.valid.decode_batch(b, max_n=4)
     assert [name for _, name in decoded] == [learn.dls.vocab[b.classes[i]] for i in (0, 0, 1, 1)]
     assert decoded[0][0].shape == (3, 20, 20)
-
-
-def test_get_preds_is_in_order_whether_asked_or_not(learn):
-    assert_close(learn.get_preds(reorder=True), learn.get_preds(reorder=False))
 
 
 def test_the_device_is_one_whose_type_can_be_asked(learn): assert learn.dls.device.type == 'cpu'

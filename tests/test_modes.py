@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from fsc_fastai.learner.episode_scores import encode_images, episode_scores
+from fsc_fastai.learner.episode_scores import encode_images
 from fsc_fastai.methods import RelationNet
 from tests.learners import hue_learner, novel_image
 from tests.methods.toys import METHODS
@@ -63,16 +63,3 @@ def test_an_error_in_an_evaluation_leaves_the_modes_too(tmp_path):
     for ask in (learn.evaluate, lambda **kwargs: learn.confusion('novel', **kwargs)):
         with pytest.raises(ZeroDivisionError) as kept: ask(n_episodes=2, n_query=2)  # while the traceback keeps its frames
         assert learn.model.training and kept
-
-
-def test_scoring_in_training_mode_is_refused(tmp_path):
-    learn = hue_learner(tmp_path/'hues')
-    learn.model.train()
-    with pytest.raises(ValueError, match='training mode'): next(episode_scores(learn.model, None, None, 2))
-
-
-def test_confusion_is_of_one_domain(tmp_path):
-    root = tmp_path/'hues'
-    learn = hue_learner(root)
-    with pytest.raises(ValueError, match='of one domain, found 2'):
-        learn.confusion({'a': root/'novel', 'b': root/'val'}, n_episodes=2, n_query=2)

@@ -187,12 +187,3 @@ def test_a_missing_extra_is_named(extra):
         else: told.put('')
     told = FORK.SimpleQueue()
     assert in_child(use, told) == 0 and f"pip install 'fsc_fastai[{extra}]'" in told.get()
-
-
-def test_all_brings_what_the_readme_uses():
-    names = vars(importlib.import_module('fsc_fastai.all'))
-    used = '''EpisodeDataLoaders untar_glyphs fsc_learner RelationNet LRPGuidedCallback EpisodeBlock ClassSplitter FewShotModel
-              GradientXInput LFTCallback DataBlock parent_label FewShotClassifier load_learner'''
-    for name in used.split():
-        assert name in names, name
-    assert hasattr(names['FSCLearner'], 'evaluate') and hasattr(names['FSCLearner'], 'explain')
