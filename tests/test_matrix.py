@@ -1,5 +1,5 @@
 """Every callback with every precision, method and way to train: {plain, FT, LFT, each later training method alone and with LFT,
-all with LRP} × {fp32, bf16, fp16} × {RN, CAN, GNN, ProtoNet} × {fit, fine_tune, accumulate, clip, resume, export}.
+all with LRP} × {fp32, bf16, fp16} × {RN, CAN, GNN, ProtoNet} × {fine_tune, accumulate, clip, resume, export}.
 
 fastai's own mixed precision knows CUDA alone, so on the CPU bf16 is torch's autocast, entered and left where fastai's callback
 does; fp16 with its loss scaling is for a GPU, where all cells are run once more.
@@ -131,13 +131,6 @@ def check(learn, callbacks, place, before, steps=N):
         if learn.lft.ft_lr: assert any((p != start).any() for p, start in zip(learn.lft.ft_parameters, (.3, .5)))
 
 
-def fit(make, tmp_path, *cell):
-    learn = make(*cell)
-    before = weights(learn)
-    learn.fit(1)
-    check(learn, *cell[:2], before)
-
-
 def fine_tune(make, tmp_path, *cell):
     "The encoder stands still while the head learns; a method without a head has no such phase"
     learn = make(*cell, steps := Steps())
@@ -194,7 +187,7 @@ def resume(make, tmp_path, *cell):
 
 
 def export(make, tmp_path, *cell):
-    "The exported learner answers as this one does, and trains on"
+    "It trains; the exported learner answers as this one does, and trains on"
     learn = make(*cell)
     before = weights(learn)
     learn.fit(1)
@@ -209,7 +202,7 @@ def export(make, tmp_path, *cell):
     assert all(v.isfinite().all() for v in weights(learn).values())
 
 
-USES = [fit, fine_tune, accumulate, clip, resume, export]
+USES = [fine_tune, accumulate, clip, resume, export]
 
 
 def cells():
