@@ -27,6 +27,22 @@ def convolution(rule, **kwargs):
     return found[..., 0, 0]
 
 
+def folded(rule, bias, x=X, before=()):
+    "A linear layer, and a batch norm behind it, which is folded into it and brings the bias (`bias`, −1)"
+    return _folded(rule, bias, nn.Linear(3, 2, bias=False), nn.BatchNorm1d(2, eps=1e-12), W, x, R, before)
+
+
+def folded_convolution(rule, bias):
+    "Likewise a layer of few channels"
+    layer, norm, add = nn.Conv2d(3, 2, 1, bias=False), nn.BatchNorm2d(2, eps=1e-12), (..., None, None)
+    return _folded(rule, bias, layer, norm, W[add], X[add], R[add])[..., 0, 0]
+
+
+def _folded(rule, bias, layer, norm, weight, x, start, before=()):
+    layer.weight.data, norm.bias.data = weight, torch.tensor([bias, -1.])
+    return LRP(composite={type(layer): rule}, norm='fold').relevance(nn.Sequential(*before, layer, norm).eval(), x, start)
+
+
 @pytest.mark.parametrize('rule,expected', [
     # contributions (1, −2, −2) of −3 and (2, 2, 1) of 5
     (Epsilon(0.), [[-2 + 4, 4 + 4, 4 + 2]]),
@@ -64,6 +80,7 @@ def test_two_layers_by_hand():
 def test_one_weight_is_enough_behind_a_relu(rule):
     "The short cut for inputs that cannot be negative gives what the general rule gives"
     assert_close(linear(rule, X.abs(), before=[nn.ReLU()]), linear(rule, X.abs()))
+    assert_close(folded(rule, 2., X.abs(), before=[nn.ReLU()]), folded(rule, 2., X.abs()))
 
 
 def test_bias_absorbs_relevance_only_where_folded():
@@ -77,15 +94,13 @@ def test_bias_absorbs_relevance_only_where_folded():
     (Gamma(1., 0.), 2., [[6 + 40/9, -6 + 40/9, -6 + 20/9]]),
     # positive parts 1 and 5, twice; a negative one −4 − 4
     (AlphaBeta(2.), -4., [[12 + 8, 8 - 12/8, 4 - 12/8]]),
+    # favoured −2 + 4 and 10 − 1, and ε
+    (Gamma(1., 1.), 2., [[12/3 + 40/10, -12/3 + 40/10, -12/3 + 20/10]]),
 ], ids=repr)
-def test_folded_bias_takes_its_share(rule, bias, expected):
-    "A batch norm behind the layer, folded into it, brings a bias (`bias`, −1), which absorbs relevance"
-    norm = nn.BatchNorm1d(2, eps=1e-12).eval()
-    norm.bias.data = torch.tensor([bias, -1.])
-    net = nn.Sequential(nn.Linear(3, 2, bias=False), norm)
-    net[0].weight.data = W
-    found = LRP(composite={nn.Linear: rule}, norm='fold').relevance(net, X, R)
-    assert_close(found, torch.tensor(expected, dtype=torch.float32))
+@pytest.mark.parametrize('layer', [folded, folded_convolution])
+def test_folded_bias_takes_its_share(layer, rule, bias, expected):
+    "It absorbs relevance"
+    assert_close(layer(rule, bias), torch.tensor(expected, dtype=torch.float32))
 
 
 @pytest.mark.parametrize('form', ['R', 'g'])
