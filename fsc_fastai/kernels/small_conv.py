@@ -1,18 +1,17 @@
 """Convolutions on small maps, such as those of relation modules, by one matrix product for each tap of the kernel.
 
 This halves their time on a CPU, because the products leave out positions that meet the padding, as most taps of a 3×3 kernel do
-on a 3×3 map. The gradient with respect to the input is a convolution again, and the one with respect to the weight is
-differentiated by two convolutions, so gradients of any order exist, and only inputs are kept.
+on a 3×3 map.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn.grad import conv2d_input
 from torch.overrides import has_torch_function
 
@@ -34,7 +33,7 @@ def conv_small(
 ) -> Tensor:
     "`F.conv2d` with stride 1, by matrix products where these are faster"
     if not _worthwhile(x, weight): return F.conv2d(x, weight, bias, padding=padding)
-    y = _Conv.apply(x, weight, _pair(padding))
+    y = _turned(_sum_of_taps(_turned(x), _turned(weight.transpose(0, 1)), _pair(padding)))
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -45,8 +44,10 @@ def conv_small_input(
     padding: Any = 0, # One number, or one for each side
 ) -> Tensor:
     "`torch.nn.grad.conv2d_input`: the transposed convolution, by matrix products where these are faster"
-    if not _worthwhile(g, weight, size): return conv2d_input(size, weight, g, padding=padding)
-    return _transposed(g, weight, _pair(padding))
+    if not _worthwhile(g, weight): return conv2d_input(size, weight, g, padding=padding)
+    # a convolution with the kernel turned over
+    overhang = [side - 1 - p for side, p in zip(weight.shape[2:], _pair(padding), strict=True)]
+    return conv_small(g, weight.transpose(0, 1).flip(2, 3), padding=overhang)
 
 
 class SmallConv2d(nn.Conv2d):
@@ -106,69 +107,15 @@ def _along_both(t: Tensor, f: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
 def _pair(padding: Any) -> Pair: return (padding, padding) if isinstance(padding, int) else tuple(padding)
 
 
-def _worthwhile(x: Tensor, weight: Tensor, size: torch.Size | None = None, fewest: int = FEWEST) -> bool:
+def _worthwhile(x: Tensor, weight: Tensor, fewest: int = FEWEST) -> bool:
     # whatever replaces operations (relevance, compilers, autocast) has to meet an ordinary convolution
     if has_torch_function((x, weight)) or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'): return False
     precise = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
-    return precise and x.device.type == 'cpu' and len(x) >= fewest and max((size or x.shape)[-2:]) <= LARGEST
-
-
-class _Conv(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return _convolved(x, weight, padding)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple:
-        x, weight = ctx.saved_tensors
-        to_x = _transposed(g, weight, ctx.padding) if ctx.needs_input_grad[0] else None
-        to_weight = _WeightGradient.apply(x, g, ctx.padding) if ctx.needs_input_grad[1] else None
-        return to_x, to_weight, None
-
-
-def _transposed(g: Tensor, weight: Tensor, padding: Pair) -> Tensor:
-    "The gradient of a convolution by its input: a convolution with the kernel turned over"
-    height, width = weight.shape[2:]
-    return _Conv.apply(g, weight.transpose(0, 1).flip(2, 3), (height - 1 - padding[0], width - 1 - padding[1]))
-
-
-class _WeightGradient(Function):
-    "The gradient of a convolution by its weight"
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, g: Tensor, padding: Pair) -> Tensor:
-        ctx.save_for_backward(x, g)
-        ctx.padding = padding
-        return _weight_gradient(x, g, padding)
-
-    @staticmethod
-    def backward(ctx: Any, weight: Tensor) -> tuple:
-        x, g = ctx.saved_tensors
-        to_x = _transposed(g, weight, ctx.padding) if ctx.needs_input_grad[0] else None
-        to_g = _Conv.apply(x, weight, ctx.padding) if ctx.needs_input_grad[1] else None
-        return to_x, to_g, None
-
-
-class _Tap(NamedTuple):
-    "An entry of the kernel with the positions that meet there"
-    kernel: Pair
-    of_x: tuple[slice, slice]
-    of_y: tuple[slice, slice]
-
-
-def _taps(x: Any, y: Any, kernel: Any, padding: Pair) -> Iterator[_Tap]:
-    "The taps of a kernel between maps of the sides `x` and `y` that meet any position"
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            down, right = i - padding[0], j - padding[1]
-            rows, columns = _overlap(y[0], x[0], down), _overlap(y[1], x[1], right)
-            if rows.start == rows.stop or columns.start == columns.stop: continue
-            of_x = slice(rows.start + down, rows.stop + down), slice(columns.start + right, columns.stop + right)
-            yield _Tap((i, j), of_x, (rows, columns))
+    return precise and x.device.type == 'cpu' and len(x) >= fewest and max(x.shape[-2:]) <= LARGEST
 
 
 def _overlap(n_y: int, n_x: int, offset: int) -> slice:
+    "The positions of an output whose input at this offset is within the map"
     start = max(0, -offset)
     return slice(start, max(start, min(n_y, n_x - offset)))
 
@@ -178,26 +125,14 @@ def _turned(t: Tensor) -> Tensor:
     return t.permute(2, 3, 0, 1).contiguous()
 
 
-def _convolved(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
-    "y at each position = Σ over the taps of w·x at the position that meets it there"
-    return _turned(_sum_of_taps(_turned(x), _turned(weight.transpose(0, 1)), padding))
-
-
 def _sum_of_taps(x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
-    "Maps `(H, W, n, n_in)` and a kernel `(height, width, n_in, n_out)` to `(H', W', n, n_out)`"
+    "Maps `(H, W, n, n_in)` and a kernel `(height, width, n_in, n_out)` to `(H', W', n, n_out)`: Σ of w·x over the taps"
     sides = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[:2], padding, weight.shape[:2], strict=True)]
     y = x.new_zeros(*sides, x.shape[2], weight.shape[3])
-    for tap in _taps(x.shape, sides, weight.shape, padding):
+    for (i, j), w in zip(product(*map(range, weight.shape[:2])), weight.flatten(0, 1).unbind(), strict=True):
+        down, right = i - padding[0], j - padding[1]
+        rows, columns = _overlap(sides[0], x.shape[0], down), _overlap(sides[1], x.shape[1], right)
+        meets = x[rows.start + down:rows.stop + down, columns.start + right:columns.stop + right]
         # one large product: a product for each position, as matmul chooses, is several times slower on two threads
-        y[tap.of_y] += (x[tap.of_x].flatten(0, 2) @ weight[tap.kernel]).view_as(y[tap.of_y])
+        if meets.numel(): y[rows, columns] += (meets.flatten(0, 2) @ w).view_as(y[rows, columns])
     return y
-
-
-def _weight_gradient(x: Tensor, g: Tensor, padding: Pair) -> Tensor:
-    "w of each tap = Σ over the positions that meet there of g·x"
-    kernel = [n + 2 * p - m + 1 for n, p, m in zip(x.shape[2:], padding, g.shape[2:], strict=True)]
-    x, g = _turned(x), _turned(g)
-    weight = x.new_zeros(*kernel, g.shape[3], x.shape[3])
-    for tap in _taps(x.shape, g.shape, kernel, padding):
-        torch.mm(g[tap.of_y].flatten(0, 2).T, x[tap.of_x].flatten(0, 2), out=weight[tap.kernel])
-    return _turned(weight)
