@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from ..methods.base import episode_way
@@ -57,8 +57,6 @@ class FirstOrderMAML(ModelCallback):
     `lr_find`. Raises `ValueError` for a compiled model, beside `LFTCallback`, and for a backbone without a known last block.
     """
     order = OTHER_WEIGHTS
-    _stateattrs = ('_own',)
-    _own: dict[nn.Parameter, Tensor] = {} # The original weights during a step
 
     def __init__(self,
         layers: Sequence[str] | None = None, # Modules of the encoder's body that are tuned; None: its last stage
@@ -70,7 +68,7 @@ class FirstOrderMAML(ModelCallback):
         self.layers, self.epochs, self.bs, self.lr, self.classifier = layers, epochs, bs, lr, classifier
 
     def before_fit(self):
-        self._leave()  # an error may have ended the last fit in the middle of a step
+        self.leave()  # an error may have ended the last fit in the middle of a step
         self.run = not self.idle
         if not self.run: return
         self.refuse_compiled('may keep the weights that it was compiled with')
@@ -93,17 +91,13 @@ class FirstOrderMAML(ModelCallback):
         return names
 
     def before_batch(self):
-        self._leave()
-        encoder, (x, y) = self.raw_model.encoder, self.xb[:2]
+        step, encoder, (x, y) = self.enter(), self.raw_model.encoder, self.xb[:2]
         fast = fine_tuned(encoder, self.names, plain(x), y, self.epochs, self.bs, self.lr, self.classifier)
-        own = {encoder.get_parameter(k): w for k, w in fast.items()}
-        self._own = {p: p.data for p in own}
-        for p, w in own.items(): p.data = w
+        for k, w in fast.items():
+            p = encoder.get_parameter(k)
+            step.callback(setattr, p, 'data', p.data)
+            p.data = w
 
-    def after_backward(self): self._leave()
-    def after_cancel_batch(self): self._leave()
-
-    def _leave(self) -> None:
+    def after_backward(self):
         "The weights as they were, with the gradient at those of the episode"
-        own, self._own = self._own, {}
-        for p, w in own.items(): p.data = w
+        self.leave()

@@ -1,11 +1,12 @@
 "The base class of callbacks that hook into the model"
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..tensors import single
 
@@ -29,6 +30,9 @@ def single_output(
 class ModelCallback(Callback):
     "A callback for training steps that hooks into a model, which therefore must not be compiled"
     run_valid = False
+    _stateattrs: tuple[str, ...] = ('in_step', 'maps')
+    in_step: ExitStack | None = None # Takes off the model what is on it during a step
+    maps: Any = None # Maps of the first training pass `(n, C, H, W)`, see `keep_maps`; in an episode the support comes first
 
     @property
     def raw_model(self) -> Any:
@@ -39,6 +43,29 @@ class ModelCallback(Callback):
     def idle(self) -> bool:
         "Is this `lr_find`, where the callback does nothing?"
         return hasattr(self.learn, 'lr_finder')
+
+    def enter(self) -> ExitStack:
+        "What closes when the step ends, however it ends"
+        self.leave()
+        self.in_step = ExitStack()
+        return self.in_step
+
+    def leave(self) -> None:
+        "Take everything off the model"
+        step, self.in_step = self.in_step, None
+        if step is not None: step.close()
+
+    def after_cancel_batch(self): self.leave()
+    def after_batch(self): self.leave()
+
+    def keep_maps(self,
+        step: ExitStack, # Result of `enter`
+    ) -> None:
+        "Keep the feature maps of the next training pass in `maps` until the step ends"
+        def keep(encoder: nn.Module, args: tuple, maps: Tensor) -> None:
+            if self.maps is None and encoder.training: self.maps = maps
+        step.callback(self.raw_model.get_submodule('encoder').register_forward_hook(keep).remove)
+        step.callback(setattr, self, 'maps', None)
 
     def add_loss(self,
         loss: Tensor, # A scalar, for which there is a gradient

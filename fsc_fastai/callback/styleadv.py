@@ -12,7 +12,7 @@ from torch import Tensor
 from ..tensors import evaluating, plain
 from .model import scores_of, single_output
 from .order import ADDED
-from .parts.blocks import NextMaps, changed, style_blocks
+from .parts.blocks import changed, style_blocks
 from .parts.global_classifier import ClassifierCallback
 from .parts.styles import Style, kl, restyle, style
 
@@ -42,10 +42,9 @@ class StyleAdvCallback(ClassifierCallback):
     `ValueError` for a compiled model, for blocks without styles (of a ViT, unless `vit_view`), and for plain labels.
     """
     order = ADDED
-    _stateattrs = (*ClassifierCallback._stateattrs, 'losses', '_styles', '_clean')
+    _stateattrs = (*ClassifierCallback._stateattrs, 'losses', '_styles')
     losses: Mapping[str, Tensor] = {}
     _styles: Mapping[str, Style] = {} # of the blocks that are restyled in this step
-    _clean: NextMaps | None = None # of the clean pass
 
     def __init__(self,
         epsilons: Sequence[float] = (.8, .08, .008), # Step sizes of the attack, of which each block draws one in each step
@@ -67,13 +66,13 @@ class StyleAdvCallback(ClassifierCallback):
         self.names = style_blocks(self.raw_model, self.blocks)
 
     def before_batch(self):
-        self.after_cancel_batch()
+        self.leave()
         if self.idle: return
-        epsilons, restyled = self.draw()
+        step, (epsilons, restyled) = self.enter(), self.draw()
         images = torch.cat([plain(x) for x in self.xb[::2]])
         with evaluating(self.raw_model): styles = self.attack(images, self.class_labels, epsilons)
         self._styles = {name: styles[name] for name, wanted in zip(self.names, restyled, strict=True) if wanted}
-        self._clean = NextMaps(self.raw_model)
+        self.keep_maps(step)
 
     def draw(self) -> tuple[list[Sequence[float]], list[bool]]:
         "The step sizes for mean and standard deviation of each block, and whether the attacked pass is restyled there"
@@ -99,8 +98,8 @@ class StyleAdvCallback(ClassifierCallback):
         return [s.detach() for s in leaves], torch.autograd.grad(loss, leaves)
 
     def after_loss(self):
-        if self._clean is None: return
-        maps, y = self._clean.maps, self.class_labels
+        if self.in_step is None: return
+        maps, y = self.maps, self.class_labels
         with changed(self.raw_model, _restyling(self._styles), self.vit_view): output = self.raw_model(*self.xb)
         losses = dict(attacked=self.learn.loss_func(single_output(output), *self.yb),
                       kl=kl(scores_of(self.pred), scores_of(output)), classes=self.global_classifier.loss(maps, y))
@@ -108,11 +107,10 @@ class StyleAdvCallback(ClassifierCallback):
         self.add_loss(sum(losses.values()))
         self.losses = {k: v.detach() for k, v in losses.items()}
 
-    def after_batch(self): self.after_cancel_batch()
-
-    def after_cancel_batch(self):
-        if self._clean is not None: self._clean.close()
-        self._styles, self._clean = {}, None
+    def leave(self) -> None:
+        "Take everything off the model, and forget the styles"
+        super().leave()
+        self._styles = {}
 
 
 def _restyling(styles: Mapping[str, Style]) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, get_args
 
 import torch
@@ -56,12 +55,11 @@ class LRPGuidedCallback(ModelCallback):
     """
     order = GUIDED
     captured = 'xi', 'lam', 'explainer', 'over', 'second_pass'
-    _stateattrs = ('losses', '_seen', '_guided', '_watch', '_losses')
+    _stateattrs = (*ModelCallback._stateattrs, 'losses', '_seen', '_guided', '_losses')
     losses: list[tuple[Tensor, Tensor]] = [] # Plain and guided loss of each step of the last fit
     _seen: dict[str, Any] = {} # by the first pass
     _guided: Any = None # output of the second pass
     _losses: tuple[Tensor, Tensor] | None = None # of this step
-    _watch: ExitStack | None = None # of the first pass, while it runs
 
     def __init__(self,
         xi: float | None = None, # ξ, weight of the plain loss; default: by method
@@ -77,7 +75,7 @@ class LRPGuidedCallback(ModelCallback):
         self.second_pass = second_pass
 
     def before_fit(self):
-        self._leave()  # an error may have ended the last fit in the middle of a step
+        self.leave()  # an error may have ended the last fit in the middle of a step
         self._drop_columns()
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if not self.run: return
@@ -92,8 +90,7 @@ class LRPGuidedCallback(ModelCallback):
         for m in self._columns(): m.start_epoch()
 
     def before_batch(self):
-        self._leave()
-        model, self._watch = self.raw_model, (watch := ExitStack())
+        model, watch = self.raw_model, self.enter()
         watch.callback(model.register_processed_hook(self._see).remove)
         head = head_of(model)
         for part in head.parts if head is not None else ():
@@ -147,14 +144,14 @@ class LRPGuidedCallback(ModelCallback):
         xi, lam = self.raw_model.guidance[0 if one_shot else 1]
         return xi if self.xi is None else self.xi, lam if self.lam is None else self.lam
 
-    def after_cancel_batch(self): self._leave()
     def after_fit(self):
         self._drop_columns()
         self._losses = None
 
-    def _leave(self) -> None:
-        if self._watch is not None: self._watch.close()
-        self._seen, self._guided, self._watch = {}, None, None
+    def leave(self) -> None:
+        "Take everything off the model, and forget the step"
+        super().leave()
+        self._seen, self._guided = {}, None
 
     def _columns(self) -> list[StepLoss]: return [m for m in self.learn.metrics if isinstance(m, StepLoss)]
 

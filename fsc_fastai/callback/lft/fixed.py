@@ -23,9 +23,8 @@ class FTCallback(ModelCallback):
     """
     order = TRANSFORMED
     captured: tuple[str, ...] | str = ()
-    _stateattrs: tuple[str, ...] = ('transformations', '_in_step')
+    _stateattrs = (*ModelCallback._stateattrs, 'transformations')
     transformations: dict[str, FeatureWiseTransformation] = {} # made on the first batch
-    _in_step: ExitStack | None = None
 
     def __init__(self,
         gamma: float = 0.3, # Initial γ of every channel
@@ -35,17 +34,16 @@ class FTCallback(ModelCallback):
         self.gamma, self.beta, self.names = gamma, beta, names
 
     def before_fit(self):
-        self._leave()  # an error may have ended the last fit in the middle of a step
+        self.leave()  # an error may have ended the last fit in the middle of a step
         if sum(isinstance(cb, FTCallback) for cb in self.learn.cbs) > 1:
             raise ValueError(f'{type(self).__name__}: the learner has two callbacks with feature-wise transformations, use one')
         self.refuse_compiled('overlooks hooks and has no second derivative')
 
     def before_batch(self):
-        self._leave()
+        self.leave()
         if self.idle: return
         if not self.transformations: self._build()
-        self._in_step = ExitStack()
-        self._enter(self._in_step)
+        self._enter(self.enter())
 
     def _build(self) -> None:
         "Find the places of the transformations by the first batch, and make them"
@@ -59,19 +57,12 @@ class FTCallback(ModelCallback):
         step.callback(remove_ft, model)
         for name, layer in self.transformations.items(): layer.follow(model.get_submodule(name))
         def leave_if_failed(module: nn.Module, args: tuple, output: Any) -> None:
-            if output is None: self._leave()
+            if output is None: self.leave()
         step.callback(model.register_forward_hook(leave_if_failed, always_call=True).remove)
-
-    def _leave(self) -> None:
-        step, self._in_step = self._in_step, None
-        if step is not None: step.close()
 
     def before_train(self):
         device = next(self.raw_model.parameters()).device
         for layer in self.transformations.values(): layer.to(device)
-
-    def after_cancel_batch(self): self._leave()
-    def after_batch(self): self._leave()
 
     @property
     def ft_parameters(self) -> list[nn.Parameter]:

@@ -41,13 +41,12 @@ class LFTCallback(FTCallback):
     for a compiled model, and for synchronised batch norm, which has no second derivative.
     """
     captured = 'takes its pseudo-unseen episodes within the step'
-    _stateattrs = (*FTCallback._stateattrs, 'domains', 'ft_opt', 'aux_head', 'losses', '_saved', '_maps', '_kept')
+    _stateattrs = (*FTCallback._stateattrs, 'domains', 'ft_opt', 'aux_head', 'losses', '_saved', '_kept')
     domains: Any = None # PseudoUnseen; None after an export
     ft_opt: Any = None # torch.optim.Adam; made on the first batch
     aux_head: Any = None # nn.Linear; made on the first batch
     losses: Mapping[str, Tensor] = {}
     _saved: Mapping[str, Any] | None = None
-    _maps: Any = None # of the encoder, in this step
     _kept: list[list[Any]] = []
 
     def __init__(self,
@@ -102,11 +101,7 @@ class LFTCallback(FTCallback):
         super()._enter(step)
         step.enter_context(quick_second_derivative(self.raw_model))
         step.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has no second derivative
-        if self.aux_head is None: return
-        def keep_maps(encoder: nn.Module, args: tuple, maps: Tensor) -> None:
-            if self._maps is None: self._maps = maps  # later passes of a step are on changed images
-        step.callback(self.raw_model.get_submodule('encoder').register_forward_hook(keep_maps).remove)
-        step.callback(setattr, self, '_maps', None)
+        if self.aux_head is not None: self.keep_maps(step)
 
     def after_loss(self):
         if self.idle or not self.loss_grad.requires_grad: return
@@ -133,7 +128,7 @@ class LFTCallback(FTCallback):
         if self.aux_head is None: return 0., [None] * len(weights), []
         labels = [class_numbers(y, self.aux_head.out_features, 'LFTCallback: aux', 'train with aux=False')
                   for y in (self.xb[1], self.yb[0])]
-        scores = self.aux_head(pool_vectors(self._maps.as_subclass(Tensor)))
+        scores = self.aux_head(pool_vectors(self.maps.as_subclass(Tensor)))
         loss = 0.9**(20 * self.epoch // self.n_epoch) * F.cross_entropy(scores, torch.cat(labels))
         grads = gradient(loss, [*weights, *self.aux_parameters], scale, retain_graph=True)
         return loss.detach(), grads[:len(weights)], grads[len(weights):]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .styles import viewed_back, viewed_tokens
 
-__all__ = ['style_blocks', 'changed', 'kept_maps', 'apart', 'NextMaps']
+__all__ = ['style_blocks', 'changed', 'kept_maps', 'apart']
 
 Change = Callable[[Tensor], Tensor]
 
@@ -103,21 +103,3 @@ def apart(
         for m, forward in zip(norms, before, strict=True):
             if forward is None: del m.forward
             else: m.forward = forward  # type: ignore[method-assign]
-
-
-class NextMaps:
-    "Collects the encoder's feature maps in the next training pass, then removes its hooks, also after an error"
-    def __init__(self,
-        model: Any, # A few-shot model
-    ):
-        self.maps: Any = None
-        self.hooks = ExitStack()
-        def keep(encoder: nn.Module, args: tuple, maps: Tensor) -> None: self.maps = maps
-        def passed(model: nn.Module, args: tuple, output: Any) -> None:
-            if model.training: self.close()
-        self.hooks.callback(model.encoder.register_forward_hook(keep).remove)
-        self.hooks.callback(model.register_forward_hook(passed, always_call=True).remove)
-
-    def close(self) -> None:
-        "Remove the hooks from the model"
-        self.hooks.close()

@@ -1,9 +1,7 @@
 "The base class of callbacks that add a loss on feature maps"
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...tensors import plain, pool_vectors, single
 from ..model import ModelCallback
@@ -19,28 +17,14 @@ class EncodedCallback(ModelCallback):
     during a step.
     """
     order = ADDED
-    _stateattrs: tuple[str, ...] = ('maps', '_hook')
-    maps: Any = None # Maps of the first training pass `(n, C, H, W)`; in an episode the support comes first
-    _hook: Any = None
 
     def before_fit(self):
-        self._leave()  # an error may have ended the last fit in the middle of a step
+        self.leave()  # an error may have ended the last fit in the middle of a step
         self.run = not self.idle
         if self.run: self.refuse_compiled('overlooks hooks')
 
-    def before_batch(self):
-        self._leave()
-        def keep(encoder: nn.Module, args: tuple, maps: Tensor) -> None:
-            if self.maps is None and encoder.training: self.maps = maps
-        self._hook = self.raw_model.encoder.register_forward_hook(keep)
+    def before_batch(self): self.keep_maps(self.enter())
 
     def vectors(self) -> Tensor:
         "The pooled features `(n, C)`, in single precision at least"
         return single(pool_vectors(plain(self.maps)))
-
-    def after_cancel_batch(self): self._leave()
-    def after_batch(self): self._leave()
-
-    def _leave(self) -> None:
-        if self._hook is not None: self._hook.remove()
-        self.maps = self._hook = None

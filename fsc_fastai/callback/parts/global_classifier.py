@@ -100,7 +100,7 @@ class ClassifierCallback(ModelCallback):
 
     The classifier is updated when the model is, with the learning rate of the last parameter group.
     """
-    _stateattrs: tuple[str, ...] = ('global_classifier', '_saved')
+    _stateattrs = (*ModelCallback._stateattrs, 'global_classifier', '_saved')
     global_classifier: Any = None # A `GlobalClassifier`; None before the first fit and after an export
     _saved: Mapping[str, Any] | None = None
 
