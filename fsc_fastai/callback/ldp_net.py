@@ -10,14 +10,14 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..methods.base import class_means, episode_way
 from ..tensors import full_precision, plain, pool_vectors, single
-from .parts.crops import local_crops
 from .parts.encoded import EncodedCallback
 
-__all__ = ['LDPNetCallback', 'distillation', 'follow', 'prototype_scores']
+__all__ = ['LDPNetCallback', 'distillation', 'follow', 'local_crops', 'prototype_scores']
 
 Pick = tuple[int, int]
 
@@ -40,6 +40,24 @@ def distillation(
     p, log_l = scores.softmax(-1), local.log_softmax(-1)
     teacher, pupil = (by_class[:, i] for i in pick)
     return -(p * log_l).sum(-1).mean(), -(p[teacher] * log_l[:, pupil]).sum(-1).mean()
+
+
+def local_crops(
+    images: Tensor, # `(n, channels, height, width)`
+    n_crops: int, # Crops per image
+    size: int, # Side of a crop
+    area: tuple[float, float] = (.05, .14), # Smallest and largest share of the image in a crop
+) -> Tensor:
+    "Random crops, half of them mirrored, `(n_crops · n, channels, size, size)`: the first of every image, then the second, …"
+    images = images.repeat(n_crops, 1, 1, 1)
+    uniform = lambda low, high: torch.empty(images.shape[0], device=images.device).uniform_(low, high)
+    share, ratio = uniform(*area), (uniform(-1, 1) * .2877).exp()  # from 3:4 to 4:3
+    width, height = ((share * r).sqrt().clamp(max=1.) for r in (ratio, 1 / ratio))
+    x, y = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
+    width, zero = torch.where(uniform(0, 1) < .5, width, -width), torch.zeros_like(x)
+    theta = torch.stack([width, zero, x, zero, height, y], 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, [*images.shape[:2], size, size], align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode='reflection', align_corners=False)
 
 
 class LDPNetCallback(EncodedCallback):

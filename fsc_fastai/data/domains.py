@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastai.data.external import fastai_path
 
 from ..files import atomic_write
 from ..nearest import unknown
-from .archives import filtered_archives
 from .bscd import BSCD
 from .domain_files import SPLITS, ClassFiles, Domain
 from .fwt import FWT
@@ -42,6 +44,21 @@ def _check_complete(domain: Domain, classes: list[ClassFiles], root: Path) -> No
     if problems:
         raise ValueError(f'{domain.name} in {root} is not complete: {"; ".join(problems)}. {domain.layout}; '
                          'or use what is there with strict=False')
+
+
+@contextmanager
+def filtered_archives() -> Iterator[None]:
+    """Inside the block, unpacking a tar archive that would write outside its folder (`../`, absolute names, links) is an error.
+
+    Python 3.14 does so by default (PEP 706); zip archives cannot write outside. Raises `RuntimeError` for releases of Python
+    without such a filter.
+    """
+    if not hasattr(tarfile, 'data_filter'):
+        raise RuntimeError('this Python unpacks archives without looking at their names: update it to 3.10.12, 3.11.4 or later')
+    before = tarfile.TarFile.__dict__.get('extraction_filter')
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try: yield
+    finally: tarfile.TarFile.extraction_filter = before
 
 
 def _download(domain: Domain, root: Path) -> Path:
@@ -87,14 +104,6 @@ def domain_items(
     return [f for c in classes for f in c.files], [c.name for c in classes for _ in c.files]
 
 
-def _write_list(file: Path, classes: list[ClassFiles], split: str) -> None:
-    "The field's JSON of one split; the file is replaced in one step"
-    chosen = [(i, f) for i, c in enumerate(classes) if c.split == split for f in c.files]
-    content = dict(label_names=[c.name for c in classes],
-                   image_names=[str(f) for _, f in chosen], image_labels=[i for i, _ in chosen])
-    with atomic_write(file) as part: part.write_text(json.dumps(content))
-
-
 def prepare_domain(
     domain: str | Domain, # One of `available_domains()`, or a `Domain` of your own
     root: str | Path | None = None, # Folder of the data; None: within fastai's data folder
@@ -115,5 +124,9 @@ def prepare_domain(
     out = root/'filelists'/domain.name if out is None else Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     lists = {split: out/f'{split}.json' for split, n_classes in zip(SPLITS, domain.n_classes, strict=True) if n_classes}
-    for split, file in lists.items(): _write_list(file, classes, split)
+    for split, file in lists.items():
+        chosen = [(i, f) for i, c in enumerate(classes) if c.split == split for f in c.files]
+        content = dict(label_names=[c.name for c in classes],
+                       image_names=[str(f) for _, f in chosen], image_labels=[i for i, _ in chosen])
+        with atomic_write(file) as part: part.write_text(json.dumps(content))
     return lists

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from fsc_fastai.adapt import augmentations as A
-from fsc_fastai.adapt.aligned import AlignedProtoNet
 from fsc_fastai.adapt.base import trainable_copy
 from fsc_fastai.adapt.episode_tune import pseudo_episode
 from fsc_fastai.adapt.fine_tune import FineTune
 from fsc_fastai.adapt.pmf import PMF
-from fsc_fastai.adapt.tsa import TSA, attached
+from fsc_fastai.adapt.tsa import TSA, AlignedProtoNet, attached
 from fsc_fastai.encode.checkpoints import load_reference_state
 from fsc_fastai.encode.encoder import create_encoder
 from fsc_fastai.methods.base import class_means

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from torch import nn
 
-from fsc_fastai.callback.ldp_net import LDPNetCallback, distillation, follow, prototype_scores
-from fsc_fastai.callback.parts.crops import local_crops
+from fsc_fastai.callback.ldp_net import LDPNetCallback, distillation, follow, local_crops, prototype_scores
 from fsc_fastai.methods.base import class_means
 
 from ..golden_files import load, recorded, same
