@@ -36,7 +36,6 @@ class BDCSPN(FeatureMethod):
     transductive = True
     treatment: Treatment = 'l2'
 
-    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor) -> Fitted:
         "Rectify the prototypes; the queries are scored without the shift"
-        assert query is not None
         return Nearest(prototypes=rectified(support, member, query), similarity=cosines)

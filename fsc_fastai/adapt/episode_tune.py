@@ -57,7 +57,8 @@ class EpisodeTune(Adaptation):
         with seeded(self.seed, x.device):
             tuned = copy.deepcopy(model).requires_grad_(True)
             self.tune(tuned, x, member)
-        if self.batch_statistics: _forget_statistics(tuned)
+        for m in tuned.modules() if self.batch_statistics else ():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.running_mean = m.running_var = None
         return tuned.eval().requires_grad_(False)
 
     def tune(self,
@@ -83,9 +84,3 @@ class EpisodeTune(Adaptation):
         del model.scores_only
         if before is not None: model.scores_only = before
         return torch.stack(losses) if losses else x.new_zeros(0)
-
-
-def _forget_statistics(model: nn.Module) -> None:
-    "Batch norms by the statistics of the batch in eval mode, too"
-    for m in model.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.running_mean = m.running_var = None

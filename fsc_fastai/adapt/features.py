@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..methods.base import FewShotModel
+from ..methods.base import FewShotModel, one_hot
 from .base import Adaptation, check_shots
 from .feature_net import FeatureNet
 
 __all__ = ['FeatureMethod', 'Fitted', 'Nearest', 'Linear', 'Answers', 'Treatment', 'Similarity', 'means', 'unit', 'cosines',
-           'squared_distances', 'distances', 'softmax', 'log_softmax', 'nearest_one_hot', 'cross_entropy']
+           'squared_distances', 'distances', 'nearest_one_hot', 'cross_entropy']
 
 Treatment = Literal['un', 'l2', 'c', 'cl2']
 Similarity = Callable[[Tensor, Tensor], Tensor]
@@ -35,7 +35,7 @@ def means(
     return member.mT @ x / member.sum(-2)[..., None]
 
 
-# Scores are stored class by class, which makes sums over a few classes fast; for the same reason softmax is written out
+# Scores are stored class by class, which makes sums over a few classes fast
 
 def cosines(x: Tensor, prototypes: Tensor) -> Tensor:
     "Cosines `(…, n, n_way)` of features `(…, n, d)` and prototypes `(…, n_way, d)`"
@@ -57,18 +57,6 @@ def distances(x: Tensor, prototypes: Tensor) -> Tensor:
     return torch.where(squared > 0, squared, 1.).sqrt().where(squared > 0, 0.)
 
 
-def softmax(logits: Tensor) -> Tensor:
-    "Softmax over the classes `(…, n, n_way)`"
-    p = (logits - logits.amax(-1, keepdim=True)).exp()
-    return p / p.sum(-1, keepdim=True)
-
-
-def log_softmax(logits: Tensor) -> Tensor:
-    "Logarithm of `softmax` `(…, n, n_way)`"
-    z = logits - logits.amax(-1, keepdim=True)
-    return z - z.exp().sum(-1, keepdim=True).log()
-
-
 def nearest_one_hot(similarity: Tensor) -> Tensor:
     "Pseudo-labels `(…, n, n_way)`: the most similar class of each row, one-hot"
     return torch.zeros_like(similarity).scatter_(-1, similarity.argmax(-1, keepdim=True), 1.)
@@ -79,7 +67,7 @@ def cross_entropy(
     member: Tensor, # One-hot labels `(…, n, n_way)`
 ) -> Tensor:
     "Mean cross entropy of each episode `(…)`"
-    return -(member * log_softmax(logits)).sum(-1).mean(-1)
+    return -(member * logits.log_softmax(-1)).sum(-1).mean(-1)
 
 
 @dataclass(kw_only=True)
@@ -155,7 +143,7 @@ class FeatureMethod(Adaptation):
         "A model with the given encoder that fits this method to each support anew, so that the images may be left out"
         return FeatureNet.around(model, self)
 
-    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+    def adapt(self, support: Tensor, member: Tensor, query: Any) -> Fitted:
         "Fit to treated features and one-hot labels; `query` is None for an inductive method"
         raise NotImplementedError(f'{type(self).__name__} needs `adapt(support, member, query)`')
 
@@ -173,7 +161,7 @@ class FeatureMethod(Adaptation):
             raise ValueError(f'{name}(treatment={self.treatment!r}): one of {get_args(Treatment)}')
         if self.transductive and (query is None or query.shape[-2] == 0):
             raise ValueError(f'{name} is transductive, it answers the queries together: fit(support, support_y, query)')
-        member = _one_hot(support_y, support)
+        member = one_hot(support_y, support.dtype)
         check_shots(self, member.sum(-2))
         treat = self.treating(support)
         fitted = self.adapt(treat(support), member, treat(query) if self.transductive and query is not None else None)
@@ -189,7 +177,7 @@ class FeatureMethod(Adaptation):
         query: Tensor, # Features of the queries `(n_episodes, n_query, d)`
     ) -> Tensor:
         "Scores `(n_episodes, n_query, n_way)`; a CPU adapts as many episodes at once as fit into its cache"
-        member = _one_hot(support_y, support)
+        member = one_hot(support_y, support.dtype)
         numbers = self.numbers(support.shape[-2], query.shape[-2], member.shape[-1], support.shape[-1])
         at_once = max(1, IN_CACHE // (numbers * support.element_size())) if support.is_cpu else len(support)
         parts = zip(support.split(at_once), query.split(at_once), strict=True)
@@ -206,8 +194,3 @@ class FeatureMethod(Adaptation):
         "The function that treats features as `treatment` says"
         centre = support.mean(-2, keepdim=True) if self.centre is None else self.centre.to(support)
         return {'un': lambda x: x, 'l2': unit, 'c': lambda x: x - centre, 'cl2': lambda x: unit(x - centre)}[self.treatment]
-
-
-def _one_hot(support_y: Tensor, support: Tensor) -> Tensor:
-    if support_y.ndim > 1: return support_y.to(support.dtype)
-    return (support_y[:, None] == torch.arange(int(support_y.max()) + 1, device=support.device)).to(support.dtype)

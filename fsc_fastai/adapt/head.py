@@ -35,14 +35,13 @@ class PrototypeHead(Head):
         means, n = class_means(f, member), member.sum(0)[own].view(-1, *[1] * (f.ndim - 1))
         left = torch.where(n > 1, (means[own] * n - f) / (n - 1).clamp(min=1), 0.)
         which = torch.arange(len(f)) if which is None else which
-        scores = self._of_prototypes(torch.cat([means, left[which]]), f_query)
+        prototypes = torch.cat([means, left[which]])
+        labels = torch.eye(len(prototypes)).to(prototypes)
+        parts = f_query.split(max(1, PAIRS // len(labels)))
+        scores = torch.cat([self.model.forward_head(prototypes, labels, part) for part in parts])
         found = scores[:, :len(means)].repeat(len(which), 1, 1)
         found[torch.arange(len(which)), :, own[which]] = scores[:, len(means):].T
         return found.masked_fill((n.flatten()[which] == 1)[:, None, None], float('nan'))
-
-    def _of_prototypes(self, prototypes: Tensor, f_query: Tensor) -> Tensor:
-        labels = torch.eye(len(prototypes), dtype=prototypes.dtype, device=prototypes.device)
-        return torch.cat([self.model.forward_head(prototypes, labels, f) for f in f_query.split(max(1, PAIRS // len(labels)))])
 
 
 @head_for(ProtoNet, FEAT)

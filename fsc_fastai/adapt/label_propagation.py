@@ -71,8 +71,7 @@ class LabelPropagation(FeatureMethod):
     delta: float = 0.2 # Share of the queries that each class keeps
     alpha: float = 0.5 # Weight of the neighbours
 
-    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor) -> Fitted:
         "Predict with `on`, then propagate"
-        assert query is not None
         first = self.on.fit(support, member, query)(query).softmax(-1)
         return Answers(scores=propagate(query, first, self.k, self.delta, self.alpha), details={'probabilities': first})

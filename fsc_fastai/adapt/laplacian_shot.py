@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import register_adaptation
 from .bdcspn import rectified
-from .features import Answers, FeatureMethod, Fitted, Treatment, cosines, means, nearest_one_hot, softmax, squared_distances
+from .features import Answers, FeatureMethod, Fitted, Treatment, cosines, means, nearest_one_hot, squared_distances
 
 __all__ = ['LaplacianShot']
 
@@ -31,9 +31,8 @@ class LaplacianShot(FeatureMethod):
     rectify: Rectify = 'easyfsl' # Rectified prototypes, in easyfsl's or the 'original' form; 'no': plain class means
     treatment: Treatment = 'un'
 
-    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor) -> Fitted:
         "Bound updates (equation (12)) until the energy (equation (6)) no longer changes"
-        assert query is not None
         if self.rectify not in get_args(Rectify): raise ValueError(f'rectify={self.rectify!r}: one of {get_args(Rectify)}')
         if query.shape[-2] < self.knn:
             raise ValueError(f'LaplacianShot(knn={self.knn}) needs as many queries, found {query.shape[-2]}: use a smaller knn')
@@ -41,10 +40,10 @@ class LaplacianShot(FeatureMethod):
         elif self.rectify == 'no': prototypes = means(support, member)
         else: prototypes, query = _as_published(support, member, query)
         unary, W = squared_distances(query, prototypes), _neighbours(query, self.knn)
-        Y, moving = softmax(-unary), torch.ones_like(unary[..., :1, :1], dtype=torch.bool)
+        Y, moving = (-unary).softmax(-1), torch.ones_like(unary[..., :1, :1], dtype=torch.bool)
         energy, pull = torch.full_like(unary[..., :1, :1], torch.inf), self.lam * (W @ Y)
         for i in range(self.steps):
-            Y = torch.where(moving, softmax(pull - unary), Y)
+            Y = torch.where(moving, (pull - unary).softmax(-1), Y)
             pull = self.lam * (W @ Y)
             before, energy = energy, (Y * (Y.clamp(min=1e-20).log() + unary - pull)).sum((-2, -1), keepdim=True)
             if i > 1:
@@ -74,5 +73,5 @@ def _as_published(support: Tensor, member: Tensor, query: Tensor) -> tuple[Tenso
     similar = 10 * cosines(x, plain)
     nearest = nearest_one_hot(similar)
     count = nearest.sum(-2)[..., None]
-    prototypes = (softmax(similar) * nearest).mT @ x / count.clamp(min=1)
+    prototypes = (similar.softmax(-1) * nearest).mT @ x / count.clamp(min=1)
     return torch.where(count > 0, prototypes, plain), shifted

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .base import register_adaptation
-from .features import FeatureMethod, Fitted, Nearest, cosines, distances, log_softmax, means, softmax
+from .features import FeatureMethod, Fitted, Nearest, cosines, distances, means
 from .tuning import Adam, CosineTo, DistanceTo, through_softmax, tune
 
 __all__ = ['TunedPrototypes', 'TransductiveTuning']
@@ -40,15 +40,14 @@ class TransductiveTuning(FeatureMethod):
     lr: float = 5e-5 # Learning rate
     temperature: float = 1. # Factor of the distance
 
-    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor) -> Fitted:
         "Tune the class means with negative distances, not squared, as logits"
-        assert query is not None
         start, t = means(support, member), self.temperature
         of_support, of_query = DistanceTo(support, start), DistanceTo(query, start)
 
         def slope(w: Tensor) -> tuple[Tensor, Tensor]:
             loss, g = _labelled(of_support, w, t, member)
-            p = softmax(t * of_query.scores(w))
+            p = (t * of_query.scores(w)).softmax(-1)
             log = (p + 1e-12).log()
             back = of_query.back(through_softmax(p, -(log + p / (p + 1e-12))) / query.shape[-2])
             return loss - (p * log).sum(-1).mean(-1), g + t * back
@@ -59,5 +58,5 @@ class TransductiveTuning(FeatureMethod):
 
 def _labelled(similar: CosineTo | DistanceTo, w: Tensor, t: float, member: Tensor) -> tuple[Tensor, Tensor]:
     "Cross entropy of scores times a temperature, and its gradient by the prototypes"
-    log = log_softmax(t * similar.scores(w))
+    log = (t * similar.scores(w)).log_softmax(-1)
     return -(member * log).sum(-1).mean(-1), t * similar.back((log.exp() - member) / member.shape[-2])

@@ -68,9 +68,8 @@ class PTMAP(FeatureMethod):
             return unit(x - x.mean(-2, keepdim=True))
         return centred
 
-    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor) -> Fitted:
         "Alternate between plan and prototypes; the last plan holds the scores"
-        assert query is not None
         powered = self._powered()
         support, query = powered(support), powered(query)
         n_query, n_way = query.shape[-2], member.shape[-1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import register_adaptation
-from .features import Answers, FeatureMethod, Fitted, Nearest, Treatment, cosines, means, softmax, squared_distances
+from .features import Answers, FeatureMethod, Fitted, Nearest, Treatment, cosines, means, squared_distances
 from .tuning import Adam, CosineTo, HalfSquareTo, through_softmax, tune
 
 __all__ = ['TIM', 'TIMADM']
@@ -35,15 +35,14 @@ class TIM(FeatureMethod):
         return cls(**dict(dict(steps=1000, weights=(0.1, 1., 0.1), temperature=15., similarity='euclidean', eps=1e-12,
                                treatment='l2'), **kwargs))
 
-    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor) -> Fitted:
         "Tune the prototypes; scores are cosines without the temperature"
-        assert query is not None
         (a, b, c), cosine, start = self.weights, self.similarity == 'cosine', means(support, member)
         n, t = support.shape[-2], self.temperature
         similar = (CosineTo if cosine else HalfSquareTo)(torch.cat([support, query], -2), start)
 
         def slope(w: Tensor) -> tuple[Tensor, Tensor]:
-            p = softmax(t * similar.scores(w))
+            p = (t * similar.scores(w)).softmax(-1)
             labelled, p_query = p[..., :n, :] + self.eps, p[..., n:, :]
             mean, log = p_query.mean(-2, keepdim=True), (p_query + 1e-12).log()
             loss = (-a * (member * labelled.log()).sum((-2, -1)) / n + b * (mean * mean.log()).sum((-2, -1))
@@ -67,15 +66,14 @@ class TIMADM(FeatureMethod):
     alpha: float = 1. # Step size of the prototypes
     treatment: Treatment = 'l2'
 
-    def adapt(self, support: Tensor, member: Tensor, query: Tensor | None) -> Fitted:
+    def adapt(self, support: Tensor, member: Tensor, query: Tensor) -> Fitted:
         "Alternate between assignments Q and prototypes w, equations (5) and (6)"
-        assert query is not None
         a, b, c = self.weights
         s, r, labelled = a / (1 + c), support.shape[-2] / query.shape[-2], member.mT @ support
         w, Q = means(support, member), torch.zeros(())
         near_support, near_query = HalfSquareTo(support, w), HalfSquareTo(query, w)
         for _ in range(self.steps):
-            P_support, P = (softmax(self.temperature * o.scores(w)) for o in (near_support, near_query))
+            P_support, P = ((self.temperature * o.scores(w)).softmax(-1) for o in (near_support, near_query))
             Q = P**(1 + c)
             Q = Q / Q.sum(-2, keepdim=True)**(b / (b + 1))
             Q = Q / Q.sum(-1, keepdim=True)

@@ -94,8 +94,9 @@ class Adjacency(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         "Nodes `(n_graphs, n_nodes, n_in)` to edge weights `(n_graphs, n_nodes, n_nodes)`, with 0 for self-loops"
+        # an exported graph does all ordered pairs, for any number of nodes
         all_pairs = torch.compiler.is_exporting() or not x.is_cpu
-        weight = self._of_ordered_pairs(x) if all_pairs else self._of_pairs(x)
+        weight = self.weights((x[:, :, None] - x[:, None]).abs()) if all_pairs else self._of_pairs(x)
         itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         return weight.masked_fill(itself, float('-inf')).softmax(-1)
 
@@ -110,10 +111,6 @@ class Adjacency(nn.Module):
         both_ways = torch.zeros(n, n, dtype=torch.long, device=x.device)
         both_ways[i, j] = both_ways[j, i] = torch.arange(i.shape[0], device=x.device)
         return weight[:, both_ways]
-
-    def _of_ordered_pairs(self, x: Tensor) -> Tensor:
-        "The same by all ordered pairs, which an exported graph can do for any number of nodes"
-        return self.weights((x[:, :, None] - x[:, None]).abs(), None)
 
     def weights(self, z: Tensor, share: Tensor | None = None) -> Tensor:
         "Differences `(..., n_in)` to edge weights `(...)`"

@@ -24,11 +24,11 @@ def episode_way(support_y: Tensor) -> int:
 
 
 def one_hot(
-    support_y: Tensor, # Labels `(n_support,)`, or already one-hot `(n_support, n_way)`
+    support_y: Tensor, # Labels `(n_support,)`, or already one-hot `(…, n_support, n_way)`
     dtype: torch.dtype = torch.float32, # dtype of the result
 ) -> Tensor:
-    "One-hot labels `(n_support, n_way)`"
-    if support_y.ndim == 2: return plain(support_y).to(dtype)
+    "One-hot labels `(…, n_support, n_way)`"
+    if support_y.ndim > 1: return plain(support_y).to(dtype)
     return (plain(support_y)[:, None] == torch.arange(episode_way(support_y), device=support_y.device)).to(dtype)
 
 
