@@ -61,10 +61,7 @@ class GradientXInput(Explainer):
         if start not in get_args(Start): raise ValueError(f'start={start!r}: choose from {get_args(Start)}')
         self.eps, self.start = eps, start
 
-    def __call__(self,
-        model: nn.Module, # Has `classify`
-        f_p: Any, # Processed features, a tensor or a `Processed`
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, f_p: Any) -> Tensor:
         "Relevance of the processed features, in the shape of `f_p`'s features; detached"
         net, x = explained_scores(model, f_p), features_of(f_p).detach()
         run = self.trace(net, x, model=model)
@@ -85,12 +82,7 @@ class GradientXInput(Explainer):
         "The start at each score for each explained class `(n_query, n_way explained, n_way)`"
         return contrast(scores) if self.start == 'contrast' else super().starts(scores)
 
-    def trace(self,
-        net: Callable[..., Tensor], # A module, or any function of tensors
-        *inputs: Tensor, # Inputs whose relevance is wanted
-        model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
-        deep: bool = False, # Has no effect
-    ) -> Traced:
+    def trace(self, net: Callable[..., Tensor], *inputs: Tensor, model: nn.Module | None = None, deep: bool = False) -> Traced:
         "Run `net` so that gradients can be passed back through it"
         if model is None and isinstance(net, nn.Module): model = net
         with undisturbed(inputs[0].device, model):

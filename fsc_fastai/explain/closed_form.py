@@ -20,7 +20,7 @@ from ..methods.graph import GNNNet, GraphLayer, GraphLayerTrace, GraphNet, Graph
 from ..methods.matching import MatchingNet
 from ..methods.pairs import LabelledPairs, Pairs, pair_parts
 from ..methods.proto import ProtoNet
-from ..methods.relation import BlockTrace, RelationModule, RelationNet
+from ..methods.relation import BlockTrace, RelationModule, RelationNet, sums
 from ..tensors import single, unit
 from .rules import divide
 from .weights import relevance_start
@@ -108,16 +108,10 @@ def _alpha_conv_of_pairs(pairs: Pairs, R: Tensor, conv: nn.Conv2d, signed: bool)
             c[:, :, 0].mul_(x_a)
             c[:, :, 1].mul_(x_b[:, None])
             return c.flatten(2, 3).flatten(0, 1)
-        return _conv_parts(x_a, x_b, w, conv), relevance
-    sums, relevances = zip(*([part(min=0), part(max=0)] if signed else [part(min=0)]), strict=True)
-    s = divide(R, reduce(add, sums))
+        return sums(*(conv_small(x, k, padding=conv.padding) for x, k in zip((x_a, x_b), w.chunk(2, 1)))), relevance
+    totals, relevances = zip(*([part(min=0), part(max=0)] if signed else [part(min=0)]), strict=True)
+    s = divide(R, reduce(add, totals))
     return reduce(add, [relevance(s) for relevance in relevances])
-
-
-def _conv_parts(a: Tensor, b: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
-    w_a, w_b = weight.chunk(2, 1)
-    z_a, z_b = conv_small(a, w_a, padding=conv.padding), conv_small(b, w_b, padding=conv.padding)
-    return (z_a[None] + z_b[:, None]).flatten(0, 1)
 
 
 # GNNNet: graph layers, whose inputs are the outputs of all layers before

@@ -36,8 +36,8 @@ class Composite:
 
     def __call__(self, layer: Layer, n_layers: int) -> Rule | None:
         "The rule of `layer`, one of `n_layers`, or None"
-        for matches in (self._by_name, self._by_position, self._by_class):
-            found = [rule for s, rule in self.rules.items() if matches(s, layer, n_layers)]
+        for kind in (str, int, type):
+            found = [rule for s, rule in self.rules.items() if isinstance(s, kind) and self._selects(s, layer, n_layers)]
             if found: return found[-1]
         return self.base(layer, n_layers) if self.base is not None else None
 
@@ -65,16 +65,10 @@ class Composite:
         if self.base is not None: self.base.check(layers)
 
     @staticmethod
-    def _by_name(s: Selector, layer: Layer, n_layers: int) -> bool:
-        return isinstance(s, str) and fnmatchcase(layer.name, s)
-
-    @staticmethod
-    def _by_position(s: Selector, layer: Layer, n_layers: int) -> bool:
-        return isinstance(s, int) and layer.position == (s if s >= 0 else n_layers + s)
-
-    @staticmethod
-    def _by_class(s: Selector, layer: Layer, n_layers: int) -> bool:
-        return isinstance(s, type) and layer.kind is not None and issubclass(layer.kind, s)
+    def _selects(s: Selector, layer: Layer, n_layers: int) -> bool:
+        if isinstance(s, str): return fnmatchcase(layer.name, s)
+        if isinstance(s, int): return layer.position == (s if s >= 0 else n_layers + s)
+        return layer.kind is not None and issubclass(layer.kind, s)
 
     def __repr__(self) -> str:
         return f'Composite({self.rules}' + (f', base={self.base})' if self.base is not None else ')')

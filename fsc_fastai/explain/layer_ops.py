@@ -37,8 +37,7 @@ def _convolution(mode, func, input, weight, bias, stride, padding, dilation, gro
     def transpose(s, w, x):
         return torch.ops.aten.convolution_backward(s, x, w, None, stride, padding, dilation, transposed, output_padding,
                                                    groups, [True, False, False])[0]
-    layer = Layer(run, transpose, input.detach(), run(input.detach(), weight), weight,
-                  narrow=groups == 1 and not transposed and weight.shape[1] <= 8)
+    layer = Layer(run, transpose, input.detach(), run(input.detach(), weight), weight)
     return mode.layer(input, layer, bias, out_dim=1 if transposed else 0)
 
 

@@ -114,13 +114,8 @@ class LRP(Explainer):
         """
         return scores.detach().unsqueeze(-2) * contrast(scores) if self.start == 'contrast' else super().starts(scores)
 
-    def trace(self,
-        net: Callable[..., Tensor], # A module, or any function of tensors
-        *inputs: Tensor, # Inputs whose relevance is wanted
-        model: nn.Module | None = None, # The module that `net` runs, if it is not `net` itself
-        deep: bool = False, # The network is deep: use the g-form unless `form` says otherwise
-    ) -> Traced:
-        "Run `net` so that relevance can be passed back through it"
+    def trace(self, net: Callable[..., Tensor], *inputs: Tensor, model: nn.Module | None = None, deep: bool = False) -> Traced:
+        "Run `net` so that relevance can be passed back through it; a deep one in the g-form, unless `form` says otherwise"
         return trace(net, *inputs, settings=self.deep if deep else self.settings, model=model)
 
     def relevance(self,

@@ -32,12 +32,9 @@ class Occlusion(GradientXInput):
         "The measured quantity of every score `(n_query, n_way)`"
         return log_odds(scores) if self.start == 'contrast' else super().start_of(scores)
 
-    def of_images(self,
-        encode: Callable[[Tensor], Tensor], # Images to feature maps
-        score: Callable[[Tensor, Tensor], Tensor], # Feature maps of support and queries to scores `(n_query, n_way)`
-        support_x: Tensor, # Images `(n_support, channels, height, width)`
-        query_x: Tensor, # Images `(n_query, channels, height, width)`
-        support: bool, # Explain the support images too
+    def of_images(
+        self, encode: Callable[[Tensor], Tensor], score: Callable[[Tensor, Tensor], Tensor], support_x: Tensor, query_x: Tensor,
+        support: bool,
     ) -> tuple[Tensor, Tensor | None]:
         "Relevance of queries and support as in `ImageRelevance`; all pixels of a patch have the same"
         f_support, f_query = encode(support_x), encode(query_x)

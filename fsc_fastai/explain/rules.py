@@ -44,7 +44,6 @@ class Layer:
     name: str = '' # Name in the model, or of the function
     kind: type | None = None # The module's class
     position: int = 0 # 0 for the first layer that ran
-    narrow: bool = False # Has so few input channels that twice as many take no longer
     signed: bool = True # The input may be negative; after a ReLU it is not, which halves the work of most rules
     dead: list[Tensor] | None = field(default=None, repr=False) # Relevance at denominators of 0, if recorded
 
@@ -83,21 +82,14 @@ def _by_sign(layer: Layer, x: Tensor, R: Tensor, w_pos, w_neg, eps: float = 0., 
     "c for a rule whose weight is `w_pos` for positive inputs and `w_neg` for negative ones"
     if not layer.signed: return layer.T(layer.share(R, layer(x, w_pos), eps, bias), w_pos)
     x_pos, x_neg = x.clamp(min=0), x.clamp(max=0)
-    if layer.narrow:
-        x_both, w_both = torch.cat([x_pos, x_neg], 1), torch.cat([w_pos, w_neg], 1)
-        s = layer.share(R, layer(x_both, w_both), eps, bias)
-        c_pos, c_neg = layer.transpose(s, w_both, x_both).chunk(2, 1)
-    else:
-        s = layer.share(R, layer(x_pos, w_pos) + layer(x_neg, w_neg), eps, bias)
-        c_pos, c_neg = layer.T(s, w_pos), layer.T(s, w_neg)
-    return torch.where(x > 0, c_pos, c_neg)
+    s = layer.share(R, layer(x_pos, w_pos) + layer(x_neg, w_neg), eps, bias)
+    return torch.where(x > 0, layer.T(s, w_pos), layer.T(s, w_neg))
 
 
 @dataclass(frozen=True)
 class Epsilon:
     "The ε-rule, Sun et al. 2020, equation (4): R(x_i) = x_i Σ_j w_ij R_j / (z_j + ε·sign(z_j))"
     eps: float = 1e-3 # ε
-    of_input: ClassVar[bool] = False
 
     def __post_init__(self): _at_least_0('eps', self.eps)
 
@@ -114,7 +106,6 @@ class AlphaBeta:
     """
     alpha: float = 1. # α
     beta: float | None = None # β; None: α − 1
-    of_input: ClassVar[bool] = False
 
     def __post_init__(self):
         if not (self.alpha >= 1 and math.isclose(self.alpha - self.share_of_negative, 1, abs_tol=1e-6)):
@@ -144,7 +135,6 @@ class Gamma:
     "The γ-rule (Montavon et al. 2019): positive contributions count (1 + γ)-fold; γ = 0 is the ε-rule, γ → ∞ is z⁺"
     gamma: float = .25 # γ
     eps: float = 1e-6 # Stabiliser ε
-    of_input: ClassVar[bool] = False
 
     def __post_init__(self):
         _at_least_0('gamma', self.gamma)

@@ -115,7 +115,7 @@ def _classifier(
     if explainer is rules and not (rules.own_score and of_class is not None):
         R = rules.starts(scores)
         run = rules.trace(lambda s, q: model.classify(model.process(s, support_y, q)), f_support, f_query, model=model)
-        return run, lambda q: _only(R[q].unsqueeze(1), q, len(R), 1)
+        return run, lambda q: _only(R[q], q, len(R))
     # pairs hold all that the classifier sees of support and query, so that its own pass, which is faster, can explain them
     R = checked_relevance(explainer(model, f_p), f_p, explainer)
     if of_class is None: of_class = torch.eye(scores.shape[1], device=R.device)
@@ -124,7 +124,7 @@ def _classifier(
                          'use LRP(), GradientXInput() or IntegratedGradients() for images')
     run = rules.trace(lambda s, q: features_of(model.process(s, support_y, q)), f_support, f_query, model=model)
     classes = of_class.reshape(*of_class.shape, *[1] * (R.ndim - 2)).to(R.dtype)
-    return run, lambda q: _only((classes * R[q]).unsqueeze(1), q, len(R), 1)
+    return run, lambda q: _only(classes * R[q], q, len(R))
 
 
 def _difference(
@@ -135,13 +135,13 @@ def _difference(
     evidence = rules.start_of_output(run.out)
     R = torch.diag_embed(evidence)
     R[..., against] -= evidence[:, against, None]
-    return run, lambda q: _only(R[q].unsqueeze(1), q, len(R), 1)
+    return run, lambda q: _only(R[q], q, len(R))
 
 
-def _only(R: Tensor, q: int, n_query: int, dim: int) -> Tensor:
-    "`R` of query q, and zeros for the other queries, along `dim`"
-    full = R.new_zeros(*R.shape[:dim], n_query, *R.shape[dim + 1:])
-    full.select(dim, q).copy_(R.squeeze(dim))
+def _only(R: Tensor, q: int, n_query: int) -> Tensor:
+    "`R` of query q `(n_way, ...)`, and zeros for the other queries `(n_way, n_query, ...)`"
+    full = R.new_zeros(len(R), n_query, *R.shape[1:])
+    full[:, q] = R
     return full
 
 
