@@ -32,7 +32,8 @@ def fitted(
     >>> fitted('Brachypelma smithi', .9, tail=' 0.93')
     'Brachypelma\\nsmithi 0.93'
     """
-    name, fits = str(name), lambda text: _width(text, fontsize) <= inches
+    name, bold = str(name), FontProperties(weight='bold', size=fontsize)
+    fits = lambda text: text_to_path.get_text_width_height_descent(text, bold, False)[0] / 72 <= inches
     if fits(name + tail): return no_math(name + tail)
     n = next((n for n in range(len(name), 1, -1) if fits(name[:n])), 1)
     gap = max((name.rfind(mark, n // 2, n) for mark in ' _-/'), default=-1) + 1
@@ -44,11 +45,6 @@ def _without_middle(text: str, tail: str, fits: Any) -> str:
     "The most of a text that fits: its end, which often tells names apart, and half as much of its start"
     shorter = (text[:n - 2 * n // 3] + '…' + text[len(text) - 2 * n // 3:] for n in range(len(text) - 1, 0, -1))
     return next((t for t in (text, *shorter) if fits(t + tail)), '…')
-
-
-def _width(text: str, fontsize: float) -> float:
-    "Inches of a line in bold"
-    return text_to_path.get_text_width_height_descent(text, FontProperties(weight='bold', size=fontsize), False)[0] / 72
 
 
 def save_figure(

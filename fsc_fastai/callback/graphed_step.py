@@ -145,7 +145,7 @@ class GraphedStep(ModelCallback):
         if look: self._take_own()
         with self._warming(), (waits := Waits()) if look else ExitStack(): yield
         if look and waits.found: self.reason = f'the step waits for a value of the device ({waits.found[0]})'
-        if not _same(random_numbers, _host_random()): self.reason = 'the step draws random numbers on the host'
+        if random_numbers != _host_random(): self.reason = 'the step draws random numbers on the host'
         if self.reason: self._tell(self.reason)
 
     def _capture(self, key: Hashable, stack: ExitStack) -> None:
@@ -268,8 +268,4 @@ def _copy(own: Tensor, new: Tensor) -> None:
 def _host_random() -> tuple:
     "The states of the host's random generators, which a graph does not know"
     _, keys, position, *_ = cast(tuple, np.random.get_state())  # noqa: NPY002  what a network of the user's may draw from
-    return random.getstate(), keys.tobytes(), position, torch.get_rng_state()
-
-
-def _same(a: tuple, b: tuple) -> bool:
-    return a[:3] == b[:3] and torch.equal(a[3], b[3])
+    return random.getstate(), keys.tobytes(), position, torch.get_rng_state().numpy().tobytes()

@@ -130,7 +130,9 @@ class ResumeFit(Callback):
             warnings.warn(f'{self.file} was written beside {there["watchers"]}, now it is beside {self.watchers}: where these '
                           'change the training, it is not the same any more', stacklevel=2)
         if len(state['fits']) == len(self.past) + 1: self._load(state)
-        else: self._skip(there)
+        else:  # a fit that is over, whose successor's state is in the file
+            self.start = self.saved = self.n_epoch
+            self.opt.set_hypers(**there['hypers'])
         if self.start == self.n_epoch and rank_distrib() == 0:
             log.warning(f'{self.file} has all {self.n_epoch} epochs of fit {len(self.past) + 1}: nothing is left to train')
 
@@ -148,13 +150,14 @@ class ResumeFit(Callback):
     def _made(self) -> dict[str, Any]:
         "What the training is of, as plain values"
         opt, train = self.opt, self.dls.train
+        optimizer = type(getattr(opt, 'opt', opt))  # or the one that it goes on for
         schedule = {k: [_rates(f(x)) for x in np.linspace(0, 1, 11)]
                     for cb in self.learn.cbs if isinstance(cb, ParamScheduler) for k, f in cb.scheds.items()}
         model = get_model(self.model)
         shapes = repr([(k, tuple(v.shape)) for k, v in model.state_dict().items()])
         return dict(
             epochs=self.n_epoch, schedule=schedule, hypers={k: v for k, v in _hypers(opt).items() if k not in schedule},
-            optimizer=_optimizer_name(getattr(opt, 'opt', opt)), frozen=opt.frozen_idx, ranks=num_distrib(),
+            optimizer=getattr(optimizer, 'resumes', optimizer.__name__), frozen=opt.frozen_idx, ranks=num_distrib(),
             model=f'{type(model).__name__} {sha256(shapes.encode()).hexdigest()[:8]}',
             loss=getattr(self.loss_func, '__qualname__', type(self.loss_func).__name__), seed=torch.initial_seed(),
             episodes={k: _plain(getattr(train, k)) for k in _EPISODES if hasattr(train, k)},
@@ -212,11 +215,6 @@ class ResumeFit(Callback):
         self.start = self.saved = state['done']
         self.learn.train_iter = self.start * len(self.dls.train)
 
-    def _skip(self, there: dict[str, Any]) -> None:
-        "Leave out a fit that is over, whose successor's state is in the file"
-        self.start = self.saved = self.n_epoch
-        self.opt.set_hypers(**there['hypers'])
-
     def _loader_rng(self) -> Any:
         "The state of the generator by which fastai's loaders shuffle"
         rng = getattr(self.dls.train, 'rng', None)
@@ -231,11 +229,6 @@ class ResumeFit(Callback):
 def _rates(value: Any) -> Any:
     "What a schedule says at a moment: a number, one for each parameter group, or fastai's slice from the first group to the last"
     return [value.start, value.stop] if isinstance(value, slice) else np.asarray(value).tolist()
-
-
-def _optimizer_name(opt: Any) -> str:
-    "The class of an optimizer, or of the one that it goes on for"
-    return getattr(type(opt), 'resumes', type(opt).__name__)
 
 
 def _hypers(opt: Any) -> dict[str, list[float]]:

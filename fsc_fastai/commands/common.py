@@ -10,7 +10,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from fastai.learner import load_learner
 from fastai.torch_core import default_device
 from fastcore.script import CliError
@@ -21,8 +20,7 @@ from ..deploy.hub import HUB
 from ..learner.core import FSCLearner
 from ..tensors import usable_device
 
-__all__ = ['plain_errors', 'told', 'printable', 'printable_lines', 'is_bundle', 'chosen_device', 'learner_from',
-           'load_classifier']
+__all__ = ['plain_errors', 'told', 'printable', 'printable_lines', 'is_bundle', 'learner_from', 'load_classifier']
 
 def plain_errors(
     f: Callable[[], Any], # The work of a command
@@ -52,23 +50,16 @@ def is_bundle(
     return str(source).startswith(HUB) or Path(source).is_dir()
 
 
-def chosen_device(
-    name: str | None = None, # `cpu`, `cuda`, `cuda:1`, `mps`, …; None: fastai's default, a GPU if there is one
-) -> torch.device:
-    "The device of this name. Raises `ValueError` if this machine does not have it"
-    return usable_device(default_device() if name is None else name)
-
-
 def learner_from(
     source: str | Path, # File that `fsc_train` or `learn.export` wrote, or the folder of a saved classifier
-    device: str | None = 'cpu', # Where to put the model, see `chosen_device`
+    device: str | None = 'cpu', # Where to put the model, such as `cuda:1`; None: fastai's default, a GPU if there is one
 ) -> FSCLearner:
     """Load a learner from a file or from a bundle.
 
     A file is a pickle, which executes what its writer put into it; a line on the error stream says so. Raises
     `FileNotFoundError` if there is no such file, and `ValueError` if it holds no learner, or for a device that is not here.
     """
-    place = chosen_device(device)
+    place = usable_device(default_device() if device is None else device)
     learn = learner_from_bundle(source) if is_bundle(source) else _unpickled(Path(source))
     learn.model.to(place)
     learn.dls.to(place)

@@ -1,6 +1,7 @@
 "Episodes: their types, their figures, and the transform that makes an episode from a flat batch"
 # No `from __future__ import annotations`: fastai dispatches on the annotations of `encodes` and `decodes`.
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -90,25 +91,10 @@ class Episode(fastuple):
         return (cat([self.support_x, self.query_x]),
                 EpisodeLabel(cat(labels), classes=self.classes, n_support=self.support_x.shape[0]))
 
-    @property
-    def support_x(self) -> Tensor:
-        "Support images `(n_support, channels, height, width)`, class by class"
-        return self[0]
-
-    @property
-    def support_y(self) -> EpisodeLabel:
-        "Their labels within the episode `(n_support,)`"
-        return self[1]
-
-    @property
-    def query_x(self) -> Tensor:
-        "Query images `(n_query, channels, height, width)`, class by class"
-        return self[2]
-
-    @property
-    def query_y(self) -> EpisodeLabel:
-        "Their labels within the episode `(n_query,)`"
-        return self[3]
+    support_x = property(itemgetter(0), doc='Support images `(n_support, channels, height, width)`, class by class')
+    support_y = property(itemgetter(1), doc='Their labels within the episode `(n_support,)`')
+    query_x = property(itemgetter(2), doc='Query images `(n_query, channels, height, width)`, class by class')
+    query_y = property(itemgetter(3), doc='Their labels within the episode `(n_query,)`')
 
     @property
     def classes(self) -> tuple[int, ...]:

@@ -20,12 +20,6 @@ from .sampler import Count, EpisodeSampler, check_whole
 __all__ = ['EpisodicDL']
 
 
-def _with_split(after_batch: Pipeline) -> Pipeline:
-    "The batch transforms, with `EpisodeSplit` the last of them"
-    if not any(isinstance(f, EpisodeSplit) for f in after_batch.fs): after_batch.add(EpisodeSplit())
-    return after_batch
-
-
 class EpisodicDL(CachedDL):
     """Loads `Episode`s: `n_way` classes with `n_shot` support and `n_query` query images each.
 
@@ -63,8 +57,9 @@ class EpisodicDL(CachedDL):
         self.seed, self.epoch, self.drop_small = seed, epoch, drop_small
         self._sampler: EpisodeSampler | None = None
         self._distinct = False
-        kwargs |= dict(bs=1, n=n_episodes if len(dataset) else 0, drop_last=False)
-        kwargs['after_batch'] = _with_split(Pipeline(kwargs.get('after_batch')))
+        after_batch = Pipeline(kwargs.get('after_batch'))
+        if not any(isinstance(f, EpisodeSplit) for f in after_batch.fs): after_batch.add(EpisodeSplit())
+        kwargs |= dict(bs=1, n=n_episodes if len(dataset) else 0, drop_last=False, after_batch=after_batch)
         super().__init__(dataset, shuffle=shuffle, num_workers=num_workers, cache=cache, labels=labels, **kwargs)
 
     @property

@@ -185,7 +185,9 @@ class EpisodeDataLoaders(DataLoaders):
         stand for their `novel` domain or else their validation classes. Folders are named by the last part of their path, or by
         more parts if several end alike.
         """
-        if is_file_lists(domains): domains = {_name_of_lists(domains): domains}
+        if is_file_lists(domains):
+            folders = {Path(o).expanduser().absolute().parent for o in domains.values()}
+            domains = {folders.pop().name if len(folders) == 1 else 'test': domains}
         elif isinstance(domains, str | Path): domains = named_paths([domains])
         elif isinstance(domains, list | tuple) and all(isinstance(o, str | Path) for o in domains): domains = named_paths(domains)
         elif not isinstance(domains, dict): domains = {'test': domains}
@@ -273,12 +275,6 @@ class EpisodeDataLoaders(DataLoaders):
         d = torch.device(d)  # fastai's parts ask for its type
         DataLoaders.device.fset(self, d)
         for dl in getattr(self, 'domains', {}).values(): dl.to(d)
-
-
-def _name_of_lists(lists: dict[str, str | Path]) -> str:
-    "The folder that file lists lie in, as the name of their domain"
-    folders = {Path(o).expanduser().absolute().parent for o in lists.values()}
-    return folders.pop().name if len(folders) == 1 else 'test'
 
 
 def _of_one_size(size: Size | None, item_tfms: Any, batch_tfms: Any, like: ImageConfig | None) -> tuple[Any, Any]:

@@ -262,18 +262,14 @@ def read_images(
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
         if not path.is_dir(): return _read_by_suffix(path, path, root)
-        if files := _existing(path, '.json') or _tested_whole(path):
+        whole = {'test': path/'novel.json'} if (path/'novel.json').is_file() else {}  # of `prepare_domain`, undivided
+        if files := _existing(path, '.json') or whole:
             return _read_by_suffix(files, next(iter(files.values())), root)
         if files := _existing(path, '.csv'): return read_csvs(files, root)
         return read_folder(path)
     if hasattr(source, '__getitem__') and hasattr(source, '__len__') and not isinstance(source, Mapping):
         return read_dataset(source)
     raise TypeError(f'no images can be read from a {type(source).__name__}: a folder, file list, CSV, frame or dataset')
-
-
-def _tested_whole(path: Path) -> dict[str, Path]:
-    "The list of a domain that `prepare_domain` leaves undivided: `novel.json` alone"
-    return {'test': path/'novel.json'} if (path/'novel.json').is_file() else {}
 
 
 def is_file_lists(source: Any) -> bool:

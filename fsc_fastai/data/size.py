@@ -37,8 +37,7 @@ def with_margin(
     size: Size, # What is cut out in the end
 ) -> Size:
     "The size that images are brought to before a part is cut out of them: 1.15 times as large"
-    height, width = (int(1.15 * side) for side in sides(size))
-    return height if height == width else (height, width)
+    return as_size('size', [int(1.15 * side) for side in sides(size)])
 
 
 def size_text(

@@ -43,11 +43,8 @@ class FewShotClassifier(SupportFitter):
     `cross_val_score` and `GridSearchCV` take it.
 
     An answer depends on the image and the examples alone, never on the other images that are asked about: where a published
-    method uses statistics of the batch, those of the examples take their place, fixed in `fit`. What this costs was measured on
-    two models of each method and shot, on 60 episodes of each of five glyph domains (`benchmarks/statistics.py`). RelationNet
-    loses up to 1.6 points of accuracy at 5 shots and up to 1.9 at 1 shot if the published statistics see all 25 queries of a
-    balanced episode; if they see one query at a time, it gains 2 to 9. GNNNet changes by −0.7 to +0.3 points at 5 shots and by
-    −2.6 to +1.8 at 1 shot.
+    method uses statistics of the batch, those of the examples take their place, fixed in `fit` (docs/recipes.md has what this
+    costs).
 
     Each example is held out in turn, which calibrates the probabilities and gives `keep` its limit; `calibrated_` says what
     chose the temperature. With one example of each class none can be held out: then a warning says so, and `calibrated_` is None.

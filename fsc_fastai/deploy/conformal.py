@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from fastcore.basics import patch
-from torch import Tensor
 
 from .classifier import FewShotClassifier
 from .support import Label, is_single
@@ -68,7 +67,8 @@ def predict_sets(
         for o in self.held_out():
             sizes.append(len(o.idxs))
             label = self.support.member[o.idxs].argmax(1)
-            better += _fitting_no_better(log_p(o.head, self.support.features[o.idxs]), label, log_p(o.head, features)).cpu()
+            own = log_p(o.head, self.support.features[o.idxs]).gather(1, label[:, None])
+            better += (own[:, :, None] <= log_p(o.head, features)[None]).sum(0).cpu()  # held-out examples that fit no better
     except ValueError as e: sizes, why = [], f' ({e})'
     n = sum(sizes)
     misses = math.floor(alpha * (n + 1) + 1e-9)
@@ -81,14 +81,8 @@ def predict_sets(
     # of a class of one example nothing is held out, so that nothing is known of its images
     guaranteed = 1. if misses < 1 else 0. if n < len(self.support.labels) else proven_coverage(sizes, alpha)
     likeliest = log_p(self.head, features).argsort(1, descending=True).tolist()
-    return [_set_of([(classes[i], row[i]) for i in order], coverage, level, guaranteed)
-            for order, row in zip(likeliest, p.tolist(), strict=True)]
-
-
-def _fitting_no_better(held_out: Tensor, label: Tensor, query: Tensor) -> Tensor:
-    "How many held-out examples fit their class no better than each query fits each class `(n_query, n_way)`"
-    own = held_out.gather(1, label[:, None])
-    return (own[:, :, None] <= query[None]).sum(0)
+    return [PredictionSet(tuple(classes[i] for i in order if row[i] > alpha + 1e-9), {classes[i]: row[i] for i in order},
+                          coverage, level, guaranteed) for order, row in zip(likeliest, p.tolist(), strict=True)]
 
 
 def proven_coverage(
@@ -104,9 +98,3 @@ def proven_coverage(
     excess = 2 * (1 - alpha) * (k - 1) / (n + k)
     if len(set(sizes)) == 1: excess = min(excess, (1 - k / n) / (k + 1))
     return max(0., 1 - 2 * alpha - excess)
-
-
-def _set_of(p_values: list[tuple[Label, float]], coverage: float, level: float, guaranteed: float) -> PredictionSet:
-    "From the p-values of the classes, the likeliest first"
-    labels = tuple(c for c, p in p_values if p > 1 - coverage + 1e-9)
-    return PredictionSet(labels, dict(p_values), coverage, level, guaranteed)

@@ -8,6 +8,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..explain.weights import log_odds
 from .classifier import FewShotClassifier
 from .support import Label, is_single
 
@@ -73,7 +74,4 @@ def check_examples(self: FewShotClassifier) -> pd.DataFrame:
 
 
 def _log_odds(classifier: FewShotClassifier, scores: Tensor) -> Tensor:
-    "log P / (1 − P) of each class, which tells answers apart where P is as good as 1"
-    s = scores.cpu().double() / classifier.temperature  # not every device has double precision
-    others = torch.eye(s.shape[-1], dtype=torch.bool, device=s.device)
-    return s - s[..., None, :].masked_fill(others, float('-inf')).logsumexp(-1)
+    return log_odds(scores.cpu().double() / classifier.temperature)  # not every device has double precision

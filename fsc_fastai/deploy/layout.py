@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from hashlib import sha256
 from math import prod
 from typing import Any, BinaryIO
@@ -132,15 +132,12 @@ def built_model(
 ) -> FewShotModel:
     "The model of a configuration, without its weights. Raises `BundleError` if it cannot be built"
     if config.get('arch') is None: config = {**config, 'arch': copy.deepcopy(arch)}
-    try: return create_fsc_model(**{**config, 'method': method})
+    return _built(create_fsc_model, **{**config, 'method': method})
+
+
+def _built(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try: return build(*args, **kwargs)
     except Exception as e:  # a configuration from outside can break a backbone in any way
-        raise _bound(e) or BundleError(f'the model cannot be built: {str(e)[:500]}') from e
-
-
-def _body(config: Mapping[str, Any]) -> nn.Module:
-    of_encoder = config.get('encoder_kwargs') or {}
-    try: return timm_body(config['arch'], False, config.get('img_size', 84), config.get('in_chans', 3), **of_encoder)
-    except Exception as e:  # as in `built_model`
         raise _bound(e) or BundleError(f'the model cannot be built: {str(e)[:500]}') from e
 
 
@@ -165,7 +162,9 @@ def laid_out(
     device, bounded = 'cpu', lambda: _Bounded(len(file.shapes), file.size)  # a module of the user's own may need memory
     if config.get('arch') is not None:
         device = 'meta'
-        with torch.device(device), bounded().at_most(MAX_MADE, MAX_STEPS): arch = _body(config)
+        with torch.device(device), bounded().at_most(MAX_MADE, MAX_STEPS):
+            arch = _built(timm_body, config['arch'], False, config.get('img_size', 84), config.get('in_chans', 3),
+                          **(config.get('encoder_kwargs') or {}))
         # what an image takes, even without memory, is only paid for a backbone that is in the file
         file.check({BODY + k: v for k, v in arch.state_dict().items()}, within=BODY)
     with torch.device(device), bounded():

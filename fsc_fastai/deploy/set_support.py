@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from fastai.vision.core import PILImage
 from fastcore.basics import patch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..learner.core import FSCLearner
 from .bundle import Bundle
@@ -23,15 +23,8 @@ from .support import Label, labelled_items
 __all__ = ['LearnerSupport', 'learner_from_bundle']
 
 
-def _state_of(model: nn.Module) -> list[tuple[int, int]]:
-    "Changes whenever a weight or a running statistic does"
-    return [(id(t), t._version) for t in (*model.parameters(), *model.buffers())]
-
-
 class LearnerSupport:
     "The examples of a learner as bytes, from which a classifier is made again whenever the weights have changed"
-    keep: float | None = None # For learners that were exported before this setting existed
-
     def __init__(self,
         preprocess: Preprocess, # Turns an image into the input of the encoder
         pixels: Tensor, # Bytes `(n_support, channels, height, width)`
@@ -48,11 +41,11 @@ class LearnerSupport:
 
     def classifier(self, model: Any) -> FewShotClassifier:
         "The classifier for the current weights of `model`"
-        state = _state_of(model)
+        # changes whenever a weight or a running statistic does
+        state = [(id(t), t._version) for t in (*model.parameters(), *model.buffers())]
         if self._made is None or self._made[0] != state:
-            adapt = getattr(self, 'adapt', None)  # a learner that was exported earlier has none
-            made = FewShotClassifier(model, self.preprocess, self.reject, adapt, self.keep).fit_pixels(self.pixels, self.labels)
-            self._made = state, made
+            made = FewShotClassifier(model, self.preprocess, self.reject, self.adapt, self.keep)
+            self._made = state, made.fit_pixels(self.pixels, self.labels)
         return self._made[1]
 
 

@@ -108,11 +108,6 @@ def _backbone_of(model: nn.Module) -> tuple[str, nn.Module]:
     return prefix, model
 
 
-def _residual_blocks(body: nn.Module) -> list[str]:
-    "Names of the residual blocks in order: layer1.0, layer1.1, …"
-    return [name for name, _ in body.named_modules() if re.fullmatch(r'layer\d\.\d+', name)]
-
-
 def _backbone_name(name: str, blocks: list[str]) -> str:
     "The backbone's name for a tensor of a published encoder"
     m = re.fullmatch(r'trunk\.(\d+)\.(.+)', name)
@@ -143,7 +138,8 @@ def _candidates(name: str, prefix: str, blocks: list[str]) -> Iterator[str]:
 def _place(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
     "The tensors of `state` under the names of `model`, and the report"
     ours, (prefix, body) = model.state_dict(), _backbone_of(model)
-    blocks, placed, report = _residual_blocks(body), {}, LoadReport()
+    blocks = [name for name, _ in body.named_modules() if re.fullmatch(r'layer\d\.\d+', name)]  # residual ones, in order
+    placed, report = {}, LoadReport()
     for name, value in state.items():
         target = next((c for c in _candidates(name, prefix, blocks) if c in ours), None)
         if target is None: report.unexpected.append(name); continue

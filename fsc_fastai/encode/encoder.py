@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..as_built import as_built, blueprint
 from ..data.image_config import ImageConfig
-from ..data.size import size_text
+from ..data.size import as_size, sides, size_text
 from ..tensors import evaluating
 from . import backbones  # noqa: F401  registers the field's backbones with timm
 from .checkpoints import LoadReport, load_encoder_weights, read_checkpoint
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         pool: TokenPool | None = None, # 'auto', 'cls', 'mean' or 'both': vectors instead of maps; None: maps
     ):
         super().__init__()
-        self.body, self.img_size, self.in_chans = body, _square(img_size), in_chans
+        self.body, self.img_size, self.in_chans = body, as_size('img_size', img_size), in_chans
         self.name, self.pool = name or type(body).__name__, _checked_pool(pool, body, name)
         self.channels_last = getattr(body, 'output_fmt', 'NCHW') == 'NHWC'
         self.out_shape = self._probe()
@@ -100,8 +100,7 @@ class Encoder(nn.Module):
     def _blank(self) -> Tensor:
         "One training image"
         like = next(self.body.parameters(), torch.empty(0))
-        size = (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
-        return like.new_zeros(1, self.in_chans, *size)
+        return like.new_zeros(1, self.in_chans, *sides(self.img_size))
 
     @torch.no_grad()
     def _probe(self) -> tuple[int, int, int]:
@@ -134,13 +133,6 @@ def _never_negative(node: Any) -> bool:
     if node.name() == 'HardtanhBackward0': return node._saved_min_val >= 0
     if node.name() in _NEVER_NEGATIVE: return True
     return node.name() in _KEEP_SIGNS and all(_never_negative(source) for source, _ in node.next_functions)
-
-
-def _square(img_size: ImageSize) -> int | tuple[int, int]:
-    "The side of a square, or (height, width)"
-    if isinstance(img_size, int): return img_size
-    height, width = img_size
-    return height if height == width else (height, width)
 
 
 def _checked_pool(pool: TokenPool | None, body: nn.Module, name: str) -> TokenPool | None:
@@ -192,7 +184,7 @@ def create_encoder(
     >>> create_encoder('conv4', img_size=32).out_shape
     (64, 2, 2)
     """
-    img_size = _square(img_size)
+    img_size = as_size('img_size', img_size)
     online = pretrained is True or hub_id(pretrained) is not None
     if isinstance(arch, Encoder):
         encoder = arch

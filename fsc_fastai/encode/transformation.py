@@ -173,12 +173,9 @@ def _transformation_for(norm: nn.Module, model: nn.Module, gamma: float, beta: f
     size: Any = next(size for size in sizes if size is not None)
     width = size if isinstance(size, int) else size.shape[0] if isinstance(size, Tensor) else size[-1]
     p = next(norm.parameters(), next(model.parameters()))
-    return FeatureWiseTransformation(width, gamma, beta, _channel_dim(norm), p.device, p.dtype)
-
-
-def _channel_dim(norm: nn.Module) -> int:
     # timm calls layer norms that work on maps (n, C, H, W) LayerNorm2d, RmsNorm2d, …
-    return 1 if re.search('batchnorm|groupnorm|instancenorm|2d', type(norm).__name__, re.I) else -1
+    channel_dim = 1 if re.search('batchnorm|groupnorm|instancenorm|2d', type(norm).__name__, re.I) else -1
+    return FeatureWiseTransformation(width, gamma, beta, channel_dim, p.device, p.dtype)
 
 
 def _attached(model: nn.Module) -> list[tuple[nn.Module, int, FeatureWiseTransformation]]:

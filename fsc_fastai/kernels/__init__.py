@@ -1,1 +1,1 @@
-"Operations that only make CPUs faster"
+"Operations that only make training faster"

@@ -13,6 +13,7 @@ from ..drawing import no_math
 from ..tensors import evaluating
 from .episode_scores import encode_images
 from .learner import FSCLearner
+from .tested import named_domains
 
 __all__ = ['channel_statistics', 'statistics_row', 'plot_feature_statistics']
 
@@ -49,12 +50,9 @@ def feature_statistics(
 
     Raises `ValueError` where there are no domains.
     """
-    named = self.dls.domains if domains is None else self.dls.as_domains(domains)
-    if not named:
-        raise ValueError('feature_statistics needs domains: pass {name: folder}, or build the loaders with dls.with_domains(...)')
     with evaluating(self.model):
         return pd.DataFrame([dict(domain=name) | statistics_row(encode_images(self.model, dl.images()))
-                             for name, dl in named.items()])
+                             for name, dl in named_domains(self, domains).items()])
 
 
 def plot_feature_statistics(

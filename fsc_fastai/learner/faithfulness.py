@@ -27,7 +27,7 @@ from ..explain.to_pixels import explain_images
 from ..tensors import evaluating
 from .adapted import episode_images
 from .learner import FSCLearner
-from .masks import Masks, masks_for, seen_masks
+from .masks import Masks, seen_masks
 from .metrics import ci95
 from .tested import tested_domains
 
@@ -209,7 +209,7 @@ def faithfulness(
         for domain, dl, sampler in tested:
             of_domain = values[domain] = {name: [] for name in names}
             collected: dict[str, dict] = {name: {} for name in names}
-            bar.comment, given = domain, masks_for(domain, masks)
+            bar.comment, given = domain, masks.get(domain) if isinstance(masks, Mapping) else masks
             for k in bar.through(range(n_episodes)):
                 episode = ExplainedEpisode(self.model, *episode_images(dl, sampler, k))
                 if given is not None: episode.mask = seen_masks(self.dls, dl, sampler.episode(k).query, given)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,10 @@ from ..data.episode_loader import EpisodicDL
 from ..data.images import open_image
 from ..data.loaders import EpisodeDataLoaders
 
-__all__ = ['Masks', 'masks_for', 'seen_masks']
+__all__ = ['Masks', 'seen_masks']
 
 Masks = str | os.PathLike | Callable[[Any], Any]
 "A folder with `class/name.*` for each image `class/name.jpg`, or a function of its file to a mask: a file, picture or array"
-
-
-def masks_for(
-    domain: str, # Its name
-    masks: Masks | Mapping[str, Masks] | None, # Masks of all domains, or by the name of the domain
-) -> Masks | None:
-    "The masks of a domain, if there are any"
-    return masks.get(domain) if isinstance(masks, Mapping) else masks
 
 
 def seen_masks(

@@ -44,8 +44,7 @@ def classification_learner(
     "A fastai `Learner` that classifies single images of the training classes; its `model.encoder` is `encoder`"
     train, valid = dls.train.image_split(bs=bs, valid_pct=valid_pct)
     image_dls = DataLoaders(train, valid, path=dls.path, device=dls.device)
-    kwargs = {'loss_func': CrossEntropyLossFlat(), 'metrics': accuracy} | kwargs
-    settings = dict(opt_func=default_optimizer(dls.device)) | kwargs
+    settings = dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=default_optimizer(dls.device)) | kwargs
     return Learner(image_dls, ImageClassifier(encoder, dls.n_classes).to(dls.device), **settings)
 
 

@@ -12,18 +12,14 @@ from fastai.learner import Learner
 __all__ = ['plain_rows', 'plain_output']
 
 
-def _cell(name: str, value: Any) -> str:
-    "A number of the recorder with its name"
-    return f'{name} {value:.4f}' if isinstance(value, float) else f'{name} {value}'
-
-
 @contextmanager
 def plain_rows(
     learn: Learner, # Any fastai learner
 ) -> Iterator[None]:
     "Inside, `learn` draws no bars and prints one line per epoch: `epoch 3  train_loss 0.4123  accuracy 0.8250  time 00:12`"
     def row(values: list[Any]) -> None:
-        print('  '.join(_cell(name, value) for name, value in zip(learn.recorder.metric_names, values, strict=False)), flush=True)
+        shown = (f'{value:.4f}' if isinstance(value, float) else value for value in values)
+        print('  '.join(f'{name} {value}' for name, value in zip(learn.recorder.metric_names, shown, strict=False)), flush=True)
     before, learn.logger = learn.logger, row
     try:
         with learn.no_bar(): yield

@@ -61,7 +61,8 @@ def run_cell(
                           versions=dict(fsc_fastai=__version__, commit=_commit(), torch=torch.__version__,
                                         fastai=fastai.__version__))
     with atomic_write(file) as part: part.write_text(json.dumps(result | dict(sha256=_digest(result))), encoding='utf-8')
-    log.info(f'{cell.key}: {_summary(result["results"])} ({time.perf_counter() - start:.0f} s)')
+    accuracies = ' '.join(f'{r["domain"]} {100*r["accuracy"]:.1f}' for r in result['results'] if not r['transductive'])
+    log.info(f'{cell.key}: {accuracies} ({time.perf_counter() - start:.0f} s)')
     return result
 
 
@@ -116,10 +117,6 @@ def _test(learn: FSCLearner, cell: Cell, preset: Preset) -> list[dict[str, Any]]
                              accuracy=sum(right) / (len(right) * preset.test_query * 5)))
         rows[-1] |= dict(statistics=statistics_row(features))
     return rows
-
-
-def _summary(results: Iterable[dict[str, Any]]) -> str:
-    return ' '.join(f'{r["domain"]} {100*r["accuracy"]:.1f}' for r in results if not r['transductive'])
 
 
 def results_frame(
