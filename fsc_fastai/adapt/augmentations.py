@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import RandomErasing
 
-__all__ = ['brightness', 'saturation', 'contrast', 'translation', 'pmf_augment', 'gamma', 'channels', 'flip', 'rotate',
-           'channel_means', 'ata_augment']
+__all__ = ['brightness', 'saturation', 'contrast', 'translation', 'pmf_augment', 'gamma', 'channels', 'rotate', 'ata_augment']
 
 
 # For batches `(n, C, H, W)` with a number u in 0–1 for each image `(n,)`: Hu et al. 2022 (PMF), after Zhao et al. 2020
@@ -80,14 +79,6 @@ def channels(
     return x[torch.as_tensor(places).argsort()]
 
 
-def flip(
-    x: Tensor, # An image `(C, H, W)`
-    axis: int, # 1: upside down, 2: left and right
-) -> Tensor:
-    "Mirror the image"
-    return x.flip(axis)
-
-
 def rotate(
     x: Tensor, # An image `(C, H, W)`
     quarters: int, # Number of turns by 90°
@@ -96,21 +87,14 @@ def rotate(
     return torch.rot90(x, quarters if x.shape[1] == x.shape[2] else 2 * (quarters // 2), (1, 2))
 
 
-def channel_means(
-    x: Tensor, # An image `(C, H, W)`
-) -> Tensor:
-    "The mean of each channel `(C,)`, which fills an erased rectangle"
-    return x.mean((1, 2))
-
-
 def ata_augment(
     x: Tensor, # An image `(C, H, W)`
 ) -> Tensor:
     "Gamma, erasing, channel shuffle, flip and rotation, each with its own probability (CDFSL-ATA, `finetune_ml.py`)"
     chance = lambda p: bool(torch.rand(()) < p)
     if chance(0.3): x = gamma(x, 1 + 0.5 * float(torch.rand(())))
-    if chance(0.5): x = RandomErasing(p=1., value=channel_means(x).tolist())(x)
+    if chance(0.5): x = RandomErasing(p=1., value=x.mean((1, 2)).tolist())(x)
     if chance(0.3): x = channels(x, torch.randperm(len(x)).tolist())
-    if chance(0.5): x = flip(x, 1 + int(torch.randint(2, ())))
+    if chance(0.5): x = x.flip(1 + int(torch.randint(2, ())))  # upside down, or left and right
     if chance(0.5): x = rotate(x, 1 + int(torch.randint(3, ())))
     return x

@@ -56,11 +56,7 @@ def _neighbours(x: Tensor, knn: int) -> Tensor:
     "W `(…, n, n)`: 1 where j is among the knn − 1 nearest others of i; not symmetric"
     d, W = squared_distances(x, x), torch.zeros(*x.shape[:-1], x.shape[-2], dtype=x.dtype, device=x.device)
     d.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-    for _ in range(knn - 1):  # for a few of many that is faster than topk
-        nearest = d.argmin(-1, keepdim=True)
-        W.scatter_(-1, nearest, 1.)
-        d.scatter_(-1, nearest, torch.inf)
-    return W
+    return W.scatter_(-1, d.topk(knn - 1, largest=False).indices, 1.)
 
 
 def _as_published(support: Tensor, member: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,13 +51,9 @@ def enlarged_support(
 
 
 def transductive_scores(
-    head: Head, # `model.head()` of any method but a GNN
-    f_support: Tensor, # Feature maps `(n_support, C, H, W)`, or their `head.compact` form
-    support_y: Tensor, # Labels `(n_support,)`
-    f_query: Tensor, # Feature maps `(n_query, C, H, W)`
-    candidates: Sequence[int] = CANDIDATES, # Queries that join in each round
+    head: Head, f_support: Tensor, support_y: Tensor, f_query: Tensor, candidates: Sequence[int] = CANDIDATES,
 ) -> Tensor:
-    "Scores `(n_query, n_way)` with the enlarged support. Raises `TypeError` for a GNN, whose graphs have a fixed support"
+    "Scores `(n_query, n_way)` with the `enlarged_support`. Raises `TypeError` for a GNN, whose graphs have a fixed support"
     if not head.model.transductive:
         raise TypeError(f'transductive inference changes the size of the support set, which a {type(head.model).__name__} learns '
                         'with: evaluate it with transductive=False')

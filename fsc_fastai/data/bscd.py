@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
-from .domain_files import ClassFiles, Domain, class_folders, existing, folder_of
+from .domain_files import ClassFiles, Domain, class_folders, existing, folder_of, from_torchvision
 
 __all__ = ['BSCD']
 
@@ -53,21 +54,9 @@ def _read_isic(root: Path, domain: Domain) -> list[ClassFiles]:
     return _whole(classes)
 
 
-def _read_eurosat(root: Path, domain: Domain) -> list[ClassFiles]:
-    "A folder a kind of land: `AnnualCrop`, …"
-    return _whole(class_folders(folder_of(root, domain, '2750', 'eurosat/2750', 'EuroSAT_RGB', 'EuroSAT/2750')))
-
-
-def _read_crop_diseases(root: Path, domain: Domain) -> list[ClassFiles]:
-    "The training images, one folder per plant and disease: `Apple___Apple_scab`, …"
-    return _whole(class_folders(folder_of(root, domain, 'train', 'dataset/train', 'CropDiseases/dataset/train')))
-
-
-def _download_eurosat(root: Path) -> Path:
-    from torchvision.datasets import EuroSAT
-    root.mkdir(parents=True, exist_ok=True)
-    EuroSAT(root, download=True)
-    return root
+def _folders_in(*candidates: str) -> Callable[[Path, Domain], list[ClassFiles]]:
+    "A reader of class folders in the first of these folders that is there"
+    return lambda root, domain: _whole(class_folders(folder_of(root, domain, *candidates)))
 
 
 BSCD = (
@@ -79,9 +68,11 @@ BSCD = (
         'isic', _read_isic, n_classes=(0, 0, 7), n_images=10_015,
         layout='Unpack ISIC2018_Task3_Training_Input.zip and ISIC2018_Task3_Training_GroundTruth.zip there'),
     Domain(
-        'eurosat', _read_eurosat, n_classes=(0, 0, 10), n_images=27_000, download=_download_eurosat,
+        'eurosat', _folders_in('2750', 'eurosat/2750', 'EuroSAT_RGB', 'EuroSAT/2750'), n_classes=(0, 0, 10), n_images=27_000,
+        download=from_torchvision('EuroSAT'),
         layout='Unpack EuroSAT.zip (the RGB one) there, so that 2750/AnnualCrop/ and nine more exist'),
     Domain(
-        'crop_diseases', _read_crop_diseases, n_classes=(0, 0, 38), n_images=43_456,
+        'crop_diseases', _folders_in('train', 'dataset/train', 'CropDiseases/dataset/train'), n_classes=(0, 0, 38),
+        n_images=43_456,
         layout='Unpack the archive plant-disease of Kaggle there, so that train/Apple___Apple_scab/ and 37 more exist'),
 )

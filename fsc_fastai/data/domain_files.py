@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .image_files import IMAGE_SUFFIXES
 
@@ -47,6 +48,16 @@ def folder_of(root: Path, domain: Domain, *candidates: str) -> Path:
     if found is None:
         raise FileNotFoundError(f'{domain.name}: {root} has none of {", ".join(candidates)}. {domain.layout}')
     return found
+
+
+def from_torchvision(name: str, **kwargs: Any) -> Callable[[Path], Path]:
+    "The download of a data set by torchvision, which compares its MD5 sum with what it knows"
+    def download(root: Path) -> Path:
+        from torchvision import datasets
+        root.mkdir(parents=True, exist_ok=True)
+        getattr(datasets, name)(root, download=True, **kwargs)
+        return root
+    return download
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 from fastai.data.external import URLs, untar_data
 
-from .domain_files import ClassFiles, Domain, class_folders, existing, folder_of, images_in, indexed
+from .domain_files import ClassFiles, Domain, class_folders, existing, folder_of, from_torchvision, images_in, indexed
 from .names import distinct
 
 __all__ = ['FWT']
@@ -90,25 +91,10 @@ def _read_mini_imagenet(root: Path, domain: Domain) -> list[ClassFiles]:
     return classes
 
 
-# fastai compares an archive's size, torchvision its MD5 sum with what they know.
-# With `data=root`, untar_data would move fastai's data folder for the rest of the process.
-def _download_cub(root: Path) -> Path: return untar_data(URLs.CUB_200_2011)
-
-
-def _download_cars(root: Path) -> Path: return untar_data(URLs.CARS)
-
-
-def _download_places(root: Path) -> Path:
-    from torchvision.datasets import Places365
-    root.mkdir(parents=True, exist_ok=True)
-    Places365(root, split='train-standard', small=True, download=True)
-    return root
-
-
-def _download_plantae(root: Path) -> Path:
-    from torchvision.datasets import INaturalist
-    INaturalist(root, version='2018', download=True)
-    return root
+def _from_fastai(url: str) -> Callable[[Path], Path]:
+    "The download of an archive by fastai, which compares its size with what it knows"
+    # with `data=root`, untar_data would move fastai's data folder for the rest of the process
+    return lambda root: untar_data(url)
 
 
 FWT = (
@@ -118,20 +104,21 @@ FWT = (
                "that they name or beside the class folders n01532829/, … of ImageNet's training set; or the folders "
                'train/, val/ and test/ of class folders (mini_imagenet_full_size)'),
     Domain(
-        'cub', _read_cub, n_classes=(100, 50, 50), n_images=11_788, download=_download_cub,
+        'cub', _read_cub, n_classes=(100, 50, 50), n_images=11_788, download=_from_fastai(URLs.CUB_200_2011),
         folder='CUB_200_2011',
         layout='Unpack CUB_200_2011.tgz there, so that CUB_200_2011/images/001.Black_footed_Albatross/ and 199 more exist'),
     Domain(
-        'cars', _read_cars, n_classes=(98, 49, 49), n_images=8_144, download=_download_cars,
+        'cars', _read_cars, n_classes=(98, 49, 49), n_images=8_144, download=_from_fastai(URLs.CARS),
         folder='stanford-cars',
         layout='Unpack cars_train.tgz and car_devkit.tgz of Stanford Cars there, so that cars_train/00001.jpg, '
                'devkit/cars_train_annos.mat and devkit/cars_meta.mat exist'),
     Domain(
         'places', _read_places, n_classes=(183, 91, 91), n_images=73_000, per_class=200, max_images=200,
-        download=_download_places,
+        download=from_torchvision('Places365', split='train-standard', small=True),
         layout='Unpack train_256_places365standard.tar there and call its folder data_256_standard, or unpack '
                'places365standard_easyformat.tar (places365_standard/train/airfield/, …)'),
     Domain(
-        'plantae', _read_plantae, n_classes=(100, 50, 50), max_images=600, max_classes=200, download=_download_plantae,
+        'plantae', _read_plantae, n_classes=(100, 50, 50), max_images=600, max_classes=200,
+        download=from_torchvision('INaturalist', version='2018'),
         layout='Unpack train_val2018.tar.gz of iNaturalist 2018 there: train_val2018/Plantae/ has one folder per species'),
 )

@@ -18,7 +18,6 @@ __all__ = ['to_relevance', 'from_relevance', 'scaled', 'layer_rule']
 
 
 class _ToRelevance(Function):
-    "`to_relevance(x)` is x; backward turns g into R = x·g"
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.x = x
@@ -29,7 +28,6 @@ class _ToRelevance(Function):
 
 
 class _FromRelevance(Function):
-    "`from_relevance(y, eps)` is y, the outputs that share R; backward turns R into g = R / (y + ε·sign(y))"
     @staticmethod
     def forward(ctx: Any, y: Tensor, eps: float) -> Tensor:
         ctx.y, ctx.eps = y, eps
@@ -67,7 +65,17 @@ class _LayerRule(Function):
         return (c, *[None] * 6)
 
 
-to_relevance, from_relevance = _ToRelevance.apply, _FromRelevance.apply
+def to_relevance(x: Tensor) -> Tensor:
+    "x; backward turns g into R = x·g"
+    return _ToRelevance.apply(x)
+
+
+def from_relevance(
+    y: Tensor, # The outputs that share R
+    eps: float = 0., # Stabiliser ε
+) -> Tensor:
+    "y; backward turns R into g = R / (y + ε·sign(y))"
+    return _FromRelevance.apply(y, eps)
 
 
 def scaled(

@@ -162,13 +162,8 @@ def through_encoder(
 
 
 @torch.no_grad()
-def attention_of(
-    model: Any, # A few-shot model
-    support_x: Tensor, # Images `(n_support, 3, height, width)`
-    support_y: Tensor, # Their labels `(n_support,)`
-    query_x: Tensor, # Images `(n_query, 3, height, width)`
-) -> tuple[Tensor, Tensor] | None:
-    "Attention maps of the queries and of the classes, both `(n_query, n_way, H, W)`; None for a method without attention"
+def attention_of(model: Any, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor] | None:
+    "The same as `attention_maps`, but None for a method without attention"
     with undisturbed(query_x.device, model):
         return model.attention_maps(model.encode(plain(support_x)), support_y, model.encode(plain(query_x)))
 
@@ -179,7 +174,7 @@ def attention_maps(
     support_y: Tensor, # Their labels `(n_support,)`
     query_x: Tensor, # Images `(n_query, 3, height, width)`
 ) -> tuple[Tensor, Tensor]:
-    "The same as `attention_of`. Raises `TypeError` for a method without attention"
+    "Attention maps of queries and classes, both `(n_query, n_way, H, W)`. Raises `TypeError` for a method without attention"
     found = attention_of(model, support_x, support_y, query_x)
     if found is None: raise TypeError(f'attention maps need a CrossAttentionNet, found {type(model).__name__}')
     return found

@@ -170,7 +170,7 @@ class RelevanceMode(TorchFunctionMode):
         "The output of the network, in a form that receives relevance"
         out = self.memory.latest(out)
         if not self.g_form or not self.carries(out): return out
-        if not hasattr(out, '_layer'): return from_relevance(out, 0.)
+        if not hasattr(out, '_layer'): return from_relevance(out)
         x, layer, *_ = out._layer
         return self._with_rule(x, out, layer, g_out=False)
 

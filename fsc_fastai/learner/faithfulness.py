@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -110,30 +110,24 @@ def _within(heat: Tensor, mask: Tensor, found: Measures) -> None:
     found['query', 'mask area', None, ''] = float(mask.float().mean())
 
 
-class _How(NamedTuple):
-    "What is measured, see `faithfulness`"
-    patches: Sequence[int]
-    replace: Sequence[Replace]
-    steps: int
-    support: bool
-    period: int
-
-
-def _measured(episode: ExplainedEpisode, explainer: Any, how: _How, seed: int, curves: dict) -> Measures:
-    "All measures of an explainer on an episode; `curves` collects the curves"
+def _measured(
+    episode: ExplainedEpisode, explainer: Any, seed: int, curves: dict,
+    *, patches: Sequence[int], replace: Sequence[Replace], steps: int, support: bool, period: int,
+) -> Measures:
+    "All measures of an explainer on an episode, see `faithfulness`; `curves` collects the curves"
     found: Measures = {}
-    of_query, of_support = episode.maps(explainer, how.support)
+    of_query, of_support = episode.maps(explainer, support)
     sides: list[tuple[str, Any, Tensor, Tensor]] = [('query', episode.of_queries, episode.query_x, of_query)]
     if of_support is not None:
         sides.append(('support', episode.of_support, episode.support_x[episode.members], of_support))
     for side, score, x, heat in sides:
-        for way in product(how.patches, how.replace):
-            at = removal_curves(score, x, heat, way[0], how.steps, way[1], seed, episode.random.get((side, *way)))
+        for way in product(patches, replace):
+            at = removal_curves(score, x, heat, way[0], steps, way[1], seed, episode.random.get((side, *way)))
             episode.random[(side, *way)] = at.random
             curves.setdefault((side, *way), []).append(torch.stack(at).mean(1).cpu().numpy())
             _removal(at, (side, *way), found)
         found[side, 'gap', None, 'all'] = float(np.mean([v for (s, m, *_), v in found.items() if s == side and m == 'gap']))
-    found['query', 'grid', None, ''] = float(grid_energy(of_query, how.period).nan_to_num().mean())
+    found['query', 'grid', None, ''] = float(grid_energy(of_query, period).nan_to_num().mean())
     if episode.mask is not None: _within(of_query, episode.mask, found)
     pictures, mask = mosaics(episode.query_x, episode.query_y, seed)
     start = _clock()
@@ -199,7 +193,7 @@ def faithfulness(
     reference = names[0] if reference is None else reference
     if reference not in explainers: raise ValueError(f'reference={reference!r}: one of {", ".join(names)}')
     domains = {'validation': self.dls.valid} if domains is None else domains
-    how = _How(patches, replace, steps, support, period)
+    how: dict[str, Any] = dict(patches=patches, replace=replace, steps=steps, support=support, period=period)
     values: dict[str, dict[str, list[Measures]]] = {}
     curves: dict[tuple, Any] = {}
     shuffled: dict[tuple[str, str], pd.DataFrame] = {}
@@ -214,7 +208,7 @@ def faithfulness(
                 episode = ExplainedEpisode(self.model, *episode_images(dl, sampler, k))
                 if given is not None: episode.mask = seen_masks(self.dls, dl, sampler.episode(k).query, given)
                 for name, explainer in explainers.items():
-                    found = _measured(episode, explainer, how, seed + k, collected[name])
+                    found = _measured(episode, explainer, seed + k, collected[name], **how)
                     if k < n_randomised:
                         at = randomisation(episode.model, partial(_maps_of, episode, explainer), seed)
                         found['query', 'randomised', None, ''] = at.rank_correlation.iloc[-1]

@@ -39,7 +39,7 @@ def named_domains(
     "Loaders by the name of the domain: those of the learner, or made from paths and loaders"
     if domains is not None: return learn.dls.as_domains(domains)
     if learn.dls.domains: return learn.dls.domains
-    raise ValueError('no domains to test on: pass {name: folder}, or build the loaders with dls.with_domains(...)')
+    raise ValueError('a test needs domains: pass {name: folder}, or build the loaders with dls.with_domains(...)')
 
 
 def tested_domains(
