@@ -6,7 +6,7 @@ PHOTOS has a folder for each domain: `mini_imagenet` with `base`, `val` and `nov
 only. Each image is encoded once; its features are kept in FOLDER. Cells are added to FOLDER/cells.json, so a run that was killed
 goes on. All cells take the same episodes: the first 600, or as many as fit into `--seconds`, but at least 10. Differences to
 ProtoNet are paired. `--domains` and `--methods` choose some. `--images` tests adaptations of the encoder instead of those on
-features. Distribution calibration is left out, because an episode of it takes seconds. Prints the table.
+features. Prints the table.
 """
 from __future__ import annotations
 
@@ -40,14 +40,16 @@ LEAST = 10 # Episodes of a cell, however long they take
 Adapt = Callable[[Any], Any]
 
 
-def on_features(centre: Tensor) -> dict[str, Any]:
+def on_features(centre: Tensor, means: Tensor, covs: Tensor) -> dict[str, Any]:
     "The method of each row, with the settings that its paper or easyfsl publishes; None stands for the model as trained"
     made, cl2n = get_adaptation, dict(treatment='cl2', centre=centre)
     def named(*names: str) -> dict[str, Any]: return {name: made(name) for name in names}
     return {
         FIRST: None, 'SimpleShot (L2)': made('simple_shot'), 'SimpleShot (CL2N, base mean)': made('simple_shot', **cl2n),
         **named('support_centred', 'tip_adapter'), **{name: made(name, treatment='l2') for name in ('ridge', 'lda', 'logistic')},
-        'logistic, not unit': made('logistic'), **named('tuned_prototypes', 'pa', 'bdcspn'),
+        'logistic, not unit': made('logistic'),
+        'distribution_calibration': made('distribution_calibration', base_means=means, base_covariances=covs),
+        **named('tuned_prototypes', 'pa', 'bdcspn'),
         'laplacian_shot': made('laplacian_shot', treatment='l2'),
         'laplacian_shot (published, base mean)': made('laplacian_shot', lam=1., rectify='original', **cl2n),
         **named('tim'), 'tim (published)': TIM.published(), **named('tim_adm', 'pt_map'),
@@ -73,6 +75,12 @@ def features_of(model: ProtoNet, dl: EpisodicDL, file: Path) -> tuple[Tensor, Te
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as part, part.open('wb') as f: np.savez(f, x=x.numpy(), y=np.asarray(dl.labels))
     with np.load(file) as z: return torch.from_numpy(z['x']), torch.from_numpy(z['y'])
+
+
+def statistics_of(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    "Mean `(n_classes, d)` and covariance `(n_classes, d, d)` of the features of each class"
+    classes = [x[y == c] for c in y.unique()]
+    return torch.stack([c.mean(0) for c in classes]), torch.stack([c.T.cov() for c in classes])
 
 
 def first_episodes(accuracies: Iterator[float], n: int, budget: float) -> tuple[list[float], float]:
@@ -155,9 +163,9 @@ def main() -> None:
     learn.model.eval()
     loaders, images = domains_of(dls, args.data), read_images(args.data/SEEN/BASE)
     few = images.subset(range(0, len(images.files), 20))  # for their mean
-    base = dls.as_domains({BASE: few}, **one)
+    base = dls.as_domains({BASE: few, f'whole {BASE}': images}, **one)
     known = {name: features_of(learn.model, dl, args.out/'features'/f'{name}.npz') for name, dl in (loaders | base).items()}
-    methods = ON_IMAGES if args.images else on_features(known[BASE][0].mean(0))
+    methods = ON_IMAGES if args.images else on_features(known[BASE][0].mean(0), *statistics_of(*known[f'whole {BASE}']))
     cells = Cells(args.out/('images.json' if args.images else 'cells.json'))
     for shot in args.shots:
         for name, dl in loaders.items():

@@ -65,7 +65,7 @@ def write_page(found: dict[str, pd.DataFrame]) -> None:
 
 
 def main() -> None:
-    transductive = {name: bool(method and method.transductive) for name, method in on_features(torch.zeros(1)).items()}
+    transductive = {name: bool(method and method.transductive) for name, method in on_features(*[torch.zeros(1)] * 3).items()}
     found = {file.stem: pd.read_csv(file) for file in sorted(MEASURED.glob('*.csv'))}
     write_page(found)
     means = unseen(found['resnet10'])
